@@ -1,0 +1,16 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for (a name, a file, a number).
+
+    Entry points print its message as one line and exit with status 2; library code raises it like any `ValueError`.
+    """
+
+
+def unknown_name(kind: str, name: str, known) -> UserError:
+    """Build the error for a name that is not in a registry, with the nearest names that are."""
+    from difflib import get_close_matches
+    nearest = get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f'did you mean {", ".join(nearest)}?' if nearest else f'known: {", ".join(sorted(known)[:12])}'
+    return UserError(f'unknown {kind} {name!r}; {hint}')
