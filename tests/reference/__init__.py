@@ -1,0 +1,1 @@
+"""Slow versions written from the papers, which the tests compare the package with."""

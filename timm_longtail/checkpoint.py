@@ -1,0 +1,126 @@
+"""Checkpoints: atomic on disk, exact to resume, readable by timm.
+
+The file has timm's keys (`epoch`, `arch`, `state_dict`, `state_dict_ema`, `optimizer`, `args`, `metric`, `version`);
+`state_dict` is the deployed model's, so that `timm.models.load_checkpoint` takes it as it is. What training needs
+beyond that (branches, centroids, position in the epoch) stands beside it. Tensors and plain types only: read with
+`weights_only=True`, always.
+"""
+import logging
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import UserError
+from .models import deployed_state_dict
+
+__all__ = [
+    'BEST', 'LAST', 'PREVIOUS',
+    'find_checkpoint', 'load_method_state', 'method_state', 'read_checkpoint', 'write_checkpoint',
+]
+
+_logger = logging.getLogger(__name__)
+
+LAST = 'checkpoint-last.pth.tar'
+PREVIOUS = 'checkpoint-previous.pth.tar'
+BEST = 'model_best.pth.tar'
+
+
+def write_checkpoint(state: dict[str, Any], path: Path, keep_previous: bool = False):
+    """Write a checkpoint so that a crash at any moment leaves a whole file.
+
+    Args:
+        state: Tensors and plain types.
+        path: File to write.
+        keep_previous: Rename the file that stands there to `checkpoint-previous.pth.tar` first.
+    """
+    temporary = path.with_name(path.name + '.tmp')
+    with open(temporary, 'wb') as f:
+        torch.save(state, f)
+        f.flush()
+        os.fsync(f.fileno())
+    if keep_previous and path.exists():
+        os.replace(path, path.with_name(PREVIOUS))
+    os.replace(temporary, path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        UserError: No such file; a file that is cut short; a pickle that holds more than tensors and plain types.
+    """
+    if not path.is_file():
+        raise UserError(f'no checkpoint at {path}')
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as e:  # torch raises five kinds of error here, by where the file ends
+        with open(path, 'rb') as f:
+            is_archive = f.read(2) == b'PK'
+        whole = not is_archive or zipfile.is_zipfile(path)
+        if isinstance(e, pickle.UnpicklingError) and whole:
+            raise UserError(f'{path} refused: it is a pickle that holds more than tensors and plain types') from e
+        raise UserError(f'{path} is truncated or is not a checkpoint') from e
+    if not isinstance(state, dict) or 'state_dict' not in state:
+        raise UserError(f'{path} is not a training checkpoint: it has no state_dict')
+    return state
+
+
+def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest readable checkpoint of an output folder with its content, or None where there is none.
+
+    Raises:
+        UserError: Checkpoints are there, and none can be read.
+    """
+    error = None
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            state = read_checkpoint(path)
+        except UserError as e:
+            _logger.warning(f'{e}; falling back to the previous checkpoint')
+            error = e
+        else:
+            return path, state
+    if error is not None:
+        raise error
+    return None
+
+
+def method_state(method: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
+    """Return a method's state in two parts: `state_dict`, the deployed model's, and `method_state`, all the rest."""
+    deployed = deployed_state_dict(method.model)
+    rest = {k: v for k, v in method.state_dict().items() if k.removeprefix('model.') not in deployed}
+    return {'state_dict': deployed, 'method_state': rest}
+
+
+def load_method_state(method: nn.Module, state: dict[str, Any], source: str):
+    """Load what `method_state` returned.
+
+    Args:
+        method: Method of the same name around a model of the same architecture.
+        state: Content of a checkpoint.
+        source: Name of the checkpoint for the error.
+
+    Raises:
+        UserError: The checkpoint is of another architecture or method; names the keys that differ.
+    """
+    merged = {**{f'model.{k}': v for k, v in state['state_dict'].items()}, **state.get('method_state', {})}
+    own = method.state_dict()
+    differing = [k for k in own.keys() | merged.keys() if _shape(own, k) != _shape(merged, k)]
+    if differing:
+        shown = ', '.join(sorted(differing)[:4])
+        raise UserError(
+            f'{source} is of another architecture ({state.get("arch", "unknown")}): '
+            f'{len(differing)} keys differ, such as {shown}'
+        )
+    method.load_state_dict(merged)
+
+
+def _shape(state: dict[str, torch.Tensor], key: str) -> torch.Size | None:
+    return state[key].shape if key in state else None

@@ -1,0 +1,68 @@
+"""What the processes of one run exchange. Everything here does nothing in one process.
+
+Gathered losses are exact under DistributedDataParallel: each process computes the loss of the whole batch, the backward
+of `all_gather_cat` sums the W gradients that reach a row, and DDP's mean over W processes undoes the factor. Shared
+parameters that are not gathered (prototypes) get W equal gradients, whose mean is exact as well.
+"""
+import torch
+import torch.distributed as dist
+
+__all__ = ['all_gather_cat', 'all_reduce_sum', 'is_distributed', 'rank', 'world_size']
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def is_distributed() -> bool:
+    """Whether there is more than one process."""
+    return world_size() > 1
+
+
+def _gather_with_grad(tensor: torch.Tensor) -> torch.Tensor:
+    # the functional collectives are private and were renamed; the public function is deprecated since torch 2.13
+    import torch.distributed._functional_collectives as collectives
+    for name in ('all_gather_single_autograd', 'all_gather_tensor_autograd'):
+        if hasattr(collectives, name):
+            return getattr(collectives, name)(tensor, gather_dim=0, group=dist.group.WORLD)
+    from torch.distributed.nn.functional import all_gather
+    return torch.cat(all_gather(tensor))
+
+
+def all_gather_cat(tensor: torch.Tensor) -> torch.Tensor:
+    """Concatenate the tensors of all processes along the first dimension, in the order of their ranks.
+
+    The gradient of a row is the sum of what all processes send back to it. Every process must take part, in forward
+    and in backward.
+
+    Args:
+        tensor: [B, ...], with the same shape and dtype in every process; any dtype, without gradients if integer.
+
+    Returns:
+        [W B, ...] for W processes; the tensor itself in one process.
+    """
+    if not is_distributed():
+        return tensor
+    tensor = tensor.contiguous()
+    if tensor.requires_grad and torch.is_grad_enabled():
+        return _gather_with_grad(tensor)
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor)
+    return torch.cat(parts)
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Replace a tensor, in place and without gradients, by its sum over all processes; returns it.
+
+    Args:
+        tensor: Any shape, with the same shape and dtype in every process.
+    """
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor

@@ -1,0 +1,205 @@
+"""The train loop on Hugging Face Accelerate. It names no method, loss or sampler.
+
+An epoch is a number of steps; a step takes `grad_accum_steps` micro-batches of every data stream and, for each phase of
+the method, runs forward and backward on them and updates once. Losses stay on the device and are read once a log
+interval.
+"""
+import signal
+import time
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from timm.utils import distribute_bn
+from torch import nn
+
+from .checkpoint import LAST
+from .errors import UserError
+from .methods import Batch
+from .progress import Progress
+from .run import Run, TrainBatches
+
+__all__ = ['Interrupted', 'evaluate', 'fit', 'stop_on_signal', 'train_one_epoch']
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; its state is saved. `signum` is the signal."""
+
+    def __init__(self, signum: int):
+        super().__init__(f'stopped by {signal.Signals(signum).name}')
+        self.signum = signum
+
+
+@contextmanager
+def stop_on_signal(run: Run):
+    """Let Ctrl-C and SIGTERM end the step that runs, save, and raise `Interrupted`. A second Ctrl-C stops at once."""
+    def handle(signum, frame):
+        if run.stop_signal and run.accelerator.num_processes == 1:
+            raise KeyboardInterrupt
+        run.stop_signal = signum
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader, evaluator, train_batches: TrainBatches | None = None, reduce: bool = True):
+    """Evaluate a model in full precision.
+
+    Args:
+        model: Model; back in its former mode afterwards.
+        loader: Yields batches in the `eval` view.
+        evaluator: Sums up, see `LongTailEvaluator`.
+        train_batches: Given to the evaluator's `start`.
+        reduce: Over the shards of all processes; False where one process evaluates all images alone.
+
+    Returns:
+        The evaluator's figures.
+    """
+    was_training = model.training
+    model.eval()
+    evaluator.start(model, train_batches)
+    for (images, *_), target, _ in loader:
+        evaluator.update(model, images, target)
+    model.train(was_training)
+    return evaluator.compute(reduce=reduce)
+
+
+def fit(run: Run, num_epochs: int) -> list[dict[str, Any]]:
+    """Train from where the run stands to `num_epochs`, evaluating and saving after each epoch.
+
+    Args:
+        run: The run, fresh or with a checkpoint loaded.
+        num_epochs: Length of the run, in epochs from 0.
+
+    Returns:
+        One row of figures an epoch.
+
+    Raises:
+        UserError: The loss or a weight is not finite.
+        Interrupted: A signal asked to stop; the state is saved.
+    """
+    progress = Progress(run, num_epochs)
+    with stop_on_signal(run):
+        while run.epoch < num_epochs:
+            start = time.perf_counter()
+            epoch = run.epoch
+            row = {'epoch': epoch, 'lr': run.start_epoch(num_epochs), **train_one_epoch(run, progress)}
+            row['train_seconds'] = time.perf_counter() - start
+            if (epoch + 1) % run.val_interval == 0 or epoch + 1 == num_epochs:
+                if run.accelerator.num_processes > 1:
+                    distribute_bn(run.method.model, run.accelerator.num_processes, reduce=False)
+                metrics = evaluate(run.eval_model, run.eval_loader, run.evaluator, run.train_batches)
+                row.update({f'eval_{k}': v for k, v in metrics.items() if not isinstance(v, list)})
+                row[run.headline] = metrics[run.headline]
+                if run.best is None or row[run.headline] > run.best[run.headline]:
+                    run.best = row
+            run.history.append(row)
+            run.epoch, run.step = epoch + 1, 0
+            run.save()
+            progress.epoch(row)
+            if run.on_epoch_end is not None and run.accelerator.is_main_process:
+                run.on_epoch_end(run)
+            _stop_if_asked(run, run.stop_signal)
+    progress.close()
+    return run.history
+
+
+def train_one_epoch(run: Run, progress: Progress) -> dict[str, float]:
+    """Run the steps of one epoch from `run.step` on.
+
+    Args:
+        run: The run.
+        progress: Shows where it stands.
+
+    Returns:
+        Mean of each logged part over the epoch and all processes; names of later phases carry the phase.
+    """
+    run.task.train()
+    first_bad = torch.full((), -1, dtype=torch.int64, device=run.accelerator.device)
+    streams = zip(*run.loaders)
+    while run.step < run.steps_per_epoch:
+        micro_batches = [next(streams) for _ in range(run.grad_accum_steps)]
+        update = run.epoch * run.steps_per_epoch + run.step
+        for phase, optimizer, scheduler in zip(run.method.phases, run.optimizers, run.schedulers):
+            if scheduler is not None:
+                scheduler.step_update(update)
+            loss = _train_phase(run, phase, optimizer, micro_batches)
+            first_bad = torch.where((first_bad < 0) & ~torch.isfinite(loss), run.step, first_bad)
+        if run.ema is not None:
+            run.ema.update(run.method.model, step=update)
+        run.step += 1
+        last = run.step == run.steps_per_epoch
+        saves = run.save_steps > 0 and run.step % run.save_steps == 0 and not last
+        if run.step % run.log_interval == 0 or saves or last or (run.stop_signal and run.accelerator.num_processes == 1):
+            signum = _check(run, first_bad, weights=saves or last)
+            progress.step(run)
+            if signum and not last:
+                run.save()
+                _stop_if_asked(run, signum)
+            elif saves:
+                run.save()
+    return _means(run)
+
+
+def _train_phase(run: Run, phase: str, optimizer, micro_batches: list[tuple[Batch, ...]]) -> torch.Tensor:
+    """One update of one phase; returns its loss."""
+    accelerator = run.accelerator
+    total = 0.0
+    for i, batches in enumerate(micro_batches):
+        last = i + 1 == len(micro_batches)
+        with nullcontext() if last else accelerator.no_sync(run.task):
+            result = run.task(*batches, phase=phase)
+            accelerator.backward(result['loss'] / len(micro_batches))
+        total = total + result['loss'].detach() / len(micro_batches)
+        _add(run, phase, result, batches[0][1])
+    if run.clip_grad is not None:
+        accelerator.clip_grad_norm_([p for g in optimizer.param_groups for p in g['params']], run.clip_grad)
+    optimizer.step()
+    optimizer.zero_grad()
+    with torch.no_grad():
+        run.method.after_step(phase)
+    return total
+
+
+@torch.no_grad()
+def _add(run: Run, phase: str, result: dict[str, torch.Tensor | None], target: torch.Tensor):
+    """Add what one forward returned to the epoch's sums, on the device."""
+    prefix = '' if phase == run.method.phases[0] else f'{phase}_'
+    parts = {f'train_{prefix}{k}': v.detach().double() for k, v in result.items() if k != 'output' and v is not None}
+    output = result['output']
+    if output is not None and prefix == '':
+        parts['train_accuracy'] = (output.argmax(dim=1) == target).double().mean()
+    for name, value in parts.items():
+        sums = run.sums.setdefault(name, torch.zeros(2, dtype=torch.float64, device=value.device))
+        sums[0] += value
+        sums[1] += 1
+
+
+def _check(run: Run, first_bad: torch.Tensor, weights: bool) -> int:
+    """Read the device: raise if a loss (or, at a save, a weight) is not finite; returns the signal, on all processes."""
+    if weights:
+        finite = torch.stack([p.isfinite().all() for p in run.method.parameters()]).all()
+        first_bad = torch.where((first_bad < 0) & ~finite, run.step - 1, first_bad)
+    flags = run.accelerator.gather(torch.stack([first_bad, torch.full_like(first_bad, run.stop_signal)])[None])
+    bad, signum = flags.amax(dim=0).tolist()
+    if bad >= 0:
+        kept = f'; the last good state is in {run.output_dir / LAST}' if run.output_dir and run.history else ''
+        raise UserError(f'the loss is not finite: NaN or infinite in step {bad} of epoch {run.epoch}{kept}')
+    return signum
+
+
+def _stop_if_asked(run: Run, signum: int):
+    if run.accelerator.num_processes > 1:
+        signum = int(run.accelerator.gather(torch.tensor([signum], device=run.accelerator.device)).max())
+    if signum:
+        raise Interrupted(signum)
+
+
+def _means(run: Run) -> dict[str, float]:
+    names = sorted(run.sums)
+    sums = run.accelerator.reduce(torch.stack([run.sums[name] for name in names])).cpu()
+    return {name: float(total / count) for name, (total, count) in zip(names, sums)}

@@ -1,0 +1,99 @@
+"""Layers that heads and branches are made of.
+
+Shapes: B batch (any leading dimensions), D width, C classes.
+"""
+import torch
+import torch.fx
+import torch.nn as nn
+import torch.nn.functional as F
+
+__all__ = ['CosineLinear', 'projection_mlp']
+
+
+@torch.fx.wrap  # a leaf for FX: the choice of dtype cannot be traced
+def _unit_rows(x: torch.Tensor) -> torch.Tensor:
+    # half types are raised, float64 stays
+    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
+
+
+class CosineLinear(nn.Module):
+    """Classifier whose logits are scaled cosines, `scale * cos(x, w_c)`, without a bias.
+
+    The norms of features and class weights drop out, so a class cannot raise its logits by the length of its weight,
+    which grows with the number of its images. Introduced for long tails by LDAM (Cao et al., NeurIPS 2019,
+    https://arxiv.org/abs/1906.07413) and used by BCL with scale 30. The weight is [C, D], as in `nn.Linear`.
+
+    Examples:
+
+        ```python
+        >>> head = CosineLinear(64, 100)
+        >>> head(torch.randn(2, 64)).shape
+        torch.Size([2, 100])
+        ```
+    """
+
+    def __init__(
+            self,
+            in_features: int,
+            out_features: int,
+            scale: float = 30.0,
+            device=None,
+            dtype=None,
+    ):
+        """
+        Args:
+            in_features: Width D of the features.
+            out_features: Number of classes C.
+            scale: Bound of the logits, which lie in [-scale, scale].
+            device: Device of the weight.
+            dtype: Type of the weight.
+        """
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.scale = float(scale)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @torch.jit.ignore
+    def reset_parameters(self) -> None:
+        """Draw unit rows. Their length leaves the logits alone but divides the gradient: 1 is LDAM's and BCL's."""
+        nn.init.uniform_(self.weight, -1.0, 1.0)
+        with torch.no_grad():
+            self.weight.copy_(_unit_rows(self.weight))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map features [..., D] of any length to logits [..., C] of the same dtype; a zero feature gives zeros."""
+        logits = self.scale * F.linear(_unit_rows(x), _unit_rows(self.weight))
+        return logits.type_as(x)
+
+    def extra_repr(self) -> str:
+        return f'in_features={self.in_features}, out_features={self.out_features}, scale={self.scale}'
+
+
+def projection_mlp(
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        device=None,
+        dtype=None,
+) -> nn.Sequential:
+    """Build Linear - BatchNorm - ReLU - Linear, [B, in_features] -> [B, out_features], not normalised.
+
+    BCL's projector of features and its MLP from classifier weights to prototypes (Zhu et al., CVPR 2022,
+    https://arxiv.org/abs/2207.09052, section 3.3).
+
+    Args:
+        in_features: Width of the input.
+        hidden_features: Width between the two linear layers.
+        out_features: Width of the embedding.
+        device: Device of the parameters.
+        dtype: Type of the parameters.
+    """
+    dd = {'device': device, 'dtype': dtype}
+    return nn.Sequential(
+        nn.Linear(in_features, hidden_features, **dd),
+        nn.BatchNorm1d(hidden_features, **dd),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden_features, out_features, **dd),
+    )

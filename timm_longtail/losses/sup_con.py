@@ -1,0 +1,54 @@
+"""Supervised contrastive loss
+
+Paper: `Supervised Contrastive Learning`
+    - Prannay Khosla, Piotr Teterwak, Chen Wang, Aaron Sarna, Yonglong Tian, Phillip Isola, Aaron Maschinot, Ce Liu,
+      Dilip Krishnan, NeurIPS 2020
+    - https://arxiv.org/abs/2004.11362
+
+Implemented from the paper's equation (2), L_out.
+Shapes: B batch (rows, all views of all images), D width.
+"""
+import torch
+
+from ._common import check_embeddings, full_precision, reduce_rows
+
+
+@full_precision
+def sup_con_loss(
+        embeddings: torch.Tensor,
+        target: torch.Tensor,
+        temperature: float,
+        reduction: str = 'mean',
+) -> torch.Tensor:
+    """Pull rows of one class together and push all other rows away, each row being an anchor once.
+
+        L_i = -1/|P_i| sum_{p in P_i} log( exp(z_i.z_p / t) / sum_{a != i} exp(z_i.z_a / t) )
+
+    P_i holds the other rows of the anchor's class. An anchor without any gives 0 and counts in the mean. There is no
+    factor for a base temperature. Every row enters the denominator once, so head classes fill it: see
+    `balanced_sup_con_loss`. Memory is B x B.
+
+    Args:
+        embeddings: Rows [B, D], L2-normalised by the caller.
+        target: Class ids, int64 [B].
+        temperature: Divides the similarities, t above.
+        reduction: 'mean' and 'sum' over anchors, 'none' for [B].
+
+    Returns:
+        Scalar, or [B] with reduction 'none', in float32 or wider.
+
+    Raises:
+        UserError: Shapes that do not fit, a temperature that is not positive, an unknown reduction.
+    """
+    check_embeddings(embeddings, target, temperature)
+    similarity = embeddings @ embeddings.T / temperature  # [B, B]
+    is_self = torch.eye(len(target), dtype=torch.bool, device=target.device)
+    is_positive = (target[:, None] == target) & ~is_self
+    num_positives = is_positive.sum(1)
+
+    # the lowest finite number, not -inf: a row alone in its batch keeps a finite (and then unused) logsumexp
+    lowest = torch.finfo(similarity.dtype).min
+    log_denominator = similarity.masked_fill(is_self, lowest).logsumexp(1)
+    mean_positive = similarity.masked_fill(~is_positive, 0).sum(1) / num_positives.clamp(min=1)
+    loss = (log_denominator - mean_positive).masked_fill(num_positives == 0, 0)
+    return reduce_rows(loss, reduction)

@@ -1,0 +1,12 @@
+"""Methods, one a file. A file put into this folder is imported, and so registered, by itself."""
+from importlib import import_module
+from pkgutil import iter_modules
+
+from ._method import Batch, Method
+from ._registry import create_method, list_methods, method_class, register_method
+
+__all__ = ['Batch', 'Method', 'create_method', 'list_methods', 'method_class', 'register_method']
+
+for _module in iter_modules(__path__):
+    if not _module.name.startswith('_'):
+        import_module(f'{__name__}.{_module.name}')

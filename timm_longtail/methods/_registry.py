@@ -1,0 +1,56 @@
+"""The registry of methods."""
+import inspect
+from collections.abc import Callable
+
+from torch import nn
+
+from ..errors import UserError, unknown_name
+from ._method import Method
+
+__all__ = ['create_method', 'list_methods', 'method_class', 'register_method']
+
+_METHODS: dict[str, type[Method]] = {}
+
+
+def register_method(name: str) -> Callable[[type[Method]], type[Method]]:
+    """Register a method class under a name, which is also its file's: `@register_method('bcl')` in `bcl.py`."""
+    def register(cls: type[Method]) -> type[Method]:
+        _METHODS[name] = cls
+        return cls
+    return register
+
+
+def list_methods() -> list[str]:
+    """Return the names of all registered methods."""
+    return sorted(_METHODS)
+
+
+def method_class(name: str) -> type[Method]:
+    """Return a method's class.
+
+    Raises:
+        UserError: No method has this name.
+    """
+    if name not in _METHODS:
+        raise unknown_name('method', name, _METHODS)
+    return _METHODS[name]
+
+
+def create_method(name: str, model: nn.Module, class_counts, **kwargs) -> Method:
+    """Build a method around a model.
+
+    Args:
+        name: Registered name, see `list_methods`.
+        model: timm model with `num_outputs(num_classes)` outputs.
+        class_counts: Training images of each class, [C].
+        **kwargs: The method's hyper-parameters; its constructor has the defaults of its paper on CIFAR.
+
+    Raises:
+        UserError: Unknown method or hyper-parameter.
+    """
+    cls = method_class(name)
+    known = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for key in kwargs:
+        if key not in known:
+            raise UserError(f'method {name!r} has no option {key!r}; it takes {", ".join(known) or "none"}')
+    return cls(model, class_counts, **kwargs)

@@ -1,0 +1,81 @@
+"""Balanced Contrastive Learning for Long-Tailed Visual Recognition
+
+J. Zhu, Z. Wang, J. Chen, Y.-P. P. Chen, Y.-G. Jiang, CVPR 2022, https://arxiv.org/abs/2207.09052
+
+Written from the paper; where paper and released code leave CIFAR open (its CIFAR code was never published), the values
+are the consensus of the works that build on it.
+
+Shapes: B batch of this process, W processes, C classes, D width of the features, E width of the embeddings.
+"""
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..distributed import all_gather_cat
+from ..losses import balanced_sup_con_loss, logit_adjusted_cross_entropy
+from ..models import attach_branches
+from ._method import Batch, Method
+from ._registry import register_method
+
+
+@register_method('bcl')
+class BCL(Method):
+    """A logit-adjusted classifier on one view, balanced supervised contrast between two more.
+
+    The loss is `ce_weight` * L_LC + `contrastive_weight` * L_BCL (lambda and mu of the paper). Class prototypes are
+    the classifier's weights seen through an MLP of their own, so that the contrast trains the classifier too.
+
+    Args:
+        model: timm model with C outputs and one (cosine) linear classifier; branches `projector` and `prototype` are
+            added where it has none.
+        class_counts: Training images of each class, [C]; the prior of the logit adjustment.
+        ce_weight: Weight of the classification loss, lambda.
+        contrastive_weight: Weight of the contrastive loss, mu.
+        temperature: Temperature of the contrastive loss.
+        tau: Strength of the logit adjustment.
+        hidden_features: Hidden width of both MLPs, where they are added here.
+        out_features: Width E of the embeddings, likewise.
+        views: View of the classifier, then the two views of the contrast.
+    """
+
+    contrastive_views = 2
+
+    def __init__(
+            self,
+            model: nn.Module,
+            class_counts,
+            *,
+            ce_weight: float = 2.0,
+            contrastive_weight: float = 0.6,
+            temperature: float = 0.1,
+            tau: float = 1.0,
+            hidden_features: int = 512,
+            out_features: int = 128,
+            views: tuple[str, str, str] = ('autoaugment', 'sim', 'sim'),
+    ):
+        if not hasattr(model, 'branches'):
+            attach_branches(model, 'bcl', hidden_features=hidden_features, out_features=out_features)
+        super().__init__(model, class_counts)
+        self.ce_weight = ce_weight
+        self.contrastive_weight = contrastive_weight
+        self.temperature = temperature
+        self.tau = tau
+        self.views = tuple(views)
+
+    def forward(self, batch: Batch, phase: str = 'main') -> dict:
+        views, target, _ = batch
+        batch_size = len(target)
+        features = self.features(torch.cat(views))  # [3B, D], one forward: BatchNorm sees all views
+        output = self.logits(features[:batch_size])  # [B, C]
+        embeddings = F.normalize(self.model.branches['projector'](features[batch_size:]).float())  # [2B, E]
+        prototypes = F.normalize(self.model.branches['prototype'](self.model.get_classifier().weight).float())  # [C, E]
+
+        ce_loss = logit_adjusted_cross_entropy(output, target, self.class_counts, tau=self.tau)
+        contrastive_loss = balanced_sup_con_loss(
+            all_gather_cat(embeddings),  # [2BW, E]: the paper's batch is the global one
+            all_gather_cat(target.repeat(2)),
+            prototypes,
+            self.temperature,
+        )
+        loss = self.ce_weight * ce_loss + self.contrastive_weight * contrastive_loss
+        return {'loss': loss, 'output': output, 'ce_loss': ce_loss, 'contrastive_loss': contrastive_loss}

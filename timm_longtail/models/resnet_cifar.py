@@ -1,0 +1,285 @@
+"""ResNets for 32x32 images.
+
+He et al., `Deep Residual Learning for Image Recognition`, CVPR 2016, https://arxiv.org/abs/1512.03385, section 4.2:
+a 3x3 stem without max-pooling, three stages of basic blocks at strides 1, 2, 4, and shortcuts without parameters
+(option A). These are the backbones of most CIFAR long-tail tables.
+
+Shapes: B batch, D width of the last stage, C classes, H x W image.
+"""
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.layers import create_classifier, get_device_dtype
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices  # not exported by timm, its own model files import it so
+from timm.models.resnet import BasicBlock
+
+from ..layers import CosineLinear
+
+__all__ = ['ResNetCifar', 'cifar_cfg']
+
+CIFAR100_MEAN = (0.5071, 0.4865, 0.4409)
+CIFAR100_STD = (0.2673, 0.2564, 0.2762)
+
+
+class PadShortcut(nn.Module):
+    """Option A: keep every second row and column, fill the new channels with zeros, half of them on either side."""
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.pad_before = (out_chs - in_chs) // 2
+        self.pad_after = out_chs - in_chs - self.pad_before
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x[:, :, ::self.stride, ::self.stride]
+        return F.pad(x, [0, 0, 0, 0, self.pad_before, self.pad_after])
+
+
+def _make_stage(in_chs: int, out_chs: int, depth: int, stride: int, **dd) -> nn.Sequential:
+    shortcut = PadShortcut(in_chs, out_chs, stride) if stride > 1 or in_chs != out_chs else None
+    blocks = [BasicBlock(in_chs, out_chs, stride, shortcut, **dd)]
+    blocks += [BasicBlock(out_chs, out_chs, **dd) for _ in range(depth - 1)]
+    return nn.Sequential(*blocks)
+
+
+def _init_weights(module: nn.Module) -> None:
+    # on the linear head too, as in the published CIFAR code; CosineLinear draws its own
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.kaiming_normal_(module.weight)
+
+
+class ResNetCifar(nn.Module):
+    """ResNet for small images, [B, in_chans, H, W] -> [B, num_classes], with all of timm's model API."""
+
+    def __init__(
+            self,
+            layers: tuple[int, int, int],
+            channels: tuple[int, int, int] = (16, 32, 64),
+            num_classes: int = 100,
+            in_chans: int = 3,
+            global_pool: str = 'avg',
+            cosine_scale: float | None = None,
+            drop_rate: float = 0.,
+            device=None,
+            dtype=None,
+    ):
+        """
+        Args:
+            layers: Blocks in each stage; depth is `2 * sum(layers) + 2`.
+            channels: Width of each stage.
+            num_classes: Number of classes, 0 for no classifier.
+            in_chans: Channels of the image.
+            global_pool: Pooling before the classifier, as in timm; '' for none.
+            cosine_scale: Scale of a `CosineLinear` classifier; None is an `nn.Linear`.
+            drop_rate: Dropout before the classifier.
+            device: Device of the parameters.
+            dtype: Type of the parameters.
+        """
+        super().__init__()
+        dd = {'device': device, 'dtype': dtype}
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.cosine_scale = cosine_scale
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+
+        self.conv1 = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, **dd)
+        self.bn1 = nn.BatchNorm2d(channels[0], **dd)
+        self.act1 = nn.ReLU(inplace=True)
+        self.layer1 = _make_stage(channels[0], channels[0], layers[0], stride=1, **dd)
+        self.layer2 = _make_stage(channels[0], channels[1], layers[1], stride=2, **dd)
+        self.layer3 = _make_stage(channels[1], channels[2], layers[2], stride=2, **dd)
+        self.feature_info = [
+            dict(num_chs=channels[0], reduction=1, module='act1'),
+            dict(num_chs=channels[0], reduction=1, module='layer1'),
+            dict(num_chs=channels[1], reduction=2, module='layer2'),
+            dict(num_chs=channels[2], reduction=4, module='layer3'),
+        ]
+        self.num_features = channels[2]
+        self.apply(_init_weights)
+        self._set_head(num_classes, global_pool, **dd)
+
+    @torch.jit.ignore
+    def _set_head(self, num_classes: int, global_pool: str, **dd) -> None:
+        cosine = self.cosine_scale is not None and num_classes > 0
+        self.global_pool, self.fc = create_classifier(
+            self.num_features, 0 if cosine else num_classes, pool_type=global_pool, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        if cosine:
+            self.fc = CosineLinear(self.head_hidden_size, num_classes, self.cosine_scale, **dd)
+        self.fc.apply(_init_weights)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return the patterns of stem and stages (coarse) or blocks, for layer-wise learning-rate decay."""
+        return dict(stem=r'^conv1|^bn1', blocks=r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)')
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Return the names that must not decay: none beyond the biases and norms that timm leaves out itself."""
+        return set()
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """Return the classifier, whose weight is [C, D]; `nn.Identity` when there are no classes."""
+        return self.fc
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a fresh one of the same kind.
+
+        Args:
+            num_classes: Number of classes, 0 for no classifier.
+            global_pool: Pooling; None keeps the present one, '' is none.
+        """
+        self.num_classes = num_classes
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        self._set_head(num_classes, pool_type, **get_device_dtype(self))
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    def forward_intermediates(
+            self,
+            x: torch.Tensor,
+            indices: int | list[int] | None = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the final feature map and those of the stem (0) and the stages (1, 2, 3).
+
+        Args:
+            x: Images [B, in_chans, H, W].
+            indices: Maps to take: the last n if an int, all if None.
+            norm: Ignored, there is no norm layer after the stages.
+            stop_early: Do not run the stages after the last map taken.
+            output_fmt: Only 'NCHW'.
+            intermediates_only: Return the list of maps alone.
+        """
+        assert output_fmt == 'NCHW', 'Output format must be NCHW.'
+        take_indices, max_index = feature_take_indices(4, indices)
+        x = self.act1(self.bn1(self.conv1(x)))
+        intermediates = [x] if 0 in take_indices else []
+        for i, stage in enumerate((self.layer1, self.layer2, self.layer3), start=1):
+            if stop_early and i > max_index:
+                break
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
+            if i in take_indices:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    @torch.jit.ignore
+    def prune_intermediate_layers(
+            self,
+            indices: int | list[int] = 1,
+            prune_norm: bool = False,
+            prune_head: bool = True,
+    ) -> list[int]:
+        """Remove what `forward_intermediates` does not need for these maps.
+
+        Args:
+            indices: Maps to keep: the last n if an int.
+            prune_norm: Ignored, there is no norm layer after the stages.
+            prune_head: Remove pooling and classifier; they go in any case when a stage does.
+
+        Returns:
+            The maps kept, counted from the stem.
+        """
+        take_indices, max_index = feature_take_indices(4, indices)
+        for i in range(max_index + 1, 4):
+            setattr(self, f'layer{i}', nn.Sequential())
+        self.num_features = self.feature_info[max_index]['num_chs']
+        if prune_head or max_index < 3:
+            self.reset_classifier(0, '')
+        return take_indices
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the feature map [B, D, H/4, W/4]."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Pool a feature map and classify it: logits [B, C], or the pooled features [B, D] with `pre_logits`."""
+        x = self.global_pool(x)
+        if self.drop_rate:
+            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def cifar_cfg(url: str = '', **kwargs) -> dict[str, Any]:
+    """Build the pretrained configuration of a 32x32 model; keyword arguments replace entries."""
+    return {
+        'url': url, 'num_classes': 100, 'input_size': (3, 32, 32), 'pool_size': (8, 8), 'fixed_input_size': False,
+        'crop_pct': 1.0, 'interpolation': 'bilinear', 'mean': CIFAR100_MEAN, 'std': CIFAR100_STD,
+        'first_conv': 'conv1', 'classifier': 'fc', 'license': 'apache-2.0', **kwargs,
+    }
+
+
+# without a tag: exports would carry an `untrained` one along
+default_cfgs = generate_default_cfgs({
+    'resnet20_cifar': cifar_cfg(),
+    'resnet32_cifar': cifar_cfg(),
+    'resnet44_cifar': cifar_cfg(),
+    'resnet56_cifar': cifar_cfg(),
+    'resnet110_cifar': cifar_cfg(),
+    'resnet32_w64_cifar': cifar_cfg(),
+})
+
+
+def _create_resnet_cifar(variant: str, pretrained: bool = False, **kwargs) -> ResNetCifar:
+    return build_model_with_cfg(
+        ResNetCifar, variant, pretrained,
+        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls='getter'),
+        **kwargs,
+    )
+
+
+@register_model
+def resnet20_cifar(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-20 for 32x32 images, 0.27 M parameters."""
+    return _create_resnet_cifar('resnet20_cifar', pretrained, **dict(dict(layers=(3, 3, 3)), **kwargs))
+
+
+@register_model
+def resnet32_cifar(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-32 for 32x32 images, 0.46 M parameters: the backbone of most CIFAR long-tail tables."""
+    return _create_resnet_cifar('resnet32_cifar', pretrained, **dict(dict(layers=(5, 5, 5)), **kwargs))
+
+
+@register_model
+def resnet44_cifar(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-44 for 32x32 images, 0.66 M parameters."""
+    return _create_resnet_cifar('resnet44_cifar', pretrained, **dict(dict(layers=(7, 7, 7)), **kwargs))
+
+
+@register_model
+def resnet56_cifar(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-56 for 32x32 images, 0.85 M parameters."""
+    return _create_resnet_cifar('resnet56_cifar', pretrained, **dict(dict(layers=(9, 9, 9)), **kwargs))
+
+
+@register_model
+def resnet110_cifar(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-110 for 32x32 images, 1.7 M parameters."""
+    return _create_resnet_cifar('resnet110_cifar', pretrained, **dict(dict(layers=(18, 18, 18)), **kwargs))
+
+
+@register_model
+def resnet32_w64_cifar(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-32 of widths 64-128-256, 7.4 M parameters: what GLMC and SAMN call ResNet-32, 16 times its cost."""
+    model_args = dict(layers=(5, 5, 5), channels=(64, 128, 256))
+    return _create_resnet_cifar('resnet32_w64_cifar', pretrained, **dict(model_args, **kwargs))

@@ -1,0 +1,176 @@
+"""Branches: modules that a method trains beside a model and that are left behind when it is deployed.
+
+`model.branches` is an `nn.ModuleDict` that the forward of the model never touches. Methods run it on
+`model.forward_head(model.forward_features(x), pre_logits=True)` or on the weight of `model.get_classifier()`, so the
+deployed state dict is the full one without `branches.*`.
+
+Zhu et al., `Balanced Contrastive Learning for Long-Tailed Visual Recognition` (BCL), CVPR 2022,
+https://arxiv.org/abs/2207.09052.
+
+Shapes: C classes, D width of the features.
+"""
+from collections.abc import Mapping
+
+import torch
+import torch.nn as nn
+from timm.layers import get_device_dtype
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+
+from ..errors import UserError, unknown_name
+from ..layers import CosineLinear, projection_mlp
+from .resnet_cifar import ResNetCifar, cifar_cfg
+
+__all__ = ['TwoBranchResNetCifar', 'attach_branches', 'deployed_state_dict']
+
+_PREFIX = 'branches.'
+
+
+def _bcl_branches(
+        model: nn.Module,
+        hidden_features: int = 512,
+        out_features: int = 128,
+        **dd,
+) -> dict[str, nn.Module]:
+    # two MLPs of one shape (section 3.3): features [B, D] -> embeddings, classifier weights [C, D] -> prototypes
+    width = model.head_hidden_size
+    return {
+        'projector': projection_mlp(width, hidden_features, out_features, **dd),
+        'prototype': projection_mlp(width, hidden_features, out_features, **dd),
+    }
+
+
+_KINDS = {'bcl': _bcl_branches}
+
+
+def _check_classifier(model: nn.Module, needs_classes: bool) -> None:
+    head = model.get_classifier()
+    if model.num_classes == 0:
+        if needs_classes:
+            raise UserError(f'{type(model).__name__} has no classes (num_classes=0): its branches need a classifier')
+    elif not isinstance(head, (nn.Linear, CosineLinear)):
+        found = ', '.join(type(h).__name__ for h in head) if isinstance(head, tuple) else type(head).__name__
+        raise UserError(f'branches need a classifier that is one Linear or CosineLinear, '
+                        f'{type(model).__name__} has {found}')
+
+
+def attach_branches(
+        model: nn.Module,
+        kind_or_modules: str | Mapping[str, nn.Module],
+        **kwargs,
+) -> nn.Module:
+    """Give any timm model an `nn.ModuleDict` of train-only modules as `model.branches`.
+
+    The modules take the device, dtype and training mode of the model. Its forward and its classifier stay as they are.
+
+    Args:
+        model: A timm model with one `nn.Linear` or `CosineLinear` as its classifier.
+        kind_or_modules: 'bcl' for the MLPs `projector` and `prototype`, both from D = `model.head_hidden_size`; or
+            modules by name, also for a model without classes.
+        **kwargs: Sizes of the kind. 'bcl': `hidden_features` (512) and `out_features` (128), the values for CIFAR; the
+            paper takes 2048 and 1024 for ImageNet-LT and iNaturalist.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: An unknown kind, another sort of classifier, a kind on a model without classes, or a model that has
+            branches already: an optimizer may hold those, so it is for the caller to `del model.branches`.
+
+    Examples:
+
+        ```python
+        >>> model = attach_branches(timm.create_model('convnext_atto', num_classes=100), 'bcl')
+        >>> prototypes = model.branches['prototype'](model.get_classifier().weight)  # [100, 128]
+        ```
+    """
+    is_kind = isinstance(kind_or_modules, str)
+    if is_kind and kind_or_modules not in _KINDS:
+        raise unknown_name('kind of branches', kind_or_modules, _KINDS)
+    if hasattr(model, 'branches'):
+        raise UserError(f'{type(model).__name__} has branches already ({", ".join(model.branches)})')
+    _check_classifier(model, needs_classes=is_kind)
+    dd = get_device_dtype(model)
+    if is_kind:
+        modules = _KINDS[kind_or_modules](model, **kwargs, **dd)
+    elif kwargs:
+        raise TypeError(f'sizes ({", ".join(kwargs)}) are for a kind of branches, not for modules')
+    else:
+        modules = kind_or_modules
+    model.branches = nn.ModuleDict(modules).to(**dd).train(model.training)
+    return model
+
+
+def deployed_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state dict of the model without its branches: what is exported, and what the plain model loads."""
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_PREFIX)}
+
+
+class TwoBranchResNetCifar(ResNetCifar):
+    """`ResNetCifar` with a cosine classifier and, on request, the branches of a method.
+
+    The default build has no parameter that a plain forward leaves without a gradient.
+    """
+
+    def __init__(self, *args, kind: str = 'bcl', branches: bool = False, cosine_scale: float | None = 30., **kwargs):
+        """
+        Args:
+            *args: As `ResNetCifar`.
+            kind: Kind of branches, which also names the method that `train.py` takes by default.
+            branches: Add the branches; a model without classes never has any.
+            cosine_scale: Scale of the `CosineLinear` classifier, BCL's 30; None is an `nn.Linear`.
+            **kwargs: As `ResNetCifar`.
+        """
+        super().__init__(*args, cosine_scale=cosine_scale, **kwargs)
+        self.default_method = kind
+        if branches and self.num_classes > 0:
+            attach_branches(self, kind)
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier as `ResNetCifar` does; branches that lost their classes or their width are removed.
+
+        Args:
+            num_classes: Number of classes, 0 for no classifier.
+            global_pool: Pooling; None keeps the present one, '' is none.
+        """
+        width = self.head_hidden_size
+        super().reset_classifier(num_classes, global_pool)
+        if hasattr(self, 'branches') and (num_classes == 0 or self.head_hidden_size != width):
+            del self.branches
+
+
+def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Let one checkpoint serve builds with and without branches.
+
+    Branches that the model lacks are dropped; branches that the checkpoint lacks keep their initial values.
+    """
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(_PREFIX)}
+    loaded = {name: t for name, t in state_dict.items() if not name.startswith(_PREFIX) or name in own}
+    return {**own, **loaded}
+
+
+default_cfgs = generate_default_cfgs({
+    'bcl_resnet20': cifar_cfg(paper_ids='arXiv:2207.09052'),
+    'bcl_resnet32': cifar_cfg(paper_ids='arXiv:2207.09052'),
+})
+
+
+def _create_two_branch(variant: str, pretrained: bool = False, **kwargs) -> TwoBranchResNetCifar:
+    return build_model_with_cfg(
+        TwoBranchResNetCifar, variant, pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=(0, 1, 2, 3), feature_cls='getter'),
+        **kwargs,
+    )
+
+
+@register_model
+def bcl_resnet20(pretrained: bool = False, **kwargs) -> TwoBranchResNetCifar:
+    """ResNet-20 for 32x32 images with BCL's cosine classifier; `branches=True` adds its two MLPs."""
+    return _create_two_branch('bcl_resnet20', pretrained, **dict(dict(kind='bcl', layers=(3, 3, 3)), **kwargs))
+
+
+@register_model
+def bcl_resnet32(pretrained: bool = False, **kwargs) -> TwoBranchResNetCifar:
+    """ResNet-32 for 32x32 images with BCL's cosine classifier; `branches=True` adds its two MLPs."""
+    return _create_two_branch('bcl_resnet32', pretrained, **dict(dict(kind='bcl', layers=(5, 5, 5)), **kwargs))

@@ -1,0 +1,181 @@
+"""One training run: what it consists of, where it stands, and how that is saved and taken up again."""
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from . import rng
+from .checkpoint import BEST, LAST, load_method_state, method_state, write_checkpoint
+from .errors import UserError
+from .methods import Batch, Method
+from .models import deployed_state_dict
+from .version import __version__
+
+__all__ = ['Run', 'TrainBatches']
+
+
+class TrainBatches:
+    """`batches` of `Method.start_epoch`: called, it iterates over the whole training set in the `eval` view."""
+
+    def __init__(self, dataset, loader):
+        self._dataset = dataset
+        self._loader = loader
+
+    @property
+    def digests(self):
+        """sha256 of each training image's uint8 HWC pixels, by index."""
+        return self._dataset.digests
+
+    def __call__(self) -> Iterator[Batch]:
+        return iter(self._loader)
+
+
+@dataclass
+class Run:
+    """Everything that one training run consists of; what `state_dict` returns is all that resuming needs.
+
+    Attributes:
+        accelerator: Owns devices, mixed precision and gradient scaling.
+        method: The method; `task` is the same, prepared (wrapped by DDP).
+        optimizers: One a phase of the method, prepared; `schedulers` likewise, timm's, not prepared.
+        loaders: One a data stream.
+        eval_loader: Images that each epoch is evaluated on, sharded over the processes.
+        evaluator: From `Method.create_evaluator`; `headline` names the figure that chooses the best epoch.
+        train_batches: Given to the method's hooks.
+        output_dir: Folder of the run; None keeps nothing.
+        ema: timm's `ModelEmaV3` of the model, or None.
+        seed: Training seed.
+        steps_per_epoch: Optimizer updates in an epoch.
+        images_per_step: Images of the first stream in an update, over all processes.
+        arch, args: Written to the checkpoint, under timm's keys.
+        protocol: What a checkpoint must agree on to be resumed, by name.
+    """
+
+    accelerator: Accelerator
+    method: Method
+    task: nn.Module
+    optimizers: list
+    schedulers: list
+    loaders: list
+    eval_loader: Any
+    evaluator: Any
+    train_batches: TrainBatches
+    steps_per_epoch: int
+    images_per_step: int
+    output_dir: Path | None = None
+    ema: Any = None
+    seed: int = 0
+    headline: str = 'all'
+    grad_accum_steps: int = 1
+    clip_grad: float | None = None
+    log_interval: int = 50
+    save_steps: int = 0
+    val_interval: int = 1
+    arch: str = ''
+    args: dict[str, Any] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    on_epoch_end: Callable[['Run'], None] | None = None
+    # where the run stands
+    epoch: int = 0
+    step: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    method_rng: np.random.Generator | None = None
+    pending: dict[str, Any] | None = None
+    stop_signal: int = 0
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """The model that is evaluated and exported: the moving average where there is one."""
+        return self.ema.module if self.ema is not None else self.method.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the run's state: timm's checkpoint keys, and the position. A collective call inside an epoch."""
+        state = {
+            'epoch': self.epoch,
+            'arch': self.arch,
+            **method_state(self.method),
+            'optimizer': self.optimizers[0].state_dict(),
+            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers[1:]],
+            'args': self.args,
+            'metric': self.best[self.headline] if self.best else None,
+            'version': 2,
+            'timm_longtail': __version__,
+            'step': self.step,
+            'protocol': self.protocol,
+            'history': self.history,
+            'best': self.best,
+        }
+        if self.ema is not None:
+            state['state_dict_ema'] = deployed_state_dict(self.ema.module)
+        if self.accelerator.scaler is not None:
+            state['scaler'] = self.accelerator.scaler.state_dict()
+        if self.step:
+            cuda = [torch.cuda.get_rng_state()] if self.accelerator.device.type == 'cuda' else []
+            state['torch_rng'] = gather_object([[torch.get_rng_state(), *cuda]])
+            state['method_rng'] = self.method_rng.bit_generator.state
+            state['sums'] = {k: self.accelerator.reduce(v.clone()) for k, v in self.sums.items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any], source: str = 'checkpoint'):
+        """Take up the position and weights of a checkpoint.
+
+        Raises:
+            UserError: The checkpoint is of another architecture, data set, method or seed.
+        """
+        load_method_state(self.method, state, source)
+        differing = {k: v for k, v in self.protocol.items() if state['protocol'].get(k) != v}
+        if differing:
+            shown = ', '.join(f'{k} {state["protocol"].get(k)} there, {v} here' for k, v in differing.items())
+            raise UserError(f'{source} is of another run: {shown}')
+        for optimizer, saved in zip(self.optimizers, [state['optimizer'], *state['optimizers']]):
+            optimizer.load_state_dict(saved)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state.get('state_dict_ema', state['state_dict']), strict=False)
+        if self.accelerator.scaler is not None and 'scaler' in state:
+            self.accelerator.scaler.load_state_dict(state['scaler'])
+        self.epoch, self.step = state['epoch'], state['step']
+        self.history, self.best = list(state['history']), state['best']
+        self.pending = state if self.step else None
+
+    def save(self):
+        """Write `checkpoint-last.pth.tar`, keeping the one before."""
+        state = self.state_dict()
+        if self.output_dir is not None and self.accelerator.is_main_process:
+            write_checkpoint(state, self.output_dir / LAST, keep_previous=True)
+            if self.step == 0 and self.best is self.history[-1]:
+                write_checkpoint(state, self.output_dir / BEST)
+
+    def start_epoch(self, num_epochs: int) -> float:
+        """Set all that an epoch begins with, as a function of its number; returns the first learning rate."""
+        rank = self.accelerator.process_index
+        for loader in self.loaders:
+            loader.set_epoch(self.epoch, start_batch=self.step * self.grad_accum_steps)
+        for scheduler in filter(None, self.schedulers):
+            scheduler.step(self.epoch)
+        rng.seed_torch(self.seed, self.epoch, rank)
+        self.method_rng = rng.generator(self.seed, self.epoch, purpose='method')
+        self.sums = {}
+        self.method.start_epoch(self.epoch, num_epochs, self.method_rng, self.train_batches)
+        if self.pending is not None:
+            self._enter_epoch(self.pending, rank)
+            self.pending = None
+        return self.optimizers[0].param_groups[0]['lr']
+
+    def _enter_epoch(self, state: dict[str, Any], rank: int):
+        """Go on inside an epoch: what `Method.start_epoch` changed is overwritten by what was saved."""
+        load_method_state(self.method, state, 'checkpoint')
+        self.method_rng.bit_generator.state = state['method_rng']
+        cpu, *cuda = state['torch_rng'][min(rank, len(state['torch_rng']) - 1)]
+        torch.set_rng_state(cpu)
+        for rng_state in cuda:
+            torch.cuda.set_rng_state(rng_state)
+        if self.accelerator.is_main_process:  # already summed over the processes
+            self.sums = {k: v.to(self.accelerator.device) for k, v in state['sums'].items()}
