@@ -134,7 +134,8 @@ def train_one_epoch(run: Run, progress: Progress) -> dict[str, float]:
         run.step += 1
         last = run.step == run.steps_per_epoch
         saves = run.save_steps > 0 and run.step % run.save_steps == 0 and not last
-        if run.step % run.log_interval == 0 or saves or last or (run.stop_signal and run.accelerator.num_processes == 1):
+        stops = run.stop_signal and run.accelerator.num_processes == 1  # several processes agree at the log interval
+        if run.step % run.log_interval == 0 or saves or last or stops:
             signum = _check(run, first_bad, weights=saves or last)
             progress.step(run)
             if signum and not last:
@@ -180,7 +181,7 @@ def _add(run: Run, phase: str, result: dict[str, torch.Tensor | None], target: t
 
 
 def _check(run: Run, first_bad: torch.Tensor, weights: bool) -> int:
-    """Read the device: raise if a loss (or, at a save, a weight) is not finite; returns the signal, on all processes."""
+    """Read the device: raise if a loss (or, at a save, a weight) is not finite; returns the signal of any process."""
     if weights:
         finite = torch.stack([p.isfinite().all() for p in run.method.parameters()]).all()
         first_bad = torch.where((first_bad < 0) & ~finite, run.step - 1, first_bad)

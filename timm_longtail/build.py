@@ -1,0 +1,252 @@
+"""From options to objects: accelerator, data, method, optimizers, run. Names no method, loss or sampler."""
+import os
+from argparse import Namespace
+from pathlib import Path
+
+import timm
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from . import rng
+from .checkpoint import find_checkpoint, read_checkpoint
+from .data import create_dataset, create_loader
+from .errors import UserError
+from .methods import Method, create_method, method_class
+from .run import Run, TrainBatches
+
+__all__ = ['build_run', 'create_accelerator', 'create_datasets', 'create_task_model', 'enter_output_folder']
+
+
+def create_accelerator(mixed_precision: str | None = None) -> Accelerator:
+    """Return the Accelerator of this process.
+
+    Raises:
+        UserError: Several processes were launched that Accelerate does not see as one run.
+    """
+    # without a device it must be told so, or its launcher's settings decide
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=mixed_precision)
+    world_size = int(os.environ.get('WORLD_SIZE', 1))
+    if world_size != accelerator.num_processes:
+        raise UserError(
+            f'{world_size} processes were launched, Accelerate sees {accelerator.num_processes}: '
+            'set ACCELERATE_USE_CPU=true on a machine without a device, or use distributed_train.sh'
+        )
+    return accelerator
+
+
+def create_datasets(args: Namespace):
+    """Return the training set, the set each epoch is evaluated on (the hold-out, or the test set) and the test set.
+
+    Raises:
+        UserError: `--num-classes` contradicts the data set.
+    """
+    options = dict(
+        data_dir=args.data_dir,
+        imbalance_factor=args.imbalance_factor,
+        seed=args.data_seed,
+        subset_order=args.subset_order,
+    )
+    train_set = create_dataset(args.dataset, 'train', **options)
+    test_set = create_dataset(args.dataset, 'test', **options)
+    if args.num_classes not in (None, train_set.num_classes):
+        raise UserError(f'--num-classes {args.num_classes} contradicts {args.dataset}: {train_set.num_classes} classes')
+    if args.val_fraction > 0:
+        train_set, held_out = train_set.hold_out(args.val_fraction, args.data_seed)
+        return train_set, held_out, test_set
+    return train_set, test_set, test_set
+
+
+def create_task_model(args: Namespace, num_classes: int) -> nn.Module:
+    """Build the timm model that the method asks for, initialised from the training seed.
+
+    Raises:
+        UserError: An argument that the model does not take, or weights that do not fit it.
+    """
+    rng.seed_torch(args.seed, purpose='init')
+    num_outputs = method_class(args.method).num_outputs(num_classes)
+    if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
+        raise UserError(f'--initial-checkpoint {args.initial_checkpoint}: no such file')
+    try:
+        model = timm.create_model(args.model, num_classes=num_outputs, **args.model_kwargs)
+    except TypeError as e:
+        raise UserError(f'--model-kwargs: {e}') from e
+    if args.initial_checkpoint:
+        _load_weights(model, Path(args.initial_checkpoint))
+    return model
+
+
+def _load_weights(model: nn.Module, path: Path):
+    if path.suffix == '.safetensors':
+        from safetensors.torch import load_file
+        weights = load_file(path)
+    else:
+        state = read_checkpoint(path)
+        weights = state.get('state_dict_ema', state['state_dict'])
+    own = model.state_dict()
+    differing = sorted(k for k in own.keys() | weights.keys() if k not in own or k not in weights
+                       or own[k].shape != weights[k].shape)
+    if differing:
+        raise UserError(f'{path} is of another architecture: {len(differing)} keys differ, such as {differing[:3]}')
+    model.load_state_dict(weights)
+
+
+def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) -> Run:
+    """Build the model, the method around it, loaders, optimizers and schedules.
+
+    Raises:
+        UserError: Batch sizes that do not divide, unknown optimizer or schedule, options that the method does not take.
+    """
+    model = create_task_model(args, train_set.num_classes)
+    method = create_method(args.method, model, train_set.class_counts, **args.method_kwargs)
+    if args.channels_last:
+        method.to(memory_format=torch.channels_last)
+    if args.torchcompile:
+        method.compile_features()
+    if args.sync_bn:
+        if accelerator.device.type != 'cuda':
+            raise UserError('--sync-bn needs CUDA devices')
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+
+    batch_size = _batch_size(args, accelerator.num_processes)
+    shard = dict(rank=accelerator.process_index, world_size=accelerator.num_processes)
+    common = dict(device=accelerator.device, mean=args.mean, std=args.std)
+    samplers = method.samplers(train_set.targets)
+    loaders = [
+        create_loader(
+            train_set, method.views, sampler, batch_size=batch_size, seed=args.seed, stream=stream, **shard, **common)
+        for stream, sampler in enumerate(samplers)
+    ]
+    evaluation = dict(batch_size=args.validation_batch_size, training=False, **common)
+    optimizers, schedulers = _optimizers(args, method, steps_per_epoch := len(loaders[0]) // args.grad_accum_steps)
+    if steps_per_epoch == 0:
+        raise UserError(f'--grad-accum-steps {args.grad_accum_steps} is more than the {len(loaders[0])} batches of an epoch')
+    evaluator = method.create_evaluator(train_set.shot_counts)
+    task, *optimizers = accelerator.prepare(method, *optimizers)
+    global_batch_size = batch_size * accelerator.num_processes * args.grad_accum_steps
+    return Run(
+        accelerator=accelerator, method=method, task=task, optimizers=optimizers, schedulers=schedulers,
+        loaders=loaders,
+        eval_loader=create_loader(eval_set, ('eval',), **shard, **evaluation),
+        evaluator=evaluator,
+        train_batches=TrainBatches(train_set, create_loader(train_set, ('eval',), **evaluation)),
+        steps_per_epoch=steps_per_epoch,
+        images_per_step=global_batch_size,
+        ema=_create_ema(args, method.model),
+        seed=args.seed,
+        headline='balanced' if args.val_fraction > 0 else evaluator.headline,
+        grad_accum_steps=args.grad_accum_steps, clip_grad=args.clip_grad,
+        log_interval=args.log_interval, save_steps=args.save_steps, val_interval=args.val_interval,
+        arch=args.model, args=plain(args),
+        protocol={
+            'model': args.model, 'method': args.method, 'dataset': train_set.hash, 'seed': args.seed,
+            'global_batch_size': global_batch_size, 'grad_accum_steps': args.grad_accum_steps,
+        },
+    )
+
+
+def plain(args: Namespace) -> dict:
+    """Return options as plain types, as checkpoints and YAML hold them."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+
+
+def _batch_size(args: Namespace, num_processes: int) -> int:
+    """Return the size of a micro-batch of one process."""
+    if args.global_batch_size is None:
+        return args.batch_size
+    parts = num_processes * args.grad_accum_steps
+    if args.global_batch_size % parts:
+        raise UserError(
+            f'--global-batch-size {args.global_batch_size} cannot be cut into {num_processes} processes x '
+            f'{args.grad_accum_steps} accumulated micro-batches'
+        )
+    return args.global_batch_size // parts
+
+
+def _optimizers(args: Namespace, method: Method, steps_per_epoch: int) -> tuple[list, list]:
+    optimizers = []
+    for phase in method.phases:
+        try:
+            optimizers.append(create_optimizer_v2(
+                method.param_groups(phase),
+                opt=args.opt, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay,
+            ))
+        except (ValueError, AssertionError) as e:
+            raise UserError(f'--opt {args.opt}: {e}') from e
+    return optimizers, [_create_scheduler(args, optimizer, steps_per_epoch) for optimizer in optimizers]
+
+
+def _create_scheduler(args: Namespace, optimizer, steps_per_epoch: int):
+    if args.sched == 'plateau':
+        raise UserError('--sched plateau depends on what was measured before; take cosine, multistep, step, poly, …')
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=args.sched,
+            num_epochs=args.epochs,
+            decay_epochs=args.decay_epochs,
+            decay_milestones=args.decay_milestones,
+            decay_rate=args.decay_rate,
+            min_lr=args.min_lr,
+            warmup_epochs=args.warmup_epochs,
+            warmup_lr=args.warmup_lr,
+            step_on_epochs=not args.sched_on_updates,
+            updates_per_epoch=max(1, steps_per_epoch),
+        )
+    except (ValueError, AssertionError) as e:
+        raise UserError(f'--sched {args.sched}: {e}') from e
+    return scheduler
+
+
+def _create_ema(args: Namespace, model: nn.Module) -> ModelEmaV3 | None:
+    if not args.model_ema:
+        return None
+    return ModelEmaV3(model, decay=args.model_ema_decay, use_warmup=args.model_ema_warmup)
+
+
+def enter_output_folder(args: Namespace, run: Run, name: str) -> Path | None:
+    """Choose the output folder, the same on all processes, and take up its checkpoint where `--resume` asks for it.
+
+    Args:
+        args: Options `output`, `experiment`, `resume`.
+        run: The run; its position and weights become the checkpoint's.
+        name: Folder name without `--experiment`; a number is added where it is taken.
+
+    Returns:
+        The checkpoint that was taken up, or None for a fresh run.
+    """
+    folder, checkpoint = None, None
+    if run.accelerator.is_main_process:
+        folder, checkpoint = _output_folder(args, name)
+    folder, checkpoint = broadcast_object_list([folder, checkpoint])
+    run.output_dir = folder
+    if checkpoint is not None:
+        found = find_checkpoint(checkpoint) if checkpoint.is_dir() else (checkpoint, read_checkpoint(checkpoint))
+        if found is None:
+            raise UserError(f'--resume {checkpoint}: no checkpoint in this folder')
+        checkpoint, state = found
+        run.load_state_dict(state, str(checkpoint))
+    if run.accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+    return checkpoint
+
+
+def _output_folder(args: Namespace, name: str) -> tuple[Path, Path | None]:
+    """Return the folder to write and the checkpoint, or the folder of one, to resume."""
+    base = Path(args.output) / (args.experiment or name)
+    taken = [base] if base.exists() else []
+    while (following := base.with_name(f'{base.name}-{len(taken) + 1}')).exists() and taken:
+        taken.append(following)
+    if args.resume == 'auto':
+        newest = taken[-1] if taken else base
+        return newest, (newest if any(newest.glob('checkpoint-*.pth.tar')) else None)
+    if args.resume:
+        path = Path(args.resume)
+        if not path.exists():
+            raise UserError(f'--resume {path}: no such file or folder')
+        return (path if path.is_dir() else path.parent), path
+    return (base.with_name(f'{base.name}-{len(taken) + 1}') if taken else base), None

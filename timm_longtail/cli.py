@@ -1,0 +1,212 @@
+"""Command lines of the entry points: timm's option names, recipes as defaults, errors as one line."""
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from timm.utils import ParseKwargs
+
+from .data import list_datasets
+from .data.datasets import default_imbalance_factor
+from .engine import Interrupted
+from .errors import UserError, unknown_name
+from .methods import list_methods, method_class
+
+__all__ = ['check_names', 'parse_train_args', 'run_main', 'train_parser']
+
+_RECIPE_FOLDER = Path(__file__).parent.parent / 'recipes'
+
+
+def _add_data(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group('data')
+    group.add_argument('--dataset', default='digits_lt', help=f'one of {", ".join(list_datasets())}')
+    group.add_argument('--data-dir', help='folder of the data set; without it $TIMM_LONGTAIL_DATA, then the Hub')
+    group.add_argument('--imbalance-factor', type=float, help='largest over smallest class; default of the data set')
+    group.add_argument('--subset-order', choices=('file', 'content'), default='file',
+                       help='rows as stored (the published subsets, on the original order), or sorted by pixel digest')
+    group.add_argument('--data-seed', type=int, default=0, help='seed of the subset and of the hold-out')
+    group.add_argument('--val-fraction', type=float, default=0.0, help='share of each class held out to choose the best')
+    group.add_argument('--mean', type=float, nargs=3, help='channel means, for values in [0, 1]')
+    group.add_argument('--std', type=float, nargs=3, help='channel standard deviations')
+
+
+def _add_model(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group('model and method')
+    group.add_argument('--model', default='bcl_resnet32', help='any timm model, hf-hub:… or local-dir:…')
+    group.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V')
+    group.add_argument('--num-classes', type=int, help='must agree with the data set; checked, never needed')
+    group.add_argument('--initial-checkpoint', default='', help='exported or timm weights to start from')
+    group.add_argument('--method', help=f'one of {", ".join(list_methods())}; default: the model\'s own, else ce')
+    group.add_argument('--method-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V')
+    group.add_argument('--model-ema', action='store_true', help='average the weights; the average is exported')
+    group.add_argument('--model-ema-decay', type=float, default=0.9998)
+    group.add_argument('--model-ema-warmup', action='store_true')
+    group.add_argument('--sync-bn', action='store_true', help='BatchNorm over all processes')
+
+
+def _add_optimizer(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group('optimizer and schedule (timm)')
+    group.add_argument('--epochs', type=int, default=200, help='scales the milestones and warm-up of a recipe')
+    group.add_argument('-b', '--batch-size', type=int, help='per process; default 128 without a recipe')
+    group.add_argument('--global-batch-size', type=int, help='over all processes and accumulated micro-batches')
+    group.add_argument('--grad-accum-steps', type=int, default=1)
+    group.add_argument('--opt', default='momentum', help='momentum is plain SGD; timm\'s sgd is Nesterov')
+    group.add_argument('--lr', type=float, default=0.1)
+    group.add_argument('--momentum', type=float, default=0.9)
+    group.add_argument('--weight-decay', type=float, default=5e-4, help='on all weights, as in the papers')
+    group.add_argument('--clip-grad', type=float)
+    group.add_argument('--sched', default='cosine', help='timm schedule: cosine, multistep, step, poly, constant, …')
+    group.add_argument('--decay-milestones', type=int, nargs='+', default=[161, 181],
+                       help='epochs, counted from 1, that are the first at a lower rate (multistep)')
+    group.add_argument('--decay-epochs', type=float, default=90)
+    group.add_argument('--decay-rate', type=float, default=0.1)
+    group.add_argument('--min-lr', type=float, default=0.0)
+    group.add_argument('--warmup-epochs', type=int, default=0)
+    group.add_argument('--warmup-lr', type=float, default=0.0, help='rate of the first epoch of the warm-up')
+    group.add_argument('--sched-on-updates', action='store_true', help='step the schedule per update, not per epoch')
+
+
+def _add_run(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group('run')
+    group.add_argument('--seed', type=int, default=0, help='training seed: initialisation, order, views')
+    group.add_argument('--mixed-precision', choices=('no', 'bf16', 'fp16'), help='default: what accelerate launch says')
+    group.add_argument('--channels-last', action='store_true')
+    group.add_argument('--torchcompile', action='store_true', help='compile the backbone')
+    group.add_argument('-vb', '--validation-batch-size', type=int, default=256)
+    group.add_argument('--val-interval', type=int, default=1, help='evaluate every so many epochs, and after the last')
+    group.add_argument('--log-interval', type=int, default=50, help='steps between two looks at the loss')
+    group.add_argument('--save-steps', type=int, default=0, help='save inside an epoch too, every so many steps')
+    group.add_argument('--output', default='output')
+    group.add_argument('--experiment', help='folder in --output; default <model>.<method>.<dataset>.s<seed>')
+    group.add_argument('--resume', help='auto, or a checkpoint or output folder')
+    group.add_argument('--results', help='folder for the row of results; refused where the code is not committed')
+    group.add_argument('-c', '--config', help='recipe (YAML) whose values become the defaults')
+    group.add_argument('--no-recipe', action='store_true', help='do not take recipes/<model>.<dataset>_if<IF>.yaml')
+
+
+def train_parser() -> argparse.ArgumentParser:
+    """Return the parser of `train.py`."""
+    parser = argparse.ArgumentParser('train.py', description='Train a model on long-tailed data.', allow_abbrev=False)
+    for add in (_add_data, _add_model, _add_optimizer, _add_run):
+        add(parser)
+    return parser
+
+
+def parse_train_args(argv: list[str] | None = None, recipe_folder: Path = _RECIPE_FOLDER) -> argparse.Namespace:
+    """Parse the command line of `train.py`: defaults, then the recipe, then what was typed.
+
+    Args:
+        argv: Arguments; None takes the command line.
+        recipe_folder: Where `<model>.<dataset>_if<IF>.yaml` is looked for.
+
+    Returns:
+        All options, `method` resolved, and `recipe`: the path of the recipe that was used, or None.
+
+    Raises:
+        UserError: Unknown names, a recipe that does not fit, contradicting options.
+    """
+    parser = train_parser()
+    args = vars(parser.parse_args(argv))
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    typed = vars(parser.parse_args(argv))
+    check_names(args['model'], args['dataset'], args['method'])
+
+    recipe_path = Path(args['config']) if args['config'] else _default_recipe(args, recipe_folder)
+    if recipe_path is not None:
+        recipe = _read_recipe(recipe_path, parser)
+        args.update(recipe)
+        args.update(typed)
+        _scale_schedule(args, recipe, typed)
+    args['method'] = args['method'] or _default_method(args['model'], args['model_kwargs'])
+    check_names(args['model'], args['dataset'], args['method'])
+    _check_batch_size(args, typed)
+    return argparse.Namespace(**args, recipe=recipe_path)
+
+
+def check_names(model: str, dataset: str, method: str | None = None):
+    """Raise a `UserError` with the nearest names for a model, data set or method that does not exist."""
+    if not model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(model):
+        raise unknown_name('model', model, timm.list_models())
+    if not dataset.startswith('packed:') and dataset not in list_datasets():
+        raise unknown_name('data set', dataset, list_datasets())
+    if method is not None:
+        method_class(method)
+
+
+def _default_recipe(args: dict[str, Any], folder: Path) -> Path | None:
+    if args['no_recipe']:
+        return None
+    factor = args['imbalance_factor'] or default_imbalance_factor(args['dataset'])
+    path = folder / f'{args["model"]}.{args["dataset"]}_if{factor:g}.yaml'
+    if not path.is_file():
+        return None
+    fits = args['method'] in (None, yaml.safe_load(path.read_text()).get('method'))
+    return path if fits else None
+
+
+def _read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f'no recipe at {path}')
+    actions = {action.dest: action for action in parser._actions}
+    recipe = yaml.safe_load(path.read_text()) or {}
+    for key, value in recipe.items():
+        if key not in actions or key in ('config', 'help'):
+            raise UserError(f'{path}: {unknown_name("option", key, list(actions))}')
+        if isinstance(value, str) and actions[key].type is not None:
+            recipe[key] = actions[key].type(value)  # YAML 1.1 reads 5e-4 as a string
+    return recipe
+
+
+def _scale_schedule(args: dict[str, Any], recipe: dict[str, Any], typed: dict[str, Any]):
+    """Keep a recipe's proportions when another number of epochs was typed."""
+    if 'epochs' not in typed or 'epochs' not in recipe:
+        return
+    ratio = typed['epochs'] / recipe['epochs']
+    if 'decay_milestones' in recipe and 'decay_milestones' not in typed:
+        args['decay_milestones'] = [round((m - 1) * ratio) + 1 for m in recipe['decay_milestones']]
+    if 'warmup_epochs' in recipe and 'warmup_epochs' not in typed:
+        args['warmup_epochs'] = round(recipe['warmup_epochs'] * ratio)
+
+
+def _check_batch_size(args: dict[str, Any], typed: dict[str, Any]):
+    if 'batch_size' in typed and 'global_batch_size' in typed:
+        raise UserError('give --batch-size (per process) or --global-batch-size, not both')
+    if 'batch_size' in typed:
+        args['global_batch_size'] = None
+    elif args['global_batch_size'] is None and args['batch_size'] is None:
+        args['batch_size'] = 128
+    positive = 'batch_size', 'global_batch_size', 'grad_accum_steps', 'epochs', 'log_interval', 'val_interval'
+    for name in positive:
+        if args[name] is not None and args[name] < 1:
+            raise UserError(f'--{name.replace("_", "-")} must be at least 1, got {args[name]}')
+
+
+def _default_method(model: str, model_kwargs: dict[str, Any]) -> str:
+    with torch.device('meta'):
+        return getattr(timm.create_model(model, **model_kwargs), 'default_method', 'ce')
+
+
+def run_main(main: Callable[[], None]):
+    """Run an entry point: a `UserError` becomes one line and exit status 2, a signal 128 plus its number."""
+    is_main = os.environ.get('RANK', '0') == '0'
+    logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format='%(message)s', stream=sys.stdout)
+    logging.getLogger('timm').setLevel(logging.WARNING)
+    try:
+        main()
+    except UserError as e:
+        if is_main:
+            print(f'{Path(sys.argv[0]).name}: error: {e}', file=sys.stderr)
+        sys.exit(2)
+    except (Interrupted, KeyboardInterrupt) as e:
+        signum = getattr(e, 'signum', signal.SIGINT)
+        if is_main:
+            print(f'{e or "stopped"}; continue with --resume auto', file=sys.stderr)
+        sys.exit(128 + signum)

@@ -1,0 +1,241 @@
+"""Data sets by name, resident in memory: one uint8 tensor of images, labels, and what a report must say about them.
+
+N images, C classes.
+"""
+import io
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import UserError, unknown_name
+from .longtail import hold_out_indices, image_digests, long_tail_counts, long_tail_indices, subset_hash
+
+__all__ = ['LongTailDataset', 'create_dataset', 'list_datasets', 'register_dataset']
+
+_logger = logging.getLogger(__name__)
+
+DATA_VARIABLE = 'TIMM_LONGTAIL_DATA'
+SPLITS = ('train', 'test')
+
+
+@dataclass
+class LongTailDataset:
+    """A labelled set of images of one size, decoded.
+
+    Attributes:
+        name: Name it was created by.
+        split: `train` or `test`.
+        images: uint8 [N,3,H,W].
+        targets: Class of each image, int64 [N].
+        class_names: C names.
+        class_counts: Images of each class in this very set [C].
+        shot_counts: Training images of each class before any hold-out [C]: what Many / Medium / Few are defined by.
+            The training set owns them; None on a test split.
+        indices: Row of each image in the source as stored, int64 [N].
+        source_names: File name of each image, as the source has it.
+        mean, std: Per-channel constants of the set, for pixels in [0, 1].
+        imbalance_factor: Factor asked for; 1 for a balanced set.
+        seed: Data seed that chose the images.
+        subset_order: `file` or `content`: what the seed shuffled.
+        original_order: Whether the source's rows are stored in the order of the original release.
+    """
+    name: str
+    split: str
+    images: torch.Tensor
+    targets: np.ndarray
+    class_names: list[str]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    indices: np.ndarray
+    source_names: list[str]
+    shot_counts: list[int] | None = None
+    imbalance_factor: float = 1.
+    seed: int = 0
+    subset_order: str = 'file'
+    original_order: bool = True
+    class_counts: list[int] = field(init=False)
+
+    def __post_init__(self):
+        self.class_counts = np.bincount(self.targets, minlength=len(self.class_names)).tolist()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(3, H, W)."""
+        return tuple(self.images.shape[1:])
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """sha256 of each image's uint8 HWC pixels, uint8 [N,32]."""
+        return image_digests(self.images)
+
+    @cached_property
+    def hash(self) -> str:
+        """Fingerprint of the images and labels, 12 hexadecimal digits; row order and codec do not matter."""
+        return subset_hash(self.images, self.targets)
+
+    def subset(self, indices: Sequence[int]) -> 'LongTailDataset':
+        """Return the set of the given positions; `indices` of the result still count rows of the source."""
+        rows = np.asarray(indices, np.int64)
+        return replace(
+            self,
+            images=self.images[torch.from_numpy(rows)],
+            targets=self.targets[rows],
+            indices=self.indices[rows],
+            source_names=[self.source_names[row] for row in rows],
+        )
+
+    def hold_out(self, fraction: float, seed: int) -> tuple['LongTailDataset', 'LongTailDataset']:
+        """Cut a validation part off: `(rest, held)`, both with the `shot_counts` of the whole.
+
+        Args:
+            fraction: Share of each class, at least one image of each class that has two.
+            seed: Data seed.
+        """
+        held = hold_out_indices(self.targets, fraction, seed)
+        rest = np.setdiff1d(np.arange(len(self)), held)
+        return self.subset(rest), self.subset(held)
+
+
+@dataclass
+class Source:
+    """What a data set needs of its storage: labels without pixels, and pixels of chosen rows."""
+    targets: np.ndarray
+    class_names: list[str]
+    decode: Callable[[np.ndarray], torch.Tensor]
+    names: Callable[[np.ndarray], list[str]]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    original_order: bool
+
+
+_REGISTRY: dict[str, tuple[Callable[[str, Path | None], Source], float]] = {}
+
+
+def register_dataset(name: str, imbalance_factor: float = 1.) -> Callable:
+    """Register a function `(split, data_dir) -> Source` under a name; 1 is a set that is never cut.
+
+    Args:
+        name: What `create_dataset` calls it.
+        imbalance_factor: Default factor of the training split.
+    """
+    def register(load: Callable) -> Callable:
+        _REGISTRY[name] = (load, imbalance_factor)
+        return load
+    return register
+
+
+def list_datasets() -> list[str]:
+    """Return the names that `create_dataset` takes; a packed file is `packed:` and its path."""
+    return [*sorted(_REGISTRY), 'packed:FILE.safetensors']
+
+
+def default_imbalance_factor(name: str) -> float:
+    """Return the factor that a data set is cut by unless another is asked for; 1 for a set that is never cut."""
+    return _REGISTRY[name][1] if name in _REGISTRY else 1.
+
+
+def create_dataset(
+        name: str,
+        split: str,
+        data_dir: str | Path | None = None,
+        imbalance_factor: float | None = None,
+        seed: int = 0,
+        subset_order: str = 'file',
+) -> LongTailDataset:
+    """Load one split of a data set by name.
+
+    The training split of a `*_lt` set is cut to the exponential profile; its test split is the full, balanced one.
+
+    Args:
+        name: One of `list_datasets()`; `packed:FILE.safetensors` reads a packed file.
+        split: `train` or `test`.
+        data_dir: Local copy of the set's Hub repository. None: the folder `$TIMM_LONGTAIL_DATA/<repository>` when it
+            exists, else the Hub.
+        imbalance_factor: None takes the set's default (100 for CIFAR, 20 for digits).
+        seed: Data seed that chooses the images; training has a seed of its own.
+        subset_order: `file` applies LDAM's rule to the rows as stored; `content` sorts the images by pixel digest
+            first, which gives the same subset whatever the storage order.
+
+    Raises:
+        UserError: An unknown name, split or order; missing files or columns; a factor below 1; a label out of range;
+            an empty class; an image that cannot be read.
+    """
+    if split not in SPLITS:
+        raise unknown_name('split', split, SPLITS)
+    if subset_order not in ('file', 'content'):
+        raise unknown_name('subset order', subset_order, ('file', 'content'))
+    if name.startswith('packed:'):
+        return _open_packed(name, split, imbalance_factor)
+    if name not in _REGISTRY:
+        raise unknown_name('data set', name, list_datasets())
+    load, default_factor = _REGISTRY[name]
+    factor = default_factor if imbalance_factor is None else imbalance_factor
+    if default_factor == 1 and factor != 1:
+        raise UserError(f'{name} is the balanced set; name {name}_lt to cut it by a factor of {factor:g}')
+    long_tail_counts(1, 1, factor)  # refuses a bad factor before anything is read
+    source = load(split, None if data_dir is None else Path(data_dir))
+    _check_labels(name, source)
+    rows = np.arange(len(source.targets))
+    if split == 'train' and default_factor != 1:
+        rows = _choose_rows(source, factor, seed, subset_order)
+    dataset = LongTailDataset(
+        name=name, split=split, images=source.decode(rows), targets=source.targets[rows],
+        class_names=source.class_names, mean=source.mean, std=source.std, indices=rows,
+        source_names=source.names(rows), imbalance_factor=float(factor), seed=seed, subset_order=subset_order,
+        original_order=source.original_order,
+    )
+    _check_classes(dataset)
+    if split == 'train':
+        dataset.shot_counts = list(dataset.class_counts)
+    return dataset
+
+
+def _open_packed(name: str, split: str, imbalance_factor: float | None) -> LongTailDataset:
+    from .packed import read_packed
+    dataset = read_packed(name.removeprefix('packed:'), split)
+    if imbalance_factor not in (None, dataset.imbalance_factor):
+        raise UserError(f'{name} holds one subset, of factor {dataset.imbalance_factor:g}; it cannot be cut again')
+    return dataset
+
+
+def _check_labels(name: str, source: Source):
+    wrong = np.flatnonzero((source.targets < 0) | (source.targets >= len(source.class_names)))
+    if len(wrong):
+        raise UserError(
+            f'{name}: row {wrong[0]} has label {source.targets[wrong[0]]}, outside 0..{len(source.class_names) - 1}')
+
+
+def _check_classes(dataset: LongTailDataset):
+    empty = [label for label, count in enumerate(dataset.class_counts) if count == 0]
+    if empty:
+        label = empty[0]
+        more = f' and {len(empty) - 1} more' if len(empty) > 1 else ''
+        raise UserError(
+            f'{dataset.name} ({dataset.split}, imbalance factor {dataset.imbalance_factor:g}): '
+            f'class {label} ({dataset.class_names[label]}){more} has no image')
+
+
+def _choose_rows(source: Source, factor: float, seed: int, subset_order: str) -> np.ndarray:
+    """Return the rows of a long-tailed training split, class after class."""
+    num_classes = len(source.class_names)
+    available = np.bincount(source.targets, minlength=num_classes)
+    counts = long_tail_counts(int(available.max(initial=1)), num_classes, factor)
+    if subset_order == 'file':
+        return long_tail_indices(source.targets, counts, seed)
+    digests = image_digests(source.decode(np.arange(len(source.targets))))
+    # bytes compare as the digests do: one order of all rows, equal images next to each other
+    order = np.argsort([digest.tobytes() for digest in digests], kind='stable')
+    return order[long_tail_indices(source.targets[order], counts, seed)]

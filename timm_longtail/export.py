@@ -1,0 +1,162 @@
+"""Export of a trained model: a folder that is exactly what is pushed to the Hub.
+
+`config.json` (timm's, with the run's provenance under `timm_longtail`), `model.safetensors`, `README.md` (the card).
+"""
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from timm.models import save_for_hf
+from torch import nn
+
+from .errors import UserError
+from .evaluate import format_table
+from .version import __version__
+
+__all__ = ['deploy', 'export_model', 'load_exported']
+
+
+def deploy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model as it is deployed: no branches, on the CPU, fp32, contiguous, in eval mode."""
+    deployed = copy.deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format).eval()
+    if hasattr(deployed, 'branches'):
+        del deployed.branches
+    # timm records what the factory was called with; the exported model is built without branches
+    deployed._model_args = {k: v for k, v in getattr(model, '_model_args', {}).items() if k != 'branches'}
+    return deployed
+
+
+def export_model(
+        model: nn.Module,
+        folder: str | Path,
+        provenance: dict[str, Any] | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        input_size: tuple[int, int, int] | None = None,
+        class_names: list[str] | None = None,
+        license: str = 'apache-2.0',
+) -> Path:
+    """Write a model as a folder that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads bit for bit.
+
+    A timm backbone with its own linear classifier loads without this package.
+
+    Args:
+        model: Model built by `timm.create_model`; its branches are left out.
+        folder: Folder to write; one that stands there is replaced, in one step.
+        provenance: How the model came about (method, data set, counts, seeds, `metrics`), written to `config.json` and
+            to the card.
+        mean, std: Normalisation of the images, per channel, for values in [0, 1].
+        input_size: Channels, height and width of the training images.
+        class_names: Name of each class.
+        license: Licence of the weights.
+
+    Raises:
+        UserError: The model was not built by timm.
+    """
+    if not hasattr(model, 'pretrained_cfg'):
+        raise UserError('only a model built by timm.create_model can be exported: it has no pretrained_cfg')
+    provenance = {'version': __version__, **(provenance or {})}
+    folder = Path(folder)
+    temporary = folder.with_name(folder.name + '.tmp')
+    shutil.rmtree(temporary, ignore_errors=True)
+    data_config = {'mean': mean, 'std': std, 'input_size': input_size}
+    save_for_hf(
+        deploy(model),
+        str(temporary),
+        model_config={
+            'label_names': class_names,
+            'pretrained_cfg': {'tag': provenance.get('tag', ''), 'license': license},
+            'timm_longtail': provenance,
+        },
+        safe_serialization=True,
+        data_config={k: v for k, v in data_config.items() if v is not None},
+    )
+    architecture = json.loads((temporary / 'config.json').read_text())['architecture']
+    _model_card(architecture, provenance, license).save(temporary / 'README.md')
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+    return folder
+
+
+def load_exported(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Load an exported folder: the model in eval mode, and its `config.json`.
+
+    Raises:
+        UserError: The folder is not an export.
+    """
+    folder = Path(folder)
+    for name in ('config.json', 'model.safetensors'):
+        if not (folder / name).is_file():
+            raise UserError(f'{folder} is not an exported model: no {name} in it')
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    return model, json.loads((folder / 'config.json').read_text())
+
+
+def _model_card(architecture: str, provenance: dict[str, Any], license: str) -> ModelCard:
+    metrics = provenance.get('metrics')
+    dataset = provenance.get('dataset', 'a long-tailed data set')
+    name = '.'.join(filter(None, (architecture, provenance.get('tag'))))
+    data = ModelCardData(
+        model_name=name,
+        tags=['image-classification', 'timm', 'long-tailed'],
+        library_name='timm',
+        pipeline_tag='image-classification',
+        license=license,
+        eval_results=_eval_results(metrics, dataset) if metrics else None,
+    )
+    parts = [
+        f'---\n{data.to_yaml()}\n---',
+        f'# {name}',
+        f'`{architecture}` trained with `{provenance.get("method", "unknown")}` on `{dataset}` '
+        f'by timm_longtail {__version__}.',
+    ]
+    if metrics:
+        parts += ['## Result', format_table({'last epoch': metrics}), _protocol(provenance)]
+    parts += ['## Use', _usage(architecture, name)]
+    if provenance.get('command'):
+        parts += ['## Training', f'```bash\n{provenance["command"]}\n```']
+    return ModelCard('\n\n'.join(parts) + '\n')
+
+
+def _eval_results(metrics: dict[str, Any], dataset: str) -> list[EvalResult]:
+    names = {'all': 'Top-1 (all)', 'many': 'Many-shot', 'medium': 'Medium-shot', 'few': 'Few-shot'}
+    return [
+        EvalResult(
+            task_type='image-classification',
+            dataset_type=dataset,
+            dataset_name=dataset,
+            metric_type='accuracy',
+            metric_name=label,
+            metric_value=round(metrics[key], 4),
+        )
+        for key, label in names.items() if metrics.get(key) is not None
+    ]
+
+
+def _protocol(provenance: dict[str, Any]) -> str:
+    return (
+        f'Percent of the balanced test set after the last epoch, on the exported weights in fp32. Many: more than 100 '
+        f'training images, Few: fewer than 20. Imbalance factor {provenance.get("imbalance_factor")}, '
+        f'subset `{provenance.get("subset_hash")}` (order `{provenance.get("subset_order")}`), '
+        f'training seed {provenance.get("seed")}, data seed {provenance.get("data_seed")}.'
+    )
+
+
+def _usage(architecture: str, name: str) -> str:
+    import_line = 'import timm' if not _is_ours(architecture) else (
+        'import timm\nimport timm_longtail  # registers the architecture'
+    )
+    return (
+        f'```python\n{import_line}\n\n'
+        f'model = timm.create_model(\'local-dir:path/to/{name}\', pretrained=True).eval()  # or hf-hub:USER/{name}\n```'
+    )
+
+
+def _is_ours(architecture: str) -> bool:
+    return timm.models.model_entrypoint(architecture).__module__.startswith(__package__)

@@ -1,0 +1,111 @@
+"""Where a result comes from: the code that made it, the command, the machine; and the row that keeps it."""
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import timm
+import torch
+
+from .errors import UserError
+from .version import __version__
+
+__all__ = ['command_line', 'environment', 'is_dirty', 'peak_memory', 'tree_files', 'tree_hash', 'write_json']
+
+ROOT = Path(__file__).parent.parent
+ENTRY_POINTS = ('train.py', 'retrain.py', 'validate.py', 'benchmark.py')
+
+
+def tree_files(names, recipe: str | None = None) -> list[str]:
+    """Return, of file names relative to the root, those that decide a result: package, entry points, recipe."""
+    return sorted(
+        name for name in names
+        if (name.startswith('timm_longtail/') and name.endswith('.py')) or name in ENTRY_POINTS or name == recipe
+    )
+
+
+def tree_hash(contents: dict[str, bytes]) -> str:
+    """Return the sha256 over sorted paths and bytes of the files that `tree_files` names."""
+    digest = hashlib.sha256()
+    for name in sorted(contents):
+        digest.update(f'{name}\0{len(contents[name])}\0'.encode())
+        digest.update(contents[name])
+    return digest.hexdigest()
+
+
+def working_tree_hash(recipe: str | None = None, root: Path = ROOT) -> str:
+    """Return the tree hash of the files as they lie on disk; needs no git."""
+    names = [str(p.relative_to(root)) for p in root.glob('timm_longtail/**/*.py')]
+    names += [name for name in (*ENTRY_POINTS, recipe) if name and (root / name).is_file()]
+    return tree_hash({name: (root / name).read_bytes() for name in tree_files(names, recipe)})
+
+
+def is_dirty(recipe: str | None = None, root: Path = ROOT) -> bool | None:
+    """Whether a file that decides a result differs from the last commit; None where there is no git to ask."""
+    command = ['git', '-C', str(root), 'status', '--porcelain', '--untracked-files=all', '--', 'timm_longtail']
+    command += [*ENTRY_POINTS, *([recipe] if recipe else [])]
+    try:
+        changed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return bool(tree_files([line[3:] for line in changed], recipe))
+
+
+def require_clean_tree(recipe: str | None = None):
+    """Raise a `UserError` where a row of results could not be traced to a commit."""
+    if is_dirty(recipe):
+        raise UserError('--results: the code differs from the last commit; commit it first, so that the row can be re-run')
+
+
+def command_line(num_processes: int) -> str:
+    """Return the command of this process as it can be typed again; the data folder becomes $TIMM_LONGTAIL_DATA."""
+    launcher = f'accelerate launch --num_processes {num_processes}' if num_processes > 1 else 'python'
+    line = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    folder = os.environ.get('TIMM_LONGTAIL_DATA')
+    return f'{launcher} {line.replace(folder, "$TIMM_LONGTAIL_DATA") if folder else line}'
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return the versions and the hardware of this process."""
+    on_gpu = device.type == 'cuda'
+    return {
+        'device': torch.cuda.get_device_name(device) if on_gpu else (platform.processor() or platform.machine()),
+        'device_type': device.type,
+        'threads': torch.get_num_threads(),
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'timm': timm.__version__,
+        'accelerate': accelerate.__version__,
+        'timm_longtail': __version__,
+    }
+
+
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """Return the largest memory of this process, on the host and on the device, in GB (1e9 bytes)."""
+    import resource
+    memory = {'peak_rss_gb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+    if device.type == 'cuda':
+        memory['peak_device_gb'] = torch.cuda.max_memory_allocated(device) / 1e9
+    return memory
+
+
+def write_json(path: Path, value: Any):
+    """Write JSON so that a crash leaves the former file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + '.tmp')
+    temporary.write_text(json.dumps(value, indent=1) + '\n')
+    os.replace(temporary, path)
+
+
+def relative_to_root(path: Path | None) -> str | None:
+    """Return a recipe's path as it is written to results: relative to the project where it lies inside."""
+    if path is None:
+        return None
+    path = Path(path).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
