@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
 # Run timm's own model tests on our models. The tests come from the source distribution of the installed timm, which is
-# kept in .cache/ and never committed. Usage: tests/timm_models.sh [pytest options]; PYTHON chooses the interpreter.
+# kept in .cache/ and never committed. Usage: tests/timm_models.sh [pytest options].
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python="$PWD/.venv/bin/python"
-python="${PYTHON:-$python}"
 version="$("$python" -c 'from importlib.metadata import version; print(version("timm"))')"
 cache="$PWD/.cache/timm-$version"
 

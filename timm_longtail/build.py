@@ -122,9 +122,10 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
         for stream, sampler in enumerate(samplers)
     ]
     evaluation = dict(batch_size=args.validation_batch_size, training=False, **common)
-    optimizers, schedulers = _optimizers(args, method, steps_per_epoch := len(loaders[0]) // args.grad_accum_steps)
+    steps_per_epoch = len(loaders[0]) // args.grad_accum_steps
     if steps_per_epoch == 0:
-        raise UserError(f'--grad-accum-steps {args.grad_accum_steps} is more than the {len(loaders[0])} batches of an epoch')
+        raise UserError(f'--grad-accum-steps {args.grad_accum_steps} exceeds the {len(loaders[0])} batches of an epoch')
+    optimizers, schedulers = _optimizers(args, method, steps_per_epoch)
     evaluator = method.create_evaluator(train_set.shot_counts)
     task, *optimizers = accelerator.prepare(method, *optimizers)
     global_batch_size = batch_size * accelerator.num_processes * args.grad_accum_steps

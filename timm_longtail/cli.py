@@ -32,7 +32,7 @@ def _add_data(parser: argparse.ArgumentParser):
     group.add_argument('--subset-order', choices=('file', 'content'), default='file',
                        help='rows as stored (the published subsets, on the original order), or sorted by pixel digest')
     group.add_argument('--data-seed', type=int, default=0, help='seed of the subset and of the hold-out')
-    group.add_argument('--val-fraction', type=float, default=0.0, help='share of each class held out to choose the best')
+    group.add_argument('--val-fraction', type=float, default=0.0, help='share of each class held out to choose by')
     group.add_argument('--mean', type=float, nargs=3, help='channel means, for values in [0, 1]')
     group.add_argument('--std', type=float, nargs=3, help='channel standard deviations')
 

@@ -55,7 +55,7 @@ def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -
         samples = method.contrastive_views * micro_batch
         lines.insert(4, f'contrast: {samples} samples ({method.contrastive_views} views x {micro_batch} images)')
         if run.grad_accum_steps > 1:
-            lines.insert(5, 'warning: accumulation adds gradients, not contrast: the loss compares within micro-batches')
+            lines.insert(5, 'warning: accumulation does not widen the contrast: it compares within a micro-batch')
     if checkpoint is not None:
         lines.append(f'resumed: {checkpoint}, epoch {run.epoch + 1}, step {run.step}')
     return lines

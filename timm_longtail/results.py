@@ -60,7 +60,7 @@ def is_dirty(recipe: str | None = None, root: Path = ROOT) -> bool | None:
 def require_clean_tree(recipe: str | None = None):
     """Raise a `UserError` where a row of results could not be traced to a commit."""
     if is_dirty(recipe):
-        raise UserError('--results: the code differs from the last commit; commit it first, so that the row can be re-run')
+        raise UserError('--results: the code differs from the last commit; commit it, so that others can run the row')
 
 
 def command_line(num_processes: int) -> str:

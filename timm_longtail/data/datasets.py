@@ -2,10 +2,7 @@
 
 N images, C classes.
 """
-import io
-import logging
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +12,10 @@ import torch
 
 from ..errors import UserError, unknown_name
 from .longtail import hold_out_indices, image_digests, long_tail_counts, long_tail_indices, subset_hash
+from .sources import REGISTRY, Source
 
-__all__ = ['LongTailDataset', 'create_dataset', 'list_datasets', 'register_dataset']
+__all__ = ['LongTailDataset', 'create_dataset', 'list_datasets']
 
-_logger = logging.getLogger(__name__)
-
-DATA_VARIABLE = 'TIMM_LONGTAIL_DATA'
 SPLITS = ('train', 'test')
 
 
@@ -109,42 +104,14 @@ class LongTailDataset:
         return self.subset(rest), self.subset(held)
 
 
-@dataclass
-class Source:
-    """What a data set needs of its storage: labels without pixels, and pixels of chosen rows."""
-    targets: np.ndarray
-    class_names: list[str]
-    decode: Callable[[np.ndarray], torch.Tensor]
-    names: Callable[[np.ndarray], list[str]]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    original_order: bool
-
-
-_REGISTRY: dict[str, tuple[Callable[[str, Path | None], Source], float]] = {}
-
-
-def register_dataset(name: str, imbalance_factor: float = 1.) -> Callable:
-    """Register a function `(split, data_dir) -> Source` under a name; 1 is a set that is never cut.
-
-    Args:
-        name: What `create_dataset` calls it.
-        imbalance_factor: Default factor of the training split.
-    """
-    def register(load: Callable) -> Callable:
-        _REGISTRY[name] = (load, imbalance_factor)
-        return load
-    return register
-
-
 def list_datasets() -> list[str]:
     """Return the names that `create_dataset` takes; a packed file is `packed:` and its path."""
-    return [*sorted(_REGISTRY), 'packed:FILE.safetensors']
+    return [*sorted(REGISTRY), 'packed:FILE.safetensors']
 
 
 def default_imbalance_factor(name: str) -> float:
     """Return the factor that a data set is cut by unless another is asked for; 1 for a set that is never cut."""
-    return _REGISTRY[name][1] if name in _REGISTRY else 1.
+    return REGISTRY[name][1] if name in REGISTRY else 1.
 
 
 def create_dataset(
@@ -179,9 +146,9 @@ def create_dataset(
         raise unknown_name('subset order', subset_order, ('file', 'content'))
     if name.startswith('packed:'):
         return _open_packed(name, split, imbalance_factor)
-    if name not in _REGISTRY:
+    if name not in REGISTRY:
         raise unknown_name('data set', name, list_datasets())
-    load, default_factor = _REGISTRY[name]
+    load, default_factor = REGISTRY[name]
     factor = default_factor if imbalance_factor is None else imbalance_factor
     if default_factor == 1 and factor != 1:
         raise UserError(f'{name} is the balanced set; name {name}_lt to cut it by a factor of {factor:g}')
@@ -236,6 +203,6 @@ def _choose_rows(source: Source, factor: float, seed: int, subset_order: str) ->
     if subset_order == 'file':
         return long_tail_indices(source.targets, counts, seed)
     digests = image_digests(source.decode(np.arange(len(source.targets))))
-    # bytes compare as the digests do: one order of all rows, equal images next to each other
-    order = np.argsort([digest.tobytes() for digest in digests], kind='stable')
+    # four big-endian words a digest, the first one decides: one order of all rows, whatever the storage order
+    order = np.lexsort(digests.view('>u8').T[::-1])
     return order[long_tail_indices(source.targets[order], counts, seed)]

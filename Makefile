@@ -1,0 +1,26 @@
+# Everything runs in .venv, which pip alone builds from setup.cfg.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-timm lint clean
+
+# the default wheel of torch also runs without a GPU; a CPU-only torch cannot import its torchvision
+.venv: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,plots]'
+	touch .venv
+
+demo: .venv  ## train, print the table, export, reload: about a minute on two cores
+	$(BIN)/python -m tests.demo
+
+test: .venv
+	$(BIN)/python -m pytest -q
+
+test-timm: .venv  ## timm's own model tests, from the source distribution of the installed version
+	bash tests/timm_models.sh
+
+lint: .venv
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf .venv .cache output build *.egg-info

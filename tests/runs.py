@@ -1,0 +1,69 @@
+"""Small runs for the tests: a tiny network on a few digits, built by the same code as `train.py`."""
+from functools import cache
+
+import numpy as np
+import torch
+from accelerate.state import AcceleratorState
+
+from timm_longtail import methods
+from timm_longtail.build import build_run, create_accelerator
+from timm_longtail.cli import parse_train_args
+from timm_longtail.data import create_dataset
+from timm_longtail.methods._registry import _METHODS
+
+from .toy_method import Toy
+
+TINY = ['--model', 'resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', 'channels=(8,16,32)', 'cosine_scale=16.0']
+
+
+@cache
+def digits(num_images: int = 64):
+    """Return the first images of `digits_lt`, class after class in turn, so that every class is there."""
+    dataset = create_dataset('digits_lt', 'train')
+    order = np.argsort([np.sum(dataset.targets[:i] == t) for i, t in enumerate(dataset.targets)], kind='stable')
+    small = dataset.subset(order[:num_images])
+    small.shot_counts = list(small.class_counts)
+    return small
+
+
+def all_methods() -> list[str]:
+    """Return the registered methods and the toy."""
+    return [*methods.list_methods(), 'toy']
+
+
+def make_run(method: str, *options: str, dataset=None):
+    """Return a run on the tiny network: `build_run` as `train.py` calls it.
+
+    Args:
+        method: Registered name, or `toy`.
+        *options: Further options of `train.py`.
+        dataset: Images to train and evaluate on; 64 digits by default.
+    """
+    AcceleratorState._reset_state(reset_partial_state=False)
+    _METHODS['toy'] = Toy
+    try:
+        args = parse_train_args(
+            [*TINY, '--no-recipe', '--method', method, '--batch-size', '16', '--lr', '0.05', '--epochs', '2', *options])
+        dataset = dataset or digits()
+        return args, build_run(args, create_accelerator(args.mixed_precision), dataset, dataset)
+    finally:
+        del _METHODS['toy']
+
+
+def assert_same_state(first, second):
+    """Fail unless two runs stand at the same bits: weights, buffers, optimizers, figures."""
+    a, b = first.method.state_dict(), second.method.state_dict()
+    assert a.keys() == b.keys()
+    differing = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not differing
+    for one, other in zip(first.optimizers, second.optimizers):
+        one, other = one.state_dict()['state'], other.state_dict()['state']
+        assert one.keys() == other.keys()
+        for key in one:
+            for name, value in one[key].items():
+                same = torch.equal(value, other[key][name]) if torch.is_tensor(value) else value == other[key][name]
+                assert same, (key, name)
+
+    def figures(run):
+        return [{k: v for k, v in row.items() if 'seconds' not in k} for row in run.history]
+    assert figures(first) == figures(second)

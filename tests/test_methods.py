@@ -1,0 +1,135 @@
+"""What every registered method must do; a new method is tested by being registered."""
+import pytest
+import timm
+import torch
+
+from timm_longtail.checkpoint import LAST, method_state
+from timm_longtail.engine import fit
+from timm_longtail.errors import UserError
+from timm_longtail.methods import create_method, list_methods
+from timm_longtail.models import deployed_state_dict
+
+from .runs import all_methods, assert_same_state, digits, make_run
+
+
+def first_batches(run):
+    for loader in run.loaders:
+        loader.set_epoch(0)
+    return [next(iter(loader)) for loader in run.loaders]
+
+
+@pytest.mark.parametrize('name', all_methods())
+def test_every_trainable_parameter_gets_a_gradient(name):
+    _, run = make_run(name)
+    run.start_epoch(2)
+    batches = first_batches(run)
+    reached = set()
+    for phase in run.method.phases:
+        result = run.method(*batches, phase=phase)
+        assert result['loss'].ndim == 0 and torch.isfinite(result['loss'])
+        assert result['output'] is None or result['output'].shape[0] == 16
+        run.method.zero_grad()
+        result['loss'].backward()
+        for parameter_name, parameter in run.method.named_parameters():
+            # DDP needs a gradient in every phase, zero where the phase leaves the parameter out
+            assert parameter.grad is not None, (phase, parameter_name)
+            if parameter.grad.abs().sum() > 0:
+                reached.add(parameter_name)
+    assert reached == {n for n, p in run.method.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize('name', list_methods())
+def test_overfits_64_images(name):
+    _, run = make_run(name, '--epochs', '40', '--val-interval', '40', '--weight-decay', '0')
+    part, at_least = run.method.overfit_check
+    history = fit(run, 40)
+    assert history[-1][part] >= at_least
+
+
+@pytest.mark.parametrize('name', all_methods())
+@pytest.mark.parametrize('stop_at', [3, 4, 6])  # of 4 steps an epoch: inside an epoch, at its end, inside the next
+def test_resumes_to_the_same_bits(name, stop_at, tmp_path):
+    _, whole = make_run(name, '--model-ema', '--save-steps', '1')
+    fit(whole, 2)
+
+    args, broken = make_run(name, '--model-ema', '--save-steps', '1')
+    broken.output_dir = tmp_path
+    save, saves = broken.save, []
+
+    def save_and_die():
+        save()
+        saves.append(broken.step)
+        if len(saves) == stop_at:
+            raise SystemError('killed')
+    broken.save = save_and_die
+    with pytest.raises(SystemError):
+        fit(broken, 2)
+
+    _, resumed = make_run(name, '--model-ema', '--save-steps', '1')
+    resumed.load_state_dict(torch.load(tmp_path / LAST, weights_only=True))
+    assert (resumed.epoch, resumed.step) == divmod(stop_at, 4)
+    fit(resumed, 2)
+    assert_same_state(whole, resumed)
+    for key, value in whole.ema.module.state_dict().items():
+        if not key.startswith('branches.'):
+            assert torch.equal(value, resumed.ema.module.state_dict()[key]), key
+
+
+@pytest.mark.parametrize('name', all_methods())
+def test_the_deployed_state_dict_stays_plain(name):
+    args, run = make_run(name)
+    plain = timm.create_model(args.model, num_classes=run.method.model.num_classes, **args.model_kwargs)
+    state = method_state(run.method)
+    assert state['state_dict'].keys() == plain.state_dict().keys()
+    assert not {k.removeprefix('model.') for k in state['method_state']} & plain.state_dict().keys()
+    plain.load_state_dict(deployed_state_dict(run.method.model))
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(plain.eval()(x), run.method.model.eval()(x))
+
+
+@pytest.mark.parametrize('name', list_methods())
+def test_views_and_cached_features(name):
+    _, run = make_run(name)
+    features = torch.randn(4, run.method.model.head_hidden_size)
+    assert run.method.features(features) is features
+    assert run.method.features(torch.randn(2, 3, 32, 32)).shape == (2, run.method.model.head_hidden_size)
+
+
+def test_compiling_keeps_the_state_dict_keys():
+    _, run = make_run('bcl')
+    keys = list(run.method.state_dict())
+    run.method.compile_features(backend='eager')
+    assert list(run.method.state_dict()) == keys
+    assert run.method.features(torch.randn(2, 3, 32, 32)).shape == (2, 32)
+
+
+def test_toy_calls_every_hook(tmp_path):
+    _, run = make_run('toy')
+    run.output_dir = tmp_path
+    history = fit(run, 2)
+    run.method.finish(tmp_path, run.train_batches)
+    assert run.method.steps.tolist() == [8, 8]
+    assert run.method.seen == 64
+    assert run.method.average.abs().sum() > 0
+    assert run.method.centres.abs().sum() > 0
+    assert run.method.weight == 0.75
+    assert history[-1]['eval_num_train'] == 64 and run.best['balanced'] is not None
+    assert {'train_loss', 'train_spread', 'train_centres_loss', 'train_accuracy'} <= history[-1].keys()
+    assert run.optimizers[1].param_groups[0]['weight_decay'] == 0.0
+    assert (tmp_path / 'toy.json').exists()
+
+
+def test_unknown_names_and_options():
+    model = timm.create_model('resnet20_cifar')
+    with pytest.raises(UserError, match="unknown method 'bcll'; did you mean bcl"):
+        create_method('bcll', model, [1] * 100)
+    with pytest.raises(UserError, match="no option 'temp'; it takes .*temperature"):
+        create_method('bcl', model, [1] * 100, temp=0.1)
+
+
+@pytest.mark.parametrize('counts', [[5, 3, 2], torch.tensor([5, 3, 2]), torch.tensor([5.0, 3.0, 2.0])])
+def test_class_counts_of_any_kind(counts):
+    model = timm.create_model('resnet20_cifar', num_classes=3)
+    method = create_method('ce', model, counts)
+    assert method.class_counts.tolist() == [5.0, 3.0, 2.0]
+    assert len(digits(64).class_counts) == 10

@@ -1,0 +1,230 @@
+"""`train.py` as a user runs it: a process of its own, its messages, its exit status, its files."""
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from timm_longtail.checkpoint import LAST, PREVIOUS, write_checkpoint
+
+from .runs import TINY
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.script
+SHORT = [*TINY, '--dataset', 'digits_lt', '--no-recipe', '--method', 'bcl', '--batch-size', '64', '--epochs', '2']
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'CUDA_VISIBLE_DEVICES': ''}
+
+
+def launch(*args, script='train.py', launcher=(sys.executable,), **kwargs):
+    command = [*launcher, str(ROOT / script), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=280, **kwargs)
+
+
+def weights(folder):
+    return torch.load(folder / LAST, weights_only=True)
+
+
+def assert_same_weights(one, other):
+    for part in ('state_dict', 'method_state'):
+        assert one[part].keys() == other[part].keys()
+        assert not [k for k in one[part] if not torch.equal(one[part][k], other[part][k])]
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """An uninterrupted run: its output folder and what it printed."""
+    output = tmp_path_factory.mktemp('finished')
+    result = launch(*SHORT, '--save-steps', '2', '--output', output, '--experiment', 'run')
+    assert result.returncode == 0, result.stderr
+    return output / 'run', result.stdout
+
+
+def test_says_what_it_does_and_leaves_what_it_promises(finished):
+    folder, printed = finished
+    for word in ('recipe: none', 'data: digits_lt', 'subset:', 'contrast: 128 samples', 'batch: 64 images global',
+                 'steps an epoch', 'parameters', 'mixed precision no', '| last epoch'):
+        assert word in printed, word
+    names = {p.name for p in folder.iterdir()}
+    assert names == {'args.yaml', 'summary.csv', 'metrics.json', 'class_counts.json', 'per_class.csv', 'export',
+                     LAST, PREVIOUS, 'model_best.pth.tar'}
+    assert {p.name for p in (folder / 'export').iterdir()} == {'config.json', 'model.safetensors', 'README.md'}
+    with open(folder / 'summary.csv') as f:
+        assert [row['epoch'] for row in csv.DictReader(f)] == ['0', '1']
+    metrics = json.loads((folder / 'metrics.json').read_text())
+    assert metrics['last']['few'] is None or 0 <= metrics['last']['few'] <= 100
+    assert metrics['images_seen'] == metrics['global_batch_size'] * 2 * (sum(metrics['class_counts']) // 64)
+    with open(folder / 'per_class.csv') as f:
+        rows = list(csv.DictReader(f))
+    assert [int(row['correct']) for row in rows] == metrics['last']['class_correct']
+
+
+def test_validate_prints_the_same_counts(finished):
+    folder, _ = finished
+    result = launch('--model', f'local-dir:{folder / "export"}', script='validate.py')
+    assert result.returncode == 0, result.stderr
+    last = json.loads((folder / 'metrics.json').read_text())['last']
+    assert f'{sum(last["class_correct"])} of {last["num_images"]} images correct' in result.stdout
+
+
+def test_export_is_the_last_epoch(finished):
+    folder, _ = finished
+    import timm_longtail  # noqa: F401  registers the models
+    model = timm.create_model(f'local-dir:{folder / "export"}', pretrained=True)
+    last = weights(folder)['state_dict']
+    assert all(torch.equal(v, last[k]) for k, v in model.state_dict().items())
+
+
+def test_same_seed_same_bits_other_seed_others(finished, tmp_path):
+    for seed in (0, 1):
+        launch(*SHORT, '--save-steps', '2', '--seed', seed, '--output', tmp_path, '--experiment', seed)
+    assert_same_weights(weights(finished[0]), weights(tmp_path / '0'))
+    with pytest.raises(AssertionError):
+        assert_same_weights(weights(finished[0]), weights(tmp_path / '1'))
+
+
+def test_kill_9_and_resume_to_the_same_bits(finished, tmp_path):
+    """Killed at five random moments of the training, resumed each time, the run ends at the same weights."""
+    args = [*SHORT, '--save-steps', '2', '--log-interval', '1', '--output', tmp_path, '--experiment', 'run']
+    chosen = random.Random(0)
+    for kill in range(5):
+        process = subprocess.Popen(
+            [sys.executable, '-u', str(ROOT / 'train.py'), *args, '--resume', 'auto'],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV)
+        steps_left = chosen.randint(1, 5)
+        for line in process.stdout:
+            steps_left -= line.startswith('epoch')
+            if not steps_left:
+                break
+        time.sleep(chosen.random() * 0.1)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        process.stdout.close()
+    result = launch(*args, '--resume', 'auto')
+    assert result.returncode == 0, result.stderr
+    assert 'resumed:' in result.stdout
+    assert_same_weights(weights(finished[0]), weights(tmp_path / 'run'))
+
+
+def test_ctrl_c_saves_and_exits_130(finished, tmp_path):
+    args = [*SHORT, '--save-steps', '2', '--log-interval', '1', '--output', tmp_path, '--experiment', 'run']
+    process = subprocess.Popen([sys.executable, '-u', str(ROOT / 'train.py'), *args],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    for line in process.stdout:
+        if line.startswith('epoch'):
+            process.send_signal(signal.SIGINT)
+            break
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert error.strip() == 'stopped by SIGINT; continue with --resume auto'
+    assert weights(tmp_path / 'run')['step'] > 0
+    assert launch(*args, '--resume', 'auto').returncode == 0
+    assert_same_weights(weights(finished[0]), weights(tmp_path / 'run'))
+
+
+def test_truncated_checkpoint_falls_back(finished, tmp_path):
+    args = [*SHORT, '--output', tmp_path, '--experiment', 'run']
+    assert launch(*args).returncode == 0
+    last = tmp_path / 'run' / LAST
+    last.write_bytes(last.read_bytes()[:-1000])
+    result = launch(*args, '--resume', 'auto')
+    assert result.returncode == 0
+    assert 'is truncated or is not a checkpoint; falling back to the previous' in result.stdout
+    assert_same_weights(weights(finished[0]), weights(tmp_path / 'run'))
+
+
+@pytest.mark.ddp
+def test_two_processes(tmp_path):
+    """Two processes halve the batch of each, see the same images and end at the same figures on every rank."""
+    launcher = (str(Path(sys.executable).with_name('accelerate')), 'launch', '--multi_gpu', '--num_processes', '2',
+                '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0')
+    args = [*SHORT, '--output', tmp_path, '--epochs', '1', '--batch-size', '32']
+    result = launch(*args, '--experiment', 'two', launcher=launcher)
+    assert result.returncode == 0, result.stderr
+    assert 'batch: 64 images global = 2 processes x 1 accumulated x 32' in result.stdout
+    assert result.stdout.count('| last epoch') == 1
+    metrics = json.loads((tmp_path / 'two' / 'metrics.json').read_text())
+    assert metrics['num_processes'] == 2
+    with open(tmp_path / 'two' / 'summary.csv') as f:
+        row = next(csv.DictReader(f))
+    # sharded evaluation of the epoch = evaluation of the export by one process
+    assert float(row['eval_all']) == pytest.approx(metrics['last']['all'], abs=0.3)
+    assert int(row['eval_num_images']) == metrics['last']['num_images']
+
+
+@pytest.mark.ddp
+def test_processes_that_accelerate_does_not_see(tmp_path):
+    result = launch(*SHORT, '--output', tmp_path, launcher=('env', 'WORLD_SIZE=2', 'ACCELERATE_USE_CPU=', sys.executable))
+    assert result.returncode == 2
+    assert 'processes were launched, Accelerate sees 1' in result.stderr
+
+
+BAD_INPUT = {
+    'model': (['--model', 'bcl_resnet23'], "unknown model 'bcl_resnet23'; did you mean bcl_resnet20"),
+    'method': (['--method', 'bcll'], "unknown method 'bcll'; did you mean bcl"),
+    'data set': (['--dataset', 'cifar100lt'], "unknown data set 'cifar100lt'; did you mean cifar100_lt"),
+    'data folder': (['--dataset', 'cifar100_lt', '--data-dir', '/nowhere'], '/nowhere'),
+    'factor': (['--imbalance-factor', '0.5'], 'at least 1, got 0.5'),
+    'empty class': (['--imbalance-factor', '5000'], 'has no image'),
+    'classes': (['--num-classes', '7'], '--num-classes 7 contradicts digits_lt: 10 classes'),
+    'zero batches': (['--batch-size', '4096'], 'batch'),
+    'both batch sizes': (['--global-batch-size', '8'], 'not both'),
+    'optimizer': (['--opt', 'momentun'], '--opt momentun'),
+    'method option': (['--method-kwargs', 'temp=1'], "method 'bcl' has no option 'temp'"),
+    'model option': (['--model-kwargs', 'depth=3'], '--model-kwargs'),
+    'recipe': (['-c', 'nowhere.yaml'], 'no recipe at nowhere.yaml'),
+    'resume': (['--resume', 'nowhere'], '--resume nowhere: no such file or folder'),
+}
+
+
+@pytest.mark.parametrize('case', BAD_INPUT)
+def test_bad_input_is_one_line(case, tmp_path):
+    options, message = BAD_INPUT[case]
+    result = launch(*SHORT, '--output', tmp_path / 'output', *options)
+    assert result.returncode == 2
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith('train.py: error: ') and message in lines[0], result.stderr
+    assert not (tmp_path / 'output').exists()
+
+
+def test_nan_loss_names_the_step_and_keeps_the_last_good_state(tmp_path):
+    args = [*SHORT, '--method', 'ce', '--output', tmp_path, '--experiment', 'run', '--sched', 'constant']
+    assert launch(*args, '--epochs', '1').returncode == 0
+    good = (tmp_path / 'run' / LAST).read_bytes()
+    result = launch(*args, '--epochs', '2', '--resume', 'auto', '--lr', '1e30')
+    assert result.returncode == 2
+    assert 'the loss is not finite: NaN or infinite in step' in result.stderr and 'of epoch 1' in result.stderr
+    assert LAST in result.stderr
+    assert (tmp_path / 'run' / LAST).read_bytes() == good
+
+
+def test_checkpoint_of_another_architecture(finished, tmp_path):
+    result = launch(*SHORT, '--model-kwargs', 'layers=(2,1,1)', 'channels=(8,16,32)', '--output', tmp_path / 'o',
+                    '--resume', finished[0])
+    assert result.returncode == 2
+    assert 'is of another architecture' in result.stderr and 'keys differ, such as' in result.stderr
+    assert not (tmp_path / 'o').exists()
+
+
+def test_pickle_offered_as_weights(tmp_path):
+    import pickle
+    path = tmp_path / 'weights.pth'
+    path.write_bytes(pickle.dumps({'state_dict': Path('.')}))
+    result = launch(*SHORT, '--output', tmp_path / 'o', '--initial-checkpoint', path)
+    assert result.returncode == 2 and 'refused: it is a pickle' in result.stderr
+    assert not (tmp_path / 'o').exists()
+
+
+def test_starts_from_a_checkpoint(finished, tmp_path):
+    weights_file = tmp_path / 'w.pth'
+    state = torch.load(finished[0] / LAST, weights_only=True)
+    write_checkpoint({'state_dict': state['state_dict']}, weights_file)
+    result = launch(*SHORT, '--output', tmp_path, '--epochs', '1', '--initial-checkpoint', weights_file)
+    assert result.returncode == 0, result.stderr
