@@ -1,4 +1,4 @@
-"""A method that uses every hook of the seam and whose state would betray a hook that is not called, saved or resumed."""
+"""A method that uses every hook of the seam; its state betrays a hook that is not called, saved or resumed."""
 import json
 
 import torch

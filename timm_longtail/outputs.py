@@ -38,7 +38,7 @@ def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -
     micro_batch = run.images_per_step // run.grad_accum_steps
     order = 'the original order' if train_set.original_order else 'not the original order'
     lines = [
-        f'recipe: {args.recipe or "none"}',
+        f'recipe: {results.relative_to_root(args.recipe) or "none"}',
         f'data: {args.dataset}, {len(train_set)} images, {train_set.num_classes} classes of {max(counts)} to '
         f'{min(counts)}, ' + ', '.join(f'{len(groups[name])} {name}' for name in GROUPS),
         f'subset: {train_set.hash}, order {args.subset_order} ({order}), data seed {args.data_seed}',
@@ -119,7 +119,7 @@ def finish(args: Namespace, run: Run, train_set, test_set, started: float) -> di
     export_model(
         run.eval_model, run.output_dir / 'export',
         provenance={**_provenance(row), 'metrics': last},
-        mean=loader.mean, std=loader.std, input_size=train_set.input_size,
+        mean=args.mean or train_set.mean, std=args.std or train_set.std, input_size=train_set.input_size,
         class_names=list(train_set.class_names),
     )
     if args.results:

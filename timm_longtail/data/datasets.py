@@ -57,6 +57,7 @@ class LongTailDataset:
     class_counts: list[int] = field(init=False)
 
     def __post_init__(self):
+        _check_labels(self.name, self.targets, len(self.class_names))
         self.class_counts = np.bincount(self.targets, minlength=len(self.class_names)).tolist()
 
     def __len__(self) -> int:
@@ -154,7 +155,7 @@ def create_dataset(
         raise UserError(f'{name} is the balanced set; name {name}_lt to cut it by a factor of {factor:g}')
     long_tail_counts(1, 1, factor)  # refuses a bad factor before anything is read
     source = load(split, None if data_dir is None else Path(data_dir))
-    _check_labels(name, source)
+    _check_labels(name, source.targets, len(source.class_names))
     rows = np.arange(len(source.targets))
     if split == 'train' and default_factor != 1:
         rows = _choose_rows(source, factor, seed, subset_order)
@@ -178,11 +179,10 @@ def _open_packed(name: str, split: str, imbalance_factor: float | None) -> LongT
     return dataset
 
 
-def _check_labels(name: str, source: Source):
-    wrong = np.flatnonzero((source.targets < 0) | (source.targets >= len(source.class_names)))
+def _check_labels(name: str, targets: np.ndarray, num_classes: int):
+    wrong = np.flatnonzero((targets < 0) | (targets >= num_classes))
     if len(wrong):
-        raise UserError(
-            f'{name}: row {wrong[0]} has label {source.targets[wrong[0]]}, outside 0..{len(source.class_names) - 1}')
+        raise UserError(f'{name}: row {wrong[0]} has label {targets[wrong[0]]}, outside 0..{num_classes - 1}')
 
 
 def _check_classes(dataset: LongTailDataset):

@@ -53,7 +53,7 @@ def long_tail_counts(
     if profile not in _PROFILES:
         raise unknown_name('profile', profile, _PROFILES)
     if not imbalance_factor >= 1:
-        raise UserError(f'the imbalance factor is the largest class over the smallest: at least 1, got {imbalance_factor}')
+        raise UserError(f'the imbalance factor is the largest class over the smallest: >= 1, got {imbalance_factor}')
     if max_count < 1 or num_classes < 1:
         raise UserError(f'need at least one image and one class, got {max_count} images and {num_classes} classes')
     decay = _PROFILES[profile]

@@ -6,6 +6,7 @@ image's result depends neither on the images beside it nor on the device. n imag
 """
 import numpy as np
 import torch
+from einops import rearrange
 
 __all__ = [
     'adjust_brightness',
@@ -184,7 +185,8 @@ def resample(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) ->
         uint8 [n,3,h,w].
     """
     rows, columns = ((weights * _WEIGHT_SCALE).round_() for weights in (rows, columns))
-    pixels = images.double()
-    wide = torch.matmul(pixels, columns.unsqueeze(1).transpose(-1, -2))
-    pixels = torch.matmul(rows.unsqueeze(1), wide)
-    return pixels.mul_(_WEIGHT_SCALE ** -2).round_().clamp_(0, 255).to(torch.uint8)
+    count, channels, height, width = images.shape
+    wide = torch.bmm(images.double().reshape(count, channels * height, width), columns.transpose(1, 2))
+    tall = rearrange(wide, 'n (c h) w -> n h (c w)', c=channels)
+    pixels = rearrange(torch.bmm(rows, tall), 'n h (c w) -> n c h w', c=channels)
+    return (pixels * _WEIGHT_SCALE ** -2).round_().clamp_(0, 255).to(torch.uint8)

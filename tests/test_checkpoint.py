@@ -1,0 +1,254 @@
+"""Checkpoints on disk: whole after a crash at any moment, refused when they could run code, readable by timm."""
+import logging
+import os
+import pickle
+from collections import OrderedDict
+
+import pytest
+import timm
+import torch
+
+from timm_longtail import checkpoint
+from timm_longtail.checkpoint import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    find_checkpoint,
+    load_method_state,
+    method_state,
+    read_checkpoint,
+    write_checkpoint,
+)
+from timm_longtail.engine import fit
+from timm_longtail.errors import UserError
+from timm_longtail.methods import create_method
+
+from .runs import make_run
+
+
+def state(epoch):
+    return {'epoch': epoch, 'state_dict': {'weight': torch.full((50, 50), float(epoch))}}
+
+
+def epochs_on_disk(folder):
+    return {path.name: read_checkpoint(path)['epoch'] for path in folder.glob('*.pth.tar')}
+
+
+def small_method(name='ce', **kwargs):
+    options = dict(dict(num_classes=4, layers=(1, 1, 1), channels=(8, 16, 32)), **kwargs)
+    return create_method(name, timm.create_model('resnet20_cifar', **options), [1] * options['num_classes'])
+
+
+class Canary:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_the_former_file_becomes_the_previous_one(tmp_path):
+    for epoch in range(3):
+        write_checkpoint(state(epoch), tmp_path / LAST, keep_previous=True)
+    write_checkpoint(state(1), tmp_path / BEST)
+    write_checkpoint(state(2), tmp_path / BEST)
+    assert epochs_on_disk(tmp_path) == {LAST: 2, PREVIOUS: 1, BEST: 2}
+    assert {path.name for path in tmp_path.iterdir()} == {LAST, PREVIOUS, BEST}  # no temporary file stays
+    path, content = find_checkpoint(tmp_path)
+    assert path == tmp_path / LAST and torch.equal(content['state_dict']['weight'], state(2)['state_dict']['weight'])
+
+
+@pytest.mark.parametrize('keep_previous', [True, False])
+@pytest.mark.parametrize('failing', ['save', 'fsync', 'replace 1', 'replace 2'])
+def test_a_crash_while_writing_leaves_a_whole_file(failing, keep_previous, tmp_path, monkeypatch):
+    for epoch in (1, 2):
+        write_checkpoint(state(epoch), tmp_path / LAST, keep_previous=True)
+    replaced = []
+
+    def save(content, f):
+        f.write(b'PK half a file')
+        raise SystemError('killed')
+
+    def fsync(descriptor):
+        raise SystemError('killed')
+
+    def replace(source, target, original=os.replace):
+        replaced.append(target)
+        if len(replaced) == int(failing.split()[-1]):
+            raise SystemError('killed')
+        original(source, target)
+
+    with monkeypatch.context() as patch:
+        if failing == 'save':
+            patch.setattr(checkpoint.torch, 'save', save)
+        elif failing == 'fsync':
+            patch.setattr(checkpoint.os, 'fsync', fsync)
+        else:
+            patch.setattr(checkpoint.os, 'replace', replace)
+        if failing == 'replace 2' and not keep_previous:
+            write_checkpoint(state(3), tmp_path / LAST)
+            assert epochs_on_disk(tmp_path) == {LAST: 3, PREVIOUS: 1} and len(replaced) == 1
+            return
+        with pytest.raises(SystemError, match='killed'):
+            write_checkpoint(state(3), tmp_path / LAST, keep_previous=keep_previous)
+    # between the two renames the newest whole file is the previous one
+    assert epochs_on_disk(tmp_path) == ({PREVIOUS: 2} if failing == 'replace 2' else {LAST: 2, PREVIOUS: 1})
+    assert find_checkpoint(tmp_path)[1]['epoch'] == 2
+    write_checkpoint(state(4), tmp_path / LAST, keep_previous=keep_previous)  # what was left over is in nobody's way
+    assert find_checkpoint(tmp_path)[1]['epoch'] == 4
+    assert not list(tmp_path.glob('*.tmp'))
+
+
+def test_the_bytes_are_on_disk_before_the_name_changes(tmp_path, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(checkpoint.os, 'fsync', lambda *args: calls.append('fsync') or fsync(*args))
+    monkeypatch.setattr(checkpoint.os, 'replace', lambda *args: calls.append('replace') or replace(*args))
+    write_checkpoint(state(0), tmp_path / LAST)
+    assert calls[:2] == ['fsync', 'replace']
+
+
+def truncate(path, size):
+    content = path.read_bytes()
+    path.write_bytes(content[:int(len(content) * size) if isinstance(size, float) else size])
+
+
+@pytest.mark.parametrize('size', [0, 1, 2, 100, 0.5, 0.99, -1])
+def test_a_truncated_file_falls_back_to_the_previous(size, tmp_path, caplog):
+    for epoch in (1, 2):
+        write_checkpoint(state(epoch), tmp_path / LAST, keep_previous=True)
+    truncate(tmp_path / LAST, size)
+    with pytest.raises(UserError, match=f'{LAST} is truncated'):
+        read_checkpoint(tmp_path / LAST)
+    with caplog.at_level(logging.WARNING, logger='timm_longtail'):
+        path, content = find_checkpoint(tmp_path)
+    assert path == tmp_path / PREVIOUS and content['epoch'] == 1
+    assert len(caplog.messages) == 1
+    assert LAST in caplog.messages[0] and 'falling back to the previous checkpoint' in caplog.messages[0]
+
+
+def test_two_broken_files_are_an_error_and_none_is_not(tmp_path):
+    assert find_checkpoint(tmp_path) is None
+    for epoch in (1, 2):
+        write_checkpoint(state(epoch), tmp_path / LAST, keep_previous=True)
+    for name in (LAST, PREVIOUS):
+        truncate(tmp_path / name, 0.5)
+    with pytest.raises(UserError, match='is truncated'):
+        find_checkpoint(tmp_path)
+    (tmp_path / PREVIOUS).unlink()
+    with pytest.raises(UserError, match=f'{LAST} is truncated'):
+        find_checkpoint(tmp_path)
+    with pytest.raises(UserError, match='no checkpoint at'):
+        read_checkpoint(tmp_path / PREVIOUS)
+
+
+@pytest.mark.filterwarnings('ignore:Detected pickle protocol')
+@pytest.mark.parametrize('protocol', [2, 4])
+@pytest.mark.parametrize('write', ['torch.save', 'torch.save, legacy', 'pickle.dump'])
+def test_a_pickle_with_an_object_is_refused_and_not_run(write, protocol, tmp_path):
+    path, canary = tmp_path / LAST, tmp_path / 'canary'
+    content = {'epoch': 1, 'state_dict': {'weight': Canary(canary)}}
+    if write == 'pickle.dump':
+        path.write_bytes(pickle.dumps(content, protocol))
+    else:
+        torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization='legacy' not in write)
+    with pytest.raises(UserError, match='refused: it is a pickle that holds more than tensors and plain types'):
+        read_checkpoint(path)
+    assert not canary.exists()
+    pickle.loads(pickle.dumps(content, protocol))  # the canary sings when it is let
+    assert canary.exists()
+
+
+@pytest.mark.parametrize('content', [torch.zeros(3), [1, 2], {'weight': torch.zeros(3)}])
+def test_a_file_that_is_no_checkpoint(content, tmp_path):
+    torch.save(content, tmp_path / LAST)
+    with pytest.raises(UserError, match='is not a training checkpoint: it has no state_dict'):
+        read_checkpoint(tmp_path / LAST)
+
+
+@pytest.mark.parametrize('kwargs, named', [
+    (dict(layers=(2, 1, 1)), 'model.layer1.1.'),
+    (dict(num_classes=5), 'model.fc.weight'),
+])
+def test_another_architecture_names_the_keys_that_differ(kwargs, named):
+    method, other = small_method(), small_method(**kwargs)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    count = sum(name not in before or before[name].shape != value.shape for name, value in other.state_dict().items())
+    with pytest.raises(UserError, match=rf'^FILE is of .* \(some_net\): {count} keys differ') as error:
+        load_method_state(method, {**method_state(other), 'arch': 'some_net'}, 'FILE')
+    assert named in str(error.value)
+    assert all(torch.equal(before[name], value) for name, value in method.state_dict().items())  # nothing half-loaded
+
+
+def test_another_method_names_the_keys_that_differ():
+    content = {**method_state(small_method('bcl', cosine_scale=30.0)), 'arch': 'resnet20_cifar'}
+    with pytest.raises(UserError, match=r'keys differ, such as model\.branches\.projector|model\.branches\.prototype'):
+        load_method_state(small_method('ce', cosine_scale=30.0), content, 'FILE')
+
+
+def test_the_state_of_a_method_comes_back():
+    one, other = (small_method('bcl', cosine_scale=30.0) for _ in range(2))
+    content = method_state(one)
+    assert not any(name.startswith('branches.') for name in content['state_dict'])
+    assert any(name.startswith('model.branches.') for name in content['method_state'])
+    load_method_state(other, content, 'FILE')
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+PLAIN = (bool, dict, float, int, list, OrderedDict, str, torch.Tensor, tuple, type(None))
+
+
+def assert_same(a, b, where='state'):
+    """Fail unless two nested values have the same plain types and bits."""
+    assert type(a) is type(b) and type(a) in PLAIN, (where, type(a), type(b))
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_same(a[key], b[key], f'{where}[{key!r}]')
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f'{where}[{i}]')
+    else:
+        assert a == b, where
+
+
+def finished_run(folder):
+    """Return a run of two epochs in `folder`, with all the files it leaves, and the state of a save inside an epoch."""
+    _, run = make_run('toy', '--model-ema', '--clip-grad', '5', '--method-kwargs', 'momentum=0.8')
+    run.output_dir, run.save_steps = folder, 2
+    states, save = [], run.save
+
+    def save_and_keep():
+        save()
+        states.append(read_checkpoint(folder / LAST))
+        assert_same(run.state_dict(), states[-1])
+    run.save = save_and_keep
+    fit(run, 2)
+    return run, states
+
+
+def test_all_that_a_run_writes_comes_back_with_weights_only(tmp_path):
+    run, states = finished_run(tmp_path)
+    assert [(s['epoch'], s['step']) for s in states] == [(0, 2), (1, 0), (1, 2), (2, 0)]
+    assert {'torch_rng', 'method_rng', 'sums', 'state_dict_ema', 'method_state'} <= states[0].keys()
+    assert not {'torch_rng', 'method_rng', 'sums'} & states[-1].keys()
+    assert {LAST, PREVIOUS, BEST} == {path.name for path in tmp_path.iterdir()}
+    assert read_checkpoint(tmp_path / PREVIOUS)['epoch'] == 1
+    best = read_checkpoint(tmp_path / BEST)
+    assert best['metric'] == max(row[run.headline] for row in run.history)
+    assert best['epoch'] - 1 == best['best']['epoch']
+
+
+def test_timm_loads_the_file(tmp_path):
+    run, _ = finished_run(tmp_path)
+    args = run.args
+    for use_ema, trained in ((False, run.method.model), (True, run.ema.module)):
+        model = timm.create_model(args['model'], num_classes=run.method.model.num_classes, **args['model_kwargs'])
+        result = timm.models.load_checkpoint(model, str(tmp_path / LAST), use_ema=use_ema)
+        assert not result.missing_keys and not result.unexpected_keys
+        assert all(torch.equal(value, trained.state_dict()[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,256 @@
+"""The evaluator against scikit-learn and against loops, on logits as an imbalanced model would give them."""
+import warnings
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from torch import nn
+
+from timm_longtail.evaluate import GROUPS, LongTailEvaluator, format_table
+
+# both limits from both sides: 100 is not many, 20 is few by one rule and medium by the other
+SHOT_COUNTS = [500, 101, 100, 99, 50, 21, 20, 20, 19, 5]
+MANY, MEDIUM, FEW = [0, 1], [2, 3, 4, 5, 6, 7], [8, 9]
+MEDIUM_INCLUSIVE, FEW_INCLUSIVE = [2, 3, 4, 5], [6, 7, 8, 9]
+
+
+def predictions(num_images=300, num_classes=10, seed=0, scale=1.5):
+    """Logits that lean to the class and, as a model trained on a long tail, to the head; uneven test classes."""
+    random = torch.Generator().manual_seed(seed)
+    target = torch.randint(num_classes, (num_images,), generator=random)
+    target = torch.minimum(target, torch.randint(num_classes, (num_images,), generator=random))
+    logits = scale * torch.randn(num_images, num_classes, generator=random) - 0.2 * torch.arange(num_classes)
+    logits[torch.arange(num_images), target] += 2
+    return logits, target
+
+
+def evaluate(logits, target, shot_counts=SHOT_COUNTS, batch_size=64):
+    evaluator = LongTailEvaluator(shot_counts)
+    evaluator.start(nn.Identity(), None)
+    for x, y in zip(logits.split(batch_size), target.split(batch_size)):
+        evaluator.update(nn.Identity(), x, y)
+    return evaluator.compute()
+
+
+def close(value):
+    return pytest.approx(value, rel=1e-12)
+
+
+def class_accuracies(logits, target):
+    """Percent right of each class that has images, in loops."""
+    right, total = {}, {}
+    for row, label in zip(logits.tolist(), target.tolist()):
+        total[label] = total.get(label, 0) + 1
+        right[label] = right.get(label, 0) + (row.index(max(row)) == label)
+    return {label: 100 * right[label] / total[label] for label in total}
+
+
+def calibration_error(logits, target, num_bins=15):
+    """Expected calibration error of Guo et al. in percent: sum over bins of share * |accuracy - confidence|."""
+    probabilities = torch.softmax(logits.double(), dim=1)
+    error = 0.0
+    for b in range(num_bins):
+        confidences, hits = [], []
+        for p, label in zip(probabilities, target.tolist()):
+            confidence = float(p.max())
+            if b / num_bins <= confidence < (b + 1) / num_bins or (b == num_bins - 1 and confidence == 1):
+                confidences.append(confidence)
+                hits.append(int(p.argmax()) == label)
+        if hits:
+            gap = abs(sum(hits) / len(hits) - sum(confidences) / len(confidences))
+            error += len(hits) / len(target) * gap
+    return 100 * error
+
+
+@pytest.mark.parametrize('seed', [0, 1])
+def test_agrees_with_scikit_learn(seed):
+    logits, target = predictions(seed=seed)
+    predicted = logits.argmax(dim=1)
+    metrics = evaluate(logits, target)
+    assert 0 < metrics['all'] < 100
+    assert metrics['all'] == close(100 * accuracy_score(target, predicted))
+    assert metrics['balanced'] == close(100 * balanced_accuracy_score(target, predicted))
+    assert metrics['macro_f1'] == close(100 * f1_score(target, predicted, average='macro'))
+    assert metrics['loss'] == pytest.approx(float(nn.functional.cross_entropy(logits.double(), target)), rel=1e-8)
+
+
+@pytest.mark.parametrize('scale', [0.3, 1.5, 400.0])  # from timid to confidences of exactly 1
+def test_agrees_with_loops(scale):
+    logits, target = predictions(scale=scale)
+    metrics = evaluate(logits, target)
+    accuracy = class_accuracies(logits, target)
+
+    def mean(classes):
+        return close(sum(accuracy[c] for c in classes) / len(classes))
+    assert metrics['class_accuracy'] == [close(accuracy[c]) for c in range(10)]
+    assert metrics['many'] == mean(MANY)
+    assert metrics['medium'] == mean(MEDIUM)
+    assert metrics['few'] == mean(FEW)
+    assert metrics['medium_inclusive'] == mean(MEDIUM_INCLUSIVE)
+    assert metrics['few_inclusive'] == mean(FEW_INCLUSIVE)
+    assert metrics['balanced'] == mean(range(10))
+    assert metrics['worst_class'] == close(min(accuracy.values()))
+    assert metrics['ece'] == pytest.approx(calibration_error(logits, target), rel=1e-9)
+    assert metrics['num_images'] == len(target)
+    assert metrics['class_total'] == [int((target == c).sum()) for c in range(10)]
+    assert sum(metrics['class_correct']) == int((logits.argmax(dim=1) == target).sum())
+
+
+@pytest.mark.parametrize('count, group, inclusive', [
+    (101, 'many', 'many'), (100, 'medium', 'medium'), (21, 'medium', 'medium'),
+    (20, 'medium', 'few'), (19, 'few', 'few'),
+])
+def test_group_of_a_class_at_the_limits(count, group, inclusive):
+    # one class, one image, right: its group is the one that is not empty
+    metrics = evaluate(torch.ones(1, 1), torch.zeros(1, dtype=torch.int64), [count])
+    assert {name for name in GROUPS if metrics[name] is not None} == {group}
+    other = {name.removesuffix('_inclusive') for name in ('many', 'medium_inclusive', 'few_inclusive')
+             if metrics[name] is not None}
+    assert other == {inclusive}
+
+
+def test_empty_group_is_none_and_not_zero():
+    logits, target = predictions(num_classes=3)
+    metrics = evaluate(logits, target, [300, 200, 50])
+    assert metrics['few'] is None and metrics['few_inclusive'] is None
+    assert metrics['many'] is not None and metrics['medium'] == metrics['medium_inclusive']
+    assert '| run |' in format_table({'run': metrics})
+    assert format_table({'run': metrics}).splitlines()[-1].split('|')[5].strip() == 'n/a'
+
+
+def test_classes_absent_from_the_test_are_left_out():
+    logits, target = predictions()
+    kept = (target != 9) & (target != 4)
+    logits, target = logits[kept], target[kept]
+    predicted = logits.argmax(dim=1)
+    assert {4, 9} & set(predicted.tolist())  # they are still predicted
+    metrics = evaluate(logits, target)
+    accuracy = class_accuracies(logits, target)
+    seen = sorted(accuracy)
+    assert metrics['class_accuracy'][4] is None and metrics['class_accuracy'][9] is None
+    assert metrics['class_total'][4] == metrics['class_correct'][9] == 0
+    assert metrics['few'] == close(accuracy[8])
+    assert metrics['medium'] == close(sum(accuracy[c] for c in (2, 3, 5, 6, 7)) / 5)
+    assert metrics['worst_class'] == close(min(accuracy.values()))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # scikit-learn remarks on the predicted classes that have no image
+        assert metrics['balanced'] == close(100 * balanced_accuracy_score(target, predicted))
+    assert metrics['macro_f1'] == close(100 * f1_score(target, predicted, labels=seen, average='macro'))
+
+
+def test_a_group_whose_classes_have_no_test_image_is_none():
+    logits, target = predictions()
+    kept = target < 8
+    metrics = evaluate(logits[kept], target[kept])
+    assert metrics['few'] is None
+    assert metrics['few_inclusive'] is not None
+
+
+def test_a_class_that_is_never_right():
+    target = torch.tensor([0, 0, 1])
+    metrics = evaluate(nn.functional.one_hot(torch.tensor([0, 0, 0]), 2).float(), target, [200, 10])
+    assert metrics['worst_class'] == 0.0 and metrics['few'] == 0.0 and metrics['many'] == 100.0
+    assert metrics['macro_f1'] == close((100 * 2 * 2 / 5 + 0) / 2)
+
+
+def test_no_image_gives_none_everywhere():
+    metrics = LongTailEvaluator(SHOT_COUNTS).compute()
+    for name in ('all', *GROUPS, 'balanced', 'worst_class', 'macro_f1', 'ece', 'loss'):
+        assert metrics[name] is None
+    assert metrics['num_images'] == 0
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_batch_size_does_not_matter_to_the_bit(dtype):
+    logits, target = predictions(num_images=1000)
+    whole = evaluate(logits.to(dtype), target, batch_size=1000)
+    for batch_size in (1, 7, 64, 999):
+        assert evaluate(logits.to(dtype), target, batch_size=batch_size) == whole
+
+
+def test_start_forgets_what_was_added():
+    logits, target = predictions()
+    evaluator = LongTailEvaluator(SHOT_COUNTS)
+    evaluator.add(logits.flip(1), target)
+    evaluator.start(nn.Identity(), None)
+    evaluator.add(logits, target)
+    assert evaluator.compute()['class_correct'] == evaluate(logits, target)['class_correct']
+
+
+def test_compute_can_be_called_again_and_in_between():
+    logits, target = predictions()
+    evaluator = LongTailEvaluator(SHOT_COUNTS)
+    evaluator.add(logits[:100], target[:100])
+    assert evaluator.compute() == evaluator.compute() == evaluate(logits[:100], target[:100], batch_size=100)
+    evaluator.add(logits[100:], target[100:])
+    assert evaluator.compute()['class_correct'] == evaluate(logits, target)['class_correct']
+
+
+def test_sums_are_wide():
+    logits, target = predictions()
+    evaluator = LongTailEvaluator(SHOT_COUNTS)
+    evaluator.add(logits.bfloat16(), target)
+    counts = {'total', 'correct', 'predicted', 'bin_correct'}
+    assert counts < evaluator._sums.keys()
+    for name, value in evaluator._sums.items():
+        assert value.dtype in ((torch.int64,) if name in counts else (torch.int64, torch.float64)), name
+
+
+def test_add_does_not_synchronise():
+    # a meta tensor has no values: whatever would read one on the host raises
+    evaluator = LongTailEvaluator(SHOT_COUNTS)
+    for _ in range(2):
+        evaluator.add(torch.randn(8, 10, device='meta'), torch.zeros(8, dtype=torch.int64, device='meta'))
+    assert all(value.device.type == 'meta' for value in evaluator._sums.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+def test_add_does_not_synchronise_on_cuda():
+    logits, target = (x.cuda() for x in predictions())
+    evaluator = LongTailEvaluator(SHOT_COUNTS)
+    evaluator.add(logits, target)
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        evaluator.add(logits, target)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    once = evaluate(logits.cpu(), target.cpu())['class_correct']
+    assert evaluator.compute()['class_correct'] == [2 * n for n in once]
+
+
+@pytest.mark.parametrize('shot_counts', [SHOT_COUNTS, torch.tensor(SHOT_COUNTS), torch.tensor(SHOT_COUNTS).numpy()])
+def test_shot_counts_of_any_kind(shot_counts):
+    logits, target = predictions()
+    assert evaluate(logits, target, shot_counts) == evaluate(logits, target)
+
+
+@pytest.mark.parametrize('columns', [('all', *GROUPS), ('all', 'few_inclusive', 'worst_class'), ('ece',)])
+@pytest.mark.parametrize('names', [('a',), ('last epoch', 'best epoch (12, by hold-out)')])
+def test_table_is_well_formed_markdown(columns, names):
+    metrics = evaluate(*predictions())
+    rows = {name: {**metrics, 'few_inclusive': None} for name in names}
+    rows[names[0]].pop('many')
+    header, rule, *body = format_table(rows, columns).splitlines()
+    assert len(body) == len(names)
+    bars = [i for i, character in enumerate(header) if character == '|']
+    assert len(bars) == len(columns) + 2 and bars[0] == 0 and bars[-1] == len(header) - 1
+    for line in (rule, *body):
+        assert [i for i, character in enumerate(line) if character == '|'] == bars and len(line) == len(header)
+    left, *right = rule.strip('|').split('|')
+    assert set(left) == {':', '-'} and left[0] == ':'
+    assert all(set(cell) == {'-', ':'} and cell[-1] == ':' and len(cell) >= 4 for cell in right)
+    for name, line in zip(names, body):
+        title, *cells = [cell.strip() for cell in line.strip('|').split('|')]
+        assert title == name
+        values = [rows[name].get(column) for column in columns]
+        assert cells == ['n/a' if value is None else f'{value:.2f}' for value in values]
+
+
+def test_table_of_a_perfect_model():
+    perfect = {name: 100.0 for name in ('all', *GROUPS)}
+    assert format_table({'x': perfect}) == '\n'.join([
+        '|   |    All |   Many | Medium |    Few |',
+        '|:--|-------:|-------:|-------:|-------:|',
+        '| x | 100.00 | 100.00 | 100.00 | 100.00 |',
+    ])

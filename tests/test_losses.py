@@ -1,0 +1,443 @@
+"""Losses: against loops written from the papers, closed forms, invariances, precision, and what a graph can hold.
+
+A new loss gets the generic tests by one line in CASES. Shapes: B batch, C classes, D width.
+"""
+import inspect
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import losses as reference
+
+from timm_longtail import losses
+from timm_longtail.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a loss may ask for, by the names of its arguments."""
+    logits: torch.Tensor  # [B, C]
+    target: torch.Tensor  # [B]
+    soft_target: torch.Tensor  # [B, C]
+    class_counts: torch.Tensor  # [C]
+    embeddings: torch.Tensor  # [B, D], unit rows
+    prototypes: torch.Tensor  # [C, D], unit rows
+
+    def apply(self, function, *names):
+        return replace(self, **{name: function(getattr(self, name)) for name in names})
+
+    def permute_rows(self, order):
+        return self.apply(lambda t: t[order], 'logits', 'target', 'soft_target', 'embeddings')
+
+    def permute_classes(self, order):
+        """Class order[c] becomes class c."""
+        sample = self.apply(lambda t: t[:, order], 'logits', 'soft_target').apply(lambda t: order.argsort()[t], 'target')
+        return sample.apply(lambda t: t[order], 'class_counts', 'prototypes')
+
+    def rotate(self, rotation):
+        return self.apply(lambda t: t @ rotation, 'embeddings', 'prototypes')
+
+
+FLOATS = ('logits', 'soft_target', 'embeddings', 'prototypes')
+
+# B, C, D and what the targets are; class ids where they are given
+SHAPES = {
+    'random': (9, 4, 5, None),
+    'wide': (6, 3, 16, None),
+    'class absent': (8, 4, 3, [1, 3, 1, 3, 3, 2, 1, 1]),
+    'one class': (5, 3, 4, [2] * 5),
+    'every class once': (4, 4, 3, [2, 0, 3, 1]),
+    'one anchor of its class': (5, 2, 3, [0, 0, 1, 0, 0]),
+    'one row': (1, 3, 4, [1]),
+    'one class in all': (4, 1, 3, [0] * 4),
+}
+
+
+def make_sample(shape='random', seed=0, dtype=torch.float64):
+    batch_size, num_classes, width, target = SHAPES[shape]
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    sample = Sample(
+        logits=2 * normal(batch_size, num_classes),
+        target=torch.randint(num_classes, (batch_size,), generator=generator) if target is None
+        else torch.tensor(target),
+        soft_target=normal(batch_size, num_classes).softmax(1),
+        class_counts=torch.tensor([int(500 * 0.4 ** c) for c in range(num_classes)]),
+        embeddings=F.normalize(normal(batch_size, width)),
+        prototypes=F.normalize(normal(num_classes, width)),
+    )
+    return sample.apply(lambda t: t.to(dtype), *FLOATS)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss, its loop version, the fields of a sample it takes in order, and its options."""
+    loss: callable
+    fields: tuple
+    options: dict
+    leaves: tuple  # the fields with a gradient
+
+    def __call__(self, sample, loss=None, **options):
+        return (loss or self.loss)(*(getattr(sample, field) for field in self.fields), **self.options, **options)
+
+    def reference(self, sample):
+        return self(sample, loss=getattr(reference, self.loss.__name__))
+
+    def value_and_gradients(self, sample, function=None):
+        sample = sample.apply(lambda t: t.detach().clone().requires_grad_(), *self.leaves)
+        value = (function or self)(sample)
+        value.backward()
+        return value.detach(), [getattr(sample, leaf).grad for leaf in self.leaves]
+
+
+def case(loss, *fields, leaves=None, **options):
+    leaves = leaves or tuple(field for field in fields if field in FLOATS and 'target' not in field)
+    return Case(loss, fields, options, leaves)
+
+
+CASES = {
+    'logit_adjusted_cross_entropy': case(losses.logit_adjusted_cross_entropy, 'logits', 'target', 'class_counts'),
+    'logit_adjusted_cross_entropy, soft': case(
+        losses.logit_adjusted_cross_entropy, 'logits', 'soft_target', 'class_counts', tau=1.5),
+    'sup_con_loss': case(losses.sup_con_loss, 'embeddings', 'target', temperature=0.1),
+    'sup_con_loss, warm': case(losses.sup_con_loss, 'embeddings', 'target', temperature=0.7),
+    'balanced_sup_con_loss': case(
+        losses.balanced_sup_con_loss, 'embeddings', 'target', 'prototypes', temperature=0.1),
+    'balanced_sup_con_loss, warm': case(
+        losses.balanced_sup_con_loss, 'embeddings', 'target', 'prototypes', temperature=0.7),
+}
+
+each_case = pytest.mark.parametrize('case', CASES.values(), ids=CASES)
+each_shape = pytest.mark.parametrize('shape', SHAPES)
+each_reduced = pytest.mark.parametrize(
+    'case', [case for case in CASES.values() if 'reduction' in inspect.signature(case.loss).parameters],
+    ids=[name for name, case in CASES.items() if 'reduction' in inspect.signature(case.loss).parameters])
+
+
+def test_every_loss_has_a_case():
+    assert {case.loss.__name__ for case in CASES.values()} == set(losses.__all__)
+
+
+# against the loops
+
+@each_case
+@each_shape
+def test_equals_the_loops(case, shape):
+    sample = make_sample(shape)
+    value, gradients = case.value_and_gradients(sample)
+    expected, expected_gradients = case.value_and_gradients(sample, case.reference)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-9, atol=1e-11)
+
+
+@each_case
+def test_gradcheck(case):
+    sample = make_sample()
+    leaves = [getattr(sample, leaf).requires_grad_() for leaf in case.leaves]
+    assert torch.autograd.gradcheck(
+        lambda *tensors: case(replace(sample, **dict(zip(case.leaves, tensors, strict=True)))), leaves)
+
+
+# invariances
+
+@each_case
+def test_order_of_rows(case):
+    sample = make_sample()
+    order = torch.randperm(len(sample.target), generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(case(sample.permute_rows(order)), case(sample), rtol=1e-12, atol=1e-12)
+
+
+@each_case
+def test_names_of_classes(case):
+    sample = make_sample()
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(case(sample.permute_classes(order)), case(sample), rtol=1e-12, atol=1e-12)
+
+
+@each_case
+def test_rotation(case):
+    sample = make_sample()
+    rotation, _ = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
+    torch.testing.assert_close(case(sample.rotate(rotation)), case(sample), rtol=1e-12, atol=1e-12)
+
+
+# precision
+
+@each_case
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_precision(case, dtype):
+    sample = make_sample()
+    value, gradients = case.value_and_gradients(sample.apply(lambda t: t.to(dtype), *FLOATS))
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert all(gradient.dtype == dtype for gradient in gradients)
+    # what a half type loses is the rounding of its input, nothing on the way
+    rounded = sample.apply(lambda t: t.to(dtype).double(), *FLOATS)
+    torch.testing.assert_close(value.double(), case(rounded), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        value.double(), case(sample), rtol={torch.bfloat16: 3e-2, torch.float16: 3e-3}.get(dtype, 1e-5), atol=1e-6)
+
+
+@each_case
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(case, dtype):
+    sample = make_sample(dtype=dtype)
+    expected = case.value_and_gradients(sample)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        value, gradients = case.value_and_gradients(sample)
+        assert torch.is_autocast_enabled('cpu')
+    torch.testing.assert_close((value, gradients), expected, rtol=0, atol=0)
+
+
+@each_case
+def test_large_and_small_numbers_stay_finite(case):
+    sample = make_sample(dtype=torch.float32).apply(lambda t: 1e4 * t, 'logits')
+    case = replace(case, options={key: 1e-3 if key == 'temperature' else v for key, v in case.options.items()})
+    value, gradients = case.value_and_gradients(sample)
+    expected, _ = case.value_and_gradients(sample.apply(torch.Tensor.double, *FLOATS))
+    torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-4)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+# reductions
+
+@each_reduced
+@each_shape
+def test_reductions(case, shape):
+    sample = make_sample(shape)
+    rows = case(sample, reduction='none')
+    assert rows.shape == sample.target.shape
+    torch.testing.assert_close(case(sample, reduction='mean'), rows.mean())
+    torch.testing.assert_close(case(sample, reduction='sum'), rows.sum())
+    assert torch.equal(case(sample), case(sample, reduction='mean'))
+
+
+@each_reduced
+def test_unknown_reduction(case):
+    with pytest.raises(UserError, match="unknown reduction 'average', expected 'mean', 'sum' or 'none'"):
+        case(make_sample(), reduction='average')
+
+
+# no operation that needs the values of a tensor
+
+@each_case
+@each_shape
+def test_runs_without_values(case, shape):
+    sample = make_sample(shape, dtype=torch.float32)
+    sample = sample.apply(lambda t: t.to('meta'), *FLOATS, 'target', 'class_counts')
+    value, gradients = case.value_and_gradients(sample)
+    assert value.is_meta and value.shape == () and value.dtype == torch.float32
+    assert [g.shape for g in gradients] == [getattr(sample, leaf).shape for leaf in case.leaves]
+
+
+@each_case
+def test_traces_into_one_graph(case):
+    sample = make_sample()
+    compiled = replace(case, loss=torch.compile(case.loss, fullgraph=True, backend='aot_eager'))
+    torch.testing.assert_close(compiled.value_and_gradients(sample), case.value_and_gradients(sample))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@each_case
+def test_never_waits_for_the_device(case):
+    sample = make_sample(dtype=torch.float32)
+    on_device = sample.apply(lambda t: t.cuda(), *FLOATS, 'target', 'class_counts')
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        value, _ = case.value_and_gradients(on_device)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    torch.testing.assert_close(value.cpu(), case(sample), rtol=1e-4, atol=1e-5)
+
+
+# logit adjustment
+
+@pytest.mark.parametrize('tau', [0.5, 1.0, 2.0])
+def test_uniform_counts_are_cross_entropy(tau):
+    sample = make_sample()
+    value = losses.logit_adjusted_cross_entropy(sample.logits, sample.target, [7] * 4, tau)
+    torch.testing.assert_close(value, F.cross_entropy(sample.logits, sample.target))
+
+
+def test_tau_0_is_cross_entropy():
+    sample = make_sample()
+    value = losses.logit_adjusted_cross_entropy(sample.logits, sample.target, sample.class_counts, tau=0.0)
+    torch.testing.assert_close(value, F.cross_entropy(sample.logits, sample.target))
+
+
+def test_zero_logits_give_the_prior():
+    value = losses.logit_adjusted_cross_entropy(torch.zeros(2, 2), torch.tensor([0, 1]), [3, 1])
+    torch.testing.assert_close(value, -torch.tensor([3 / 4, 1 / 4]).log().mean())
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.int64, torch.bool])
+def test_one_hot_targets_equal_ids(dtype):
+    sample = make_sample()
+    one_hot = F.one_hot(sample.target, 4).to(dtype)
+    torch.testing.assert_close(
+        losses.logit_adjusted_cross_entropy(sample.logits, one_hot, sample.class_counts),
+        losses.logit_adjusted_cross_entropy(sample.logits, sample.target, sample.class_counts))
+
+
+@pytest.mark.parametrize('convert', [
+    torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.double, torch.Tensor.float, torch.Tensor.int,
+    lambda counts: counts / counts.sum(),
+], ids=['list', 'array', 'float64', 'float32', 'int32', 'frequencies'])
+def test_any_kind_of_counts(convert):
+    sample = make_sample(dtype=torch.float32)
+    value = losses.logit_adjusted_cross_entropy(sample.logits, sample.target, convert(sample.class_counts))
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, CASES['logit_adjusted_cross_entropy'](sample))
+
+
+@pytest.mark.parametrize('counts, message', [
+    ([5, 0, 2, 1], 'class counts must be positive, class 1 is not'),
+    ([5, 3, 2, -1], 'class counts must be positive, class 3 is not'),
+    ([5, 3, float('nan'), 1], 'class counts must be positive, class 2 is not'),
+    ([5, 3, 2], r'expected 4 class counts, one a column of logits, got \[3\]'),
+    (5, r'expected 4 class counts, one a column of logits, got \[\]'),
+])
+def test_bad_counts(counts, message):
+    sample = make_sample()
+    with pytest.raises(UserError, match=message):
+        losses.logit_adjusted_cross_entropy(sample.logits, sample.target, counts)
+
+
+# contrast
+
+def identical_rows(num_rows, width=3):
+    return F.normalize(torch.ones(num_rows, width, dtype=torch.float64))
+
+
+@pytest.mark.parametrize('temperature', [0.1, 1.0])
+def test_identical_embeddings(temperature):
+    target = torch.tensor([0, 0, 0, 1, 1, 2])
+    value = losses.sup_con_loss(identical_rows(6), target, temperature, reduction='none')
+    log_others = torch.tensor(5.).double().log()  # the last anchor has no positive
+    torch.testing.assert_close(value, log_others * torch.tensor([1, 1, 1, 1, 1, 0]))
+    value = losses.balanced_sup_con_loss(identical_rows(6), target, identical_rows(4), temperature, reduction='none')
+    torch.testing.assert_close(value, torch.tensor(4.).double().log().expand(6))  # one term a class, however many rows
+
+
+@pytest.mark.parametrize('counts', [(1, 1, 1), (3, 3, 3), (6, 2, 1), (4, 0, 2)])
+def test_balanced_loss_of_collapsed_classes_is_a_softmax_over_prototypes(counts):
+    prototypes = make_sample('wide').prototypes
+    target = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
+    value = losses.balanced_sup_con_loss(prototypes[target], target, prototypes, 0.2, reduction='none')
+    torch.testing.assert_close(
+        value, F.cross_entropy(prototypes[target] @ prototypes.T / 0.2, target, reduction='none'))
+
+
+def test_rows_equal_to_the_prototype_do_not_change_the_balanced_denominator():
+    """With every row of the other classes at its prototype, any number of them leaves an anchor's loss as it is."""
+    sample = make_sample('wide')
+
+    def loss_of_the_anchor(counts):
+        target = torch.repeat_interleave(torch.arange(1, 3), torch.tensor(counts))
+        rows = torch.cat([sample.embeddings[:1], sample.prototypes[target]])
+        target = torch.cat([torch.tensor([0]), target])
+        balanced = losses.balanced_sup_con_loss(rows, target, sample.prototypes, 0.2, reduction='none')[0]
+        plain = losses.sup_con_loss(torch.cat([rows, sample.prototypes[:1]]), F.pad(target, (0, 1)), 0.2, 'none')[0]
+        return balanced, plain
+
+    few, many = loss_of_the_anchor([1, 1]), loss_of_the_anchor([20, 1])
+    torch.testing.assert_close(few[0], many[0])
+    assert many[1] > few[1] + 0.1  # what head classes do to the plain loss
+
+
+def test_an_anchor_without_positives_counts_in_the_mean():
+    sample = make_sample('every class once')
+    value, (gradient,) = CASES['sup_con_loss'].value_and_gradients(sample)
+    assert value == 0 and not gradient.any()
+    sample = make_sample('one anchor of its class')
+    rows = CASES['sup_con_loss'](sample, reduction='none')
+    assert rows[2] == 0 and (rows[[0, 1, 3, 4]] > 0).all()
+    torch.testing.assert_close(CASES['sup_con_loss'](sample), rows.sum() / 5)
+
+
+@pytest.mark.parametrize('name', ['sup_con_loss', 'balanced_sup_con_loss'])
+@pytest.mark.parametrize('change, message', [
+    (dict(target=torch.zeros(8).long()), r'expected embeddings \[B, D\] and target \[B\], got \[9, 5\] and \[8\]'),
+    (dict(target=torch.zeros(9, 4)), r'expected embeddings .* got \[9, 5\] and \[9, 4\]'),
+    (dict(embeddings=torch.zeros(9)), r'expected embeddings .* got \[9\] and \[9\]'),
+])
+def test_bad_shapes(name, change, message):
+    with pytest.raises(UserError, match=message):
+        CASES[name](replace(make_sample(), **change))
+
+
+@pytest.mark.parametrize('shape', [(4, 3), (5,)])
+def test_bad_prototypes(shape):
+    with pytest.raises(UserError, match=r'expected prototypes \[C, 5\]'):
+        CASES['balanced_sup_con_loss'](replace(make_sample(), prototypes=torch.zeros(shape)))
+
+
+@pytest.mark.parametrize('temperature', [0, -0.1, float('nan')])
+def test_bad_temperature(temperature):
+    sample = make_sample()
+    with pytest.raises(UserError, match='temperature must be positive'):
+        losses.sup_con_loss(sample.embeddings, sample.target, temperature)
+    with pytest.raises(UserError, match='temperature must be positive'):
+        losses.balanced_sup_con_loss(sample.embeddings, sample.target, sample.prototypes, temperature)
+
+
+# the theorem of the paper on balanced contrastive learning
+
+CLASS_COUNTS = torch.tensor([40, 20, 10, 6, 4])
+
+
+def distance_from_simplex(balanced, temperature, class_average=True, width=8):
+    """Minimise over free unit features and prototypes.
+
+    Returns:
+        The largest |cosine + 1 / (C - 1)| between class means.
+    """
+    num_classes = len(CLASS_COUNTS)
+    target = torch.repeat_interleave(torch.arange(num_classes), CLASS_COUNTS)
+    share = 1 / (num_classes * CLASS_COUNTS.double())[target] if class_average else 1 / CLASS_COUNTS.sum()
+    generator = torch.Generator().manual_seed(0)
+    features, prototypes = (
+        torch.randn(size, width, generator=generator, dtype=torch.float64, requires_grad=True)
+        for size in (len(target), num_classes)
+    )
+    optimizer = torch.optim.LBFGS(
+        [features, prototypes], max_iter=300, tolerance_grad=1e-9, tolerance_change=1e-12, history_size=20,
+        line_search_fn='strong_wolfe')
+
+    def closure():
+        optimizer.zero_grad()
+        z, c = F.normalize(features), F.normalize(prototypes)
+        if balanced:
+            rows = losses.balanced_sup_con_loss(z, target, c, temperature, reduction='none')
+        else:
+            rows = losses.sup_con_loss(z, target, temperature, reduction='none')
+        loss = (share * rows).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    z = F.normalize(features.detach())
+    means = torch.stack([z[target == k].mean(0) for k in range(num_classes)])
+    assert (means.norm(dim=1) > 0.99).all()  # converged: each class in one point
+    means = F.normalize(means)
+    cosines = (means @ means.T)[~torch.eye(num_classes, dtype=torch.bool)]
+    return (cosines + 1 / (num_classes - 1)).abs().max().item()
+
+
+@pytest.mark.parametrize('temperature', [0.1, 0.3])
+def test_balanced_loss_reaches_the_simplex(temperature):
+    assert distance_from_simplex(True, temperature) < 0.02
+
+
+@pytest.mark.parametrize('temperature', [0.1, 0.3])
+def test_plain_contrast_misses_the_simplex(temperature):
+    assert distance_from_simplex(False, temperature) > 0.05
+
+
+@pytest.mark.parametrize('temperature', [0.1, 0.3])
+def test_mean_over_anchors_misses_the_simplex(temperature):
+    assert distance_from_simplex(True, temperature, class_average=False) > 0.05

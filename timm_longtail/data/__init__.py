@@ -1,0 +1,41 @@
+"""Long-tailed data sets, views and loaders."""
+from .datasets import LongTailDataset, create_dataset, list_datasets
+from .loaders import DeviceLoader, ShardedBatches, create_loader
+from .longtail import (
+    head_tail_groups,
+    hold_out_indices,
+    image_digests,
+    long_tail_counts,
+    long_tail_indices,
+    shot_groups,
+    subset_hash,
+)
+from .packed import read_packed, write_packed
+from .samplers import EpochSampler, UniformSampler
+from .sources import register_dataset
+from .views import View, create_view, list_views, register_view
+
+__all__ = [
+    'DeviceLoader',
+    'EpochSampler',
+    'LongTailDataset',
+    'ShardedBatches',
+    'UniformSampler',
+    'View',
+    'create_dataset',
+    'create_loader',
+    'create_view',
+    'head_tail_groups',
+    'hold_out_indices',
+    'image_digests',
+    'list_datasets',
+    'list_views',
+    'long_tail_counts',
+    'long_tail_indices',
+    'read_packed',
+    'register_dataset',
+    'register_view',
+    'shot_groups',
+    'subset_hash',
+    'write_packed',
+]
