@@ -17,8 +17,10 @@ from timm_longtail.outputs import data_tag, finish, start_lines, write_start, wr
 def main(argv: list[str] | None = None):
     started = time.perf_counter()
     args = parse_train_args(argv)
+    recipe = results.relative_to_root(args.recipe)
     if args.results:
-        results.require_clean_tree(results.relative_to_root(args.recipe))
+        results.require_clean_tree(recipe)
+    code = results.code_state(recipe)  # now: files may change while the run trains
     accelerator = create_accelerator(args.mixed_precision)
     train_set, eval_set, test_set = create_datasets(args)
     run = build_run(args, accelerator, train_set, eval_set)
@@ -30,7 +32,7 @@ def main(argv: list[str] | None = None):
         run.on_epoch_end = write_summary
     fit(run, args.epochs)
     if accelerator.is_main_process:
-        finish(args, run, train_set, test_set, started)
+        finish(args, run, train_set, test_set, code, started)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

@@ -7,12 +7,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives
 import torch.nn.functional as F
-from ddp import run_distributed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from timm_longtail.distributed import all_gather_cat, all_reduce_sum, is_distributed, rank, world_size
 from timm_longtail.losses import balanced_sup_con_loss
+
+from .ddp import run_distributed
 
 NUM_CLASSES, WIDTH, BATCH = 5, 6, 12
 

@@ -81,13 +81,14 @@ def write_summary(run: Run):
         writer.writerows(run.history)
 
 
-def finish(args: Namespace, run: Run, train_set, test_set, started: float) -> dict[str, Any]:
+def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any], started: float) -> dict[str, Any]:
     """Evaluate the weights as they are exported, write `metrics.json`, `per_class.csv` and `export/`.
 
     Args:
         args: Options.
         run: Finished run.
         train_set, test_set: Data.
+        code: From `results.code_state`, taken when the run began.
         started: `time.perf_counter()` at the start of the run.
 
     Returns:
@@ -112,7 +113,7 @@ def finish(args: Namespace, run: Run, train_set, test_set, started: float) -> di
     else:
         best.update({k.removeprefix('eval_'): v for k, v in run.best.items() if k.startswith('eval_')})
 
-    row = {**_protocol(args, run, train_set), **_cost(run, started), 'last': last, 'best': best}
+    row = {**_protocol(args, run, train_set), **code, **_cost(run, started), 'last': last, 'best': best}
     results.write_json(run.output_dir / 'metrics.json', row)
     if 'class_correct' in last:
         _write_per_class(run.output_dir / 'per_class.csv', train_set, last)
@@ -131,7 +132,6 @@ def finish(args: Namespace, run: Run, train_set, test_set, started: float) -> di
 
 
 def _protocol(args: Namespace, run: Run, train_set) -> dict[str, Any]:
-    recipe = results.relative_to_root(args.recipe)
     return {
         'tag': data_tag(train_set),
         'model': args.model, 'method': args.method, 'method_kwargs': args.method_kwargs,
@@ -141,8 +141,7 @@ def _protocol(args: Namespace, run: Run, train_set) -> dict[str, Any]:
         'seed': args.seed, 'data_seed': args.data_seed, 'val_fraction': args.val_fraction,
         'epochs': args.epochs, 'global_batch_size': run.images_per_step,
         'mixed_precision': run.accelerator.mixed_precision, 'num_processes': run.accelerator.num_processes,
-        'recipe': recipe, 'command': results.command_line(run.accelerator.num_processes),
-        'tree_hash': results.working_tree_hash(recipe), 'dirty': results.is_dirty(recipe),
+        'command': results.command_line(run.accelerator.num_processes),
         'environment': results.environment(run.accelerator.device),
     }
 

@@ -16,7 +16,10 @@ import torch
 from .errors import UserError
 from .version import __version__
 
-__all__ = ['command_line', 'environment', 'is_dirty', 'peak_memory', 'tree_files', 'tree_hash', 'write_json']
+__all__ = [
+    'code_state', 'command_line', 'environment', 'is_dirty', 'peak_memory', 'relative_to_root', 'require_clean_tree',
+    'tree_files', 'tree_hash', 'working_tree_hash', 'write_json',
+]
 
 ROOT = Path(__file__).parent.parent
 ENTRY_POINTS = ('train.py', 'retrain.py', 'validate.py', 'benchmark.py')
@@ -55,6 +58,11 @@ def is_dirty(recipe: str | None = None, root: Path = ROOT) -> bool | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return bool(tree_files([line[3:] for line in changed], recipe))
+
+
+def code_state(recipe: str | None = None) -> dict[str, Any]:
+    """Return what the code of this process is: `recipe`, `tree_hash` and whether it differs from the last commit."""
+    return {'recipe': recipe, 'tree_hash': working_tree_hash(recipe), 'dirty': is_dirty(recipe)}
 
 
 def require_clean_tree(recipe: str | None = None):

@@ -1,0 +1,345 @@
+"""Exported folders: exact to reload, complete, plain to stock timm; and every folder of hub/ as it would be pushed."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+from timm.models import PretrainedCfg
+from torch import nn
+
+from timm_longtail import export
+from timm_longtail.data import create_dataset, create_loader
+from timm_longtail.engine import evaluate
+from timm_longtail.errors import UserError
+from timm_longtail.evaluate import LongTailEvaluator
+from timm_longtail.export import deploy, export_model, load_exported
+from timm_longtail.models import attach_branches
+from timm_longtail.version import __version__
+
+ROOT = Path(__file__).parent.parent
+FILES = ['README.md', 'config.json', 'model.safetensors']
+MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+NAMES = [f'class {c}' for c in range(10)]
+METRICS = {'all': 61.25, 'many': 80.5, 'medium': 55.0, 'few': 12.345678}
+PROVENANCE = {
+    'tag': 'digits_lt_if20', 'method': 'bcl', 'dataset': 'digits_lt', 'imbalance_factor': 20.0, 'seed': 3,
+    'data_seed': 4, 'subset_hash': 'abcdef012345', 'subset_order': 'file', 'command': 'python train.py --seed 3',
+    'class_counts': list(range(10, 0, -1)), 'metrics': METRICS,
+}
+
+
+def build(name='bcl_resnet20', seed=0, **kwargs):
+    """A model whose every parameter and BatchNorm statistic is away from its initial value."""
+    torch.manual_seed(seed)
+    model = timm.create_model(name, **dict(dict(num_classes=10), **kwargs))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.8, 1.2)
+    return model.eval()
+
+
+def images(in_chans=3, size=32):
+    return torch.randn(2, in_chans, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def load(folder, **kwargs):
+    return timm.create_model(f'local-dir:{folder}', pretrained=True, **kwargs).eval()
+
+
+def config(folder):
+    return json.loads((folder / 'config.json').read_text())
+
+
+def assert_bit_equal(model, loaded, x=None):
+    x = images() if x is None else x
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith('branches.')}
+    assert own.keys() == loaded.state_dict().keys()
+    assert not [name for name, value in own.items() if not torch.equal(value, loaded.state_dict()[name])]
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x), loaded(x))
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    """A trained `bcl_resnet20` with its branches, and the folder it was exported to."""
+    model = attach_branches(build(), 'bcl')
+    folder = tmp_path_factory.mktemp('export') / 'export'
+    path = export_model(model, folder, PROVENANCE, MEAN, STD, (3, 32, 32), NAMES)
+    assert path == folder
+    return model, folder
+
+
+def test_folder_is_what_is_pushed_and_reloads_bit_for_bit(exported):
+    model, folder = exported
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert list(folder.parent.iterdir()) == [folder]  # no temporary folder stays
+    assert_bit_equal(model, load(folder))
+    loaded, read = load_exported(folder)
+    assert_bit_equal(model, loaded)
+    assert not loaded.training and read == config(folder)
+
+
+def test_the_model_is_left_as_it_was():
+    model = attach_branches(build(), 'bcl').to(torch.float64).train()
+    deployed = deploy(model)
+    assert model.training and 'projector' in model.branches and next(model.parameters()).dtype == torch.float64
+    assert not deployed.training and not hasattr(deployed, 'branches')
+    assert {value.dtype for value in deployed.parameters()} == {torch.float32}
+    assert all(a.data_ptr() != b.data_ptr() for a, b in zip(model.buffers(), deployed.buffers()))
+
+
+def test_a_model_built_with_branches_is_exported_without(tmp_path):
+    model = build('bcl_resnet20', branches=True)
+    assert hasattr(model, 'branches') and model._model_args['branches'] is True
+    folder = export_model(model, tmp_path / 'export')
+    assert 'branches' not in config(folder).get('model_args', {})
+    loaded = load(folder)
+    assert not hasattr(loaded, 'branches')
+    assert_bit_equal(model, loaded)
+    assert hasattr(load(folder, branches=True), 'branches')  # asked for, they are there, for further training
+
+
+def test_a_channels_last_model(tmp_path):
+    model = build().to(memory_format=torch.channels_last)
+    folder = export_model(model, tmp_path / 'export')
+    loaded = load(folder)
+    assert loaded.conv1.weight.is_contiguous()
+    assert not [k for k, v in model.state_dict().items() if not torch.equal(v, loaded.state_dict()[k])]
+    with torch.no_grad():
+        assert torch.allclose(model(images()), loaded(images()), atol=1e-5)
+        assert torch.equal(model.to(memory_format=torch.contiguous_format)(images()), loaded(images()))
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(in_chans=1, num_classes=5), dict(cosine_scale=16.0), dict(cosine_scale=None), dict(layers=(1, 1, 1)),
+])
+def test_the_arguments_of_the_model_are_kept(kwargs, tmp_path):
+    model = build(**kwargs)
+    loaded = load(export_model(model, tmp_path / 'export'))
+    assert_bit_equal(model, loaded, images(kwargs.get('in_chans', 3)))
+
+
+def test_a_classifier_that_was_replaced_is_kept(tmp_path):
+    model = build()
+    model.reset_classifier(7)
+    loaded = load(export_model(model, tmp_path / 'export', class_names=NAMES[:7]))
+    assert loaded.num_classes == 7
+    assert_bit_equal(model, loaded)
+
+
+def test_loads_with_other_classes_channels_and_as_features(exported):
+    model, folder = exported
+    own = model.state_dict()
+    other = load(folder, num_classes=5)
+    assert other(images()).shape == (2, 5)
+    assert all(torch.equal(v, own[k]) for k, v in other.state_dict().items() if k != 'fc.weight')
+
+    grey = load(folder, in_chans=1)
+    assert torch.allclose(grey.conv1.weight, own['conv1.weight'].sum(dim=1, keepdim=True))
+    assert torch.equal(grey.fc.weight, own['fc.weight'])
+
+    maps = load(folder, features_only=True)(images())
+    expected = model.forward_intermediates(images(), indices=[0, 1, 2, 3], intermediates_only=True)
+    assert len(maps) == 4 and all(torch.equal(a, b) for a, b in zip(maps, expected))
+    assert torch.equal(maps[-1], model.forward_features(images()))
+
+
+_RELOAD = '''
+import sys
+import timm, torch
+for folder in sys.argv[1:]:
+    model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    saved = torch.load(f'{folder}.pt', weights_only=True)
+    with torch.no_grad():
+        assert torch.equal(model(saved['images']), saved['logits']), folder
+    assert list(model.pretrained_cfg['mean']) == [.1, .2, .3], folder
+assert 'timm_longtail' not in sys.modules
+'''
+
+
+@pytest.mark.script
+def test_stock_timm_loads_a_backbone_with_a_linear_head(tmp_path):
+    folders = []
+    for name in ('convnext_atto', 'resnet18'):
+        model = attach_branches(build(name, seed=1), 'bcl')
+        x = images(size=64)
+        folders.append(export_model(model, tmp_path / name, PROVENANCE, MEAN, STD, (3, 64, 64), NAMES))
+        with torch.no_grad():
+            torch.save({'images': x, 'logits': model(x)}, f'{folders[-1]}.pt')
+        assert 'timm_longtail' not in (folders[-1] / 'README.md').read_text().split('## Use')[1].split('## ')[0]
+    command = [sys.executable, '-c', _RELOAD, *map(str, folders)]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr
+
+
+def test_config_says_where_the_model_comes_from(exported):
+    _, folder = exported
+    content = config(folder)
+    assert content['architecture'] == 'bcl_resnet20' and content['num_classes'] == 10
+    assert content['timm_longtail'] == {'version': __version__, **PROVENANCE}
+    assert content['label_names'] == NAMES
+    cfg = PretrainedCfg(**content['pretrained_cfg'])  # an unknown key would raise
+    assert tuple(cfg.mean) == MEAN and tuple(cfg.std) == STD and tuple(cfg.input_size) == (3, 32, 32)
+    assert cfg.num_classes == 10 and cfg.license == 'apache-2.0' and cfg.tag == 'digits_lt_if20'
+    assert not cfg.has_weights  # no link to weights of another training
+    assert 'label_names' not in content['pretrained_cfg']
+
+
+def test_metadata_of_pretrained_weights_does_not_survive(tmp_path):
+    model = timm.create_model('resnet18', num_classes=1000)  # the classes of its pretrained weights
+    assert model.pretrained_cfg['hf_hub_id']
+    folder = export_model(model, tmp_path / 'export', PROVENANCE, MEAN, STD, (3, 32, 32), license='mit')
+    cfg = PretrainedCfg(**config(folder)['pretrained_cfg'])
+    assert not cfg.has_weights and cfg.hf_hub_id is None and cfg.license == 'mit' and cfg.tag == 'digits_lt_if20'
+    assert tuple(cfg.input_size) == (3, 32, 32) and tuple(cfg.mean) == MEAN
+
+
+def test_card_parses_and_has_the_four_metrics(exported):
+    _, folder = exported
+    card = ModelCard.load(folder / 'README.md')
+    assert card.data.library_name == 'timm' and card.data.license == 'apache-2.0'
+    assert card.data.pipeline_tag == 'image-classification' and 'long-tailed' in card.data.tags
+    assert card.data.model_name == 'bcl_resnet20.digits_lt_if20'
+    results = {result.metric_name: result for result in card.data.eval_results}
+    labels = {'Top-1 (all)': 'all', 'Many-shot': 'many', 'Medium-shot': 'medium', 'Few-shot': 'few'}
+    assert {name: result.metric_value for name, result in results.items()} == {
+        label: round(METRICS[key], 4) for label, key in labels.items()}
+    assert {result.dataset_name for result in results.values()} == {'digits_lt'}
+    assert {result.metric_type for result in results.values()} == {'accuracy'}
+    for part in ('| last epoch |  61.25 |  80.50 |  55.00 |  12.35 |', 'Imbalance factor 20.0', '`abcdef012345`',
+                 'training seed 3, data seed 4', 'import timm_longtail', 'python train.py --seed 3', '`bcl`'):
+        assert part in card.content, part
+
+
+def test_card_of_an_empty_group_and_of_no_metrics(tmp_path):
+    folder = export_model(build(), tmp_path / 'a', {**PROVENANCE, 'metrics': {**METRICS, 'few': None}})
+    card = ModelCard.load(folder / 'README.md')
+    assert [result.metric_name for result in card.data.eval_results] == ['Top-1 (all)', 'Many-shot', 'Medium-shot']
+    assert '|    n/a |' in card.content
+    card = ModelCard.load(export_model(build(), tmp_path / 'b') / 'README.md')
+    assert not card.data.eval_results and '## Result' not in card.content and '## Training' not in card.content
+
+
+def test_a_folder_that_stands_there_is_replaced(tmp_path):
+    folder = tmp_path / 'export'
+    (folder / 'sub').mkdir(parents=True)
+    (folder / 'stale.bin').write_text('of another model')
+    (tmp_path / 'export.tmp').mkdir()  # of an export that was killed
+    (tmp_path / 'export.tmp' / 'stale.bin').write_text('of another model')
+    model = build(seed=2)
+    export_model(model, folder)
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert_bit_equal(model, load(folder))
+    other = build(seed=3)
+    export_model(other, folder)
+    assert_bit_equal(other, load(folder))
+    assert [path.name for path in tmp_path.iterdir()] == ['export']
+
+
+@pytest.mark.parametrize('failing', ['weights', 'card', 'rename'])
+def test_a_failure_leaves_the_old_folder(failing, tmp_path, monkeypatch):
+    folder = tmp_path / 'export'
+    old = build(seed=2)
+    export_model(old, folder)
+    failed = []
+
+    def fail(*args, **kwargs):
+        failed.append(failing)
+        raise OSError('no space left on device')
+
+    def fail_once_at_the_end(source, target, original=os.replace):
+        if Path(target) == folder and not failed:
+            fail()
+        original(source, target)
+
+    with monkeypatch.context() as patch:
+        if failing == 'weights':
+            patch.setattr('safetensors.torch.save_file', fail)
+        elif failing == 'card':
+            patch.setattr(export, '_model_card', fail)
+        else:
+            for name in ('replace', 'rename'):
+                patch.setattr(os, name, fail_once_at_the_end)
+        with pytest.raises(OSError, match='no space left'):
+            export_model(build(seed=3), folder)
+    assert failed == [failing]
+    assert_bit_equal(old, load(folder))
+
+
+def test_what_is_no_export_is_refused(tmp_path):
+    with pytest.raises(UserError, match='only a model built by timm.create_model can be exported'):
+        export_model(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), tmp_path / 'export')
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(UserError, match='is not an exported model: no config.json in it'):
+        load_exported(tmp_path)
+    with pytest.raises(UserError, match='is not an exported model: no config.json in it'):
+        load_exported(tmp_path / 'nowhere')
+    (tmp_path / 'config.json').write_text('{}')
+    with pytest.raises(UserError, match='is not an exported model: no model.safetensors in it'):
+        load_exported(tmp_path)
+
+
+def measure(model, content):
+    """Return the figures of an exported model on the test set that its config names."""
+    provenance = content['timm_longtail']
+    test_set = create_dataset(provenance['dataset'], 'test')
+    cfg = content['pretrained_cfg']
+    loader = create_loader(
+        test_set, ('eval',), batch_size=256, training=False, mean=cfg['mean'], std=cfg['std'])
+    return evaluate(model, loader, LongTailEvaluator(provenance['shot_counts']))
+
+
+def assert_reproduces(folder):
+    """Fail unless a folder is whole, and its model has the counts that its config and its card state."""
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    model, content = load_exported(folder)
+    stated = content['timm_longtail']['metrics']
+    metrics = measure(model, content)
+    differing = sum(abs(a - b) for a, b in zip(metrics['class_correct'], stated['class_correct'], strict=True))
+    same_device = content['timm_longtail']['device_type'] == 'cpu'
+    assert differing <= (0 if same_device else 0.001 * stated['num_images'])
+    assert metrics['class_total'] == stated['class_total']
+    shown = {result.metric_name: result.metric_value
+             for result in ModelCard.load(folder / 'README.md').data.eval_results}
+    assert shown['Top-1 (all)'] == round(stated['all'], 4)
+    assert stated['all'] == pytest.approx(100 * sum(stated['class_correct']) / stated['num_images'], rel=1e-9)
+
+
+@pytest.mark.parametrize('folder', sorted(ROOT.glob('hub/*')), ids=lambda folder: folder.name)
+def test_hub_folders(folder):
+    content = config(folder)
+    provenance = content['timm_longtail']
+    assert folder.name == f'{content["architecture"]}.{provenance["tag"]}'
+    if provenance['dataset'] != 'digits_lt' and not os.environ.get('TIMM_LONGTAIL_DATA'):
+        pytest.skip(f'{provenance["dataset"]} is not here: set TIMM_LONGTAIL_DATA')
+    assert_reproduces(folder)
+
+
+def test_the_test_of_hub_folders_can_fail(tmp_path):
+    model = build(layers=(1, 1, 1), channels=(8, 16, 32))
+    provenance = {**PROVENANCE, 'shot_counts': [10] * 10, 'device_type': 'cpu'}
+    arguments = dict(mean=MEAN, std=STD, input_size=(3, 32, 32), class_names=NAMES)
+    content = config(export_model(model, tmp_path / 'export', provenance, **arguments))
+    provenance['metrics'] = measure(load(tmp_path / 'export'), content)
+    assert_reproduces(export_model(model, tmp_path / 'export', provenance, **arguments))
+
+    for device_type, wrong in (('cpu', 1), ('cuda', 1 + provenance['metrics']['num_images'] // 1000)):
+        metrics = {**provenance['metrics'], 'class_correct': list(provenance['metrics']['class_correct'])}
+        metrics['class_correct'][0] += wrong
+        altered = {**provenance, 'metrics': metrics, 'device_type': device_type}
+        export_model(model, tmp_path / 'export', altered, **arguments)
+        with pytest.raises(AssertionError, match='differing|assert [0-9]+ <='):
+            assert_reproduces(tmp_path / 'export')
+    (tmp_path / 'export' / 'events.out').write_text('')
+    with pytest.raises(AssertionError):
+        assert_reproduces(tmp_path / 'export')
