@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
+
 from timm_longtail import losses
 from timm_longtail.errors import UserError
 

@@ -94,7 +94,7 @@ def test_kill_9_and_resume_to_the_same_bits(finished, tmp_path):
     """Killed at five random moments of the training, resumed each time, the run ends at the same weights."""
     args = [*SHORT, '--save-steps', '2', '--log-interval', '1', '--output', tmp_path, '--experiment', 'run']
     chosen = random.Random(0)
-    for kill in range(5):
+    for _ in range(5):
         process = subprocess.Popen(
             [sys.executable, '-u', str(ROOT / 'train.py'), *args, '--resume', 'auto'],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV)

@@ -7,12 +7,12 @@ import torch.fx
 import torch.nn as nn
 import torch.nn.functional as F
 
-__all__ = ['CosineLinear', 'projection_mlp']
+__all__ = ['CosineLinear', 'projection_mlp', 'unit_rows']
 
 
 @torch.fx.wrap  # a leaf for FX: the choice of dtype cannot be traced
-def _unit_rows(x: torch.Tensor) -> torch.Tensor:
-    # half types are raised, float64 stays
+def unit_rows(x: torch.Tensor) -> torch.Tensor:
+    """L2-normalise the rows of [..., D]; half types are raised to float32, float64 stays."""
     return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
 
 
@@ -60,11 +60,11 @@ class CosineLinear(nn.Module):
         """Draw unit rows. Their length leaves the logits alone but divides the gradient: 1 is LDAM's and BCL's."""
         nn.init.uniform_(self.weight, -1.0, 1.0)
         with torch.no_grad():
-            self.weight.copy_(_unit_rows(self.weight))
+            self.weight.copy_(unit_rows(self.weight))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map features [..., D] of any length to logits [..., C] of the same dtype; a zero feature gives zeros."""
-        logits = self.scale * F.linear(_unit_rows(x), _unit_rows(self.weight))
+        logits = self.scale * F.linear(unit_rows(x), unit_rows(self.weight))
         return logits.type_as(x)
 
     def extra_repr(self) -> str:

@@ -91,6 +91,8 @@ class DeviceLoader:
         batches: How positions are dealt.
         mean, std: Per-channel constants for pixels in [0, 1].
         chunk_size: Images to compute views of at once.
+        seed: Training seed of the views.
+        stream: Data stream of the views.
     """
 
     def __init__(
@@ -103,6 +105,8 @@ class DeviceLoader:
             mean: Sequence[float],
             std: Sequence[float],
             chunk_size: int,
+            seed: int = 0,
+            stream: int = 0,
     ):
         self.images = images
         self.targets = targets
@@ -110,6 +114,8 @@ class DeviceLoader:
         self.sampler = sampler
         self.batches = batches
         self.chunk_size = chunk_size
+        self.seed = seed
+        self.stream = stream
         self._mean, self._std = (
             torch.tensor(values, dtype=torch.float32, device=images.device).view(1, -1, 1, 1) for values in (mean, std))
         self.set_epoch(0)
@@ -175,18 +181,10 @@ class DeviceLoader:
         runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
         rows = []
         for run in runs:
-            random = generator(self._seed, self.epoch, self._stream, f'view{number}')
+            random = generator(self.seed, self.epoch, self.stream, f'view{number}')
             random.bit_generator.advance(int(run[0]) * width)
             rows.append(random.random((len(run), width)))
         return np.concatenate(rows)
-
-    @property
-    def _seed(self) -> int:
-        return self.sampler.seed if self.sampler is not None else 0
-
-    @property
-    def _stream(self) -> int:
-        return self.sampler.stream if self.sampler is not None else 0
 
     def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels.float().div_(255).sub_(self._mean).div_(self._std)
@@ -234,7 +232,7 @@ def create_loader(
     if not training and sampler is not None:
         raise UserError('evaluation visits every image once in order and takes no sampler')
     if training:
-        sampler = sampler or UniformSampler(len(dataset))
+        sampler = UniformSampler(len(dataset)) if sampler is None else sampler
         sampler.seed, sampler.stream = seed, stream
     device = torch.device(device)
     return DeviceLoader(
@@ -247,4 +245,6 @@ def create_loader(
         std=dataset.std if std is None else std,
         # on a CPU a chunk should stay in the cache; on a GPU few launches matter more
         chunk_size=chunk_size or (512 if device.type == 'cpu' else 8192),
+        seed=seed,
+        stream=stream,
     )

@@ -102,7 +102,8 @@ def _parse(name: str) -> tuple[str, dict]:
         if isinstance(tree, ast.Name):
             return tree.id, {}
         if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:
-            return tree.func.id, {str(word.arg): ast.literal_eval(word.value) for word in tree.keywords}
+            if all(word.arg for word in tree.keywords):  # `**` has no name
+                return tree.func.id, {word.arg: ast.literal_eval(word.value) for word in tree.keywords}
     except (SyntaxError, ValueError):
         pass
     raise UserError(f'cannot read the view {name!r}; write a name or name(argument=value), e.g. sim(scale=0.08)')

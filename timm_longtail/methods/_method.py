@@ -113,8 +113,9 @@ class Method(nn.Module):
         return x if x.ndim == 2 else self._run_backbone(x)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
-        """Run the model's classifier: features [B, D] to class logits [B, C]."""
-        return self.model.get_classifier()(features)
+        """Run the model's classifier: features [B, D] to class logits [B, C], in float32 or wider."""
+        output = self.model.get_classifier()(features)
+        return output if output.dtype == torch.float64 else output.float()
 
     def compile_features(self, **kwargs):
         """Compile `features`. The compiled function stays outside the module tree: state-dict keys do not change."""

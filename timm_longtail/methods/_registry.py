@@ -46,9 +46,11 @@ def create_method(name: str, model: nn.Module, class_counts, **kwargs) -> Method
         **kwargs: The method's hyper-parameters; its constructor has the defaults of its paper on CIFAR.
 
     Raises:
-        UserError: Unknown method or hyper-parameter.
+        UserError: Unknown method or hyper-parameter; a class without images.
     """
     cls = method_class(name)
+    if min(float(n) for n in class_counts) < 1:
+        raise UserError(f'class_counts must be at least 1 for every class, got {min(float(n) for n in class_counts):g}')
     known = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for key in kwargs:
         if key not in known:

@@ -9,9 +9,9 @@ Shapes: B batch of this process, W processes, C classes, D width of the features
 """
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..distributed import all_gather_cat
+from ..layers import unit_rows
 from ..losses import balanced_sup_con_loss, logit_adjusted_cross_entropy
 from ..models import attach_branches
 from ._method import Batch, Method
@@ -67,8 +67,8 @@ class BCL(Method):
         batch_size = len(target)
         features = self.features(torch.cat(views))  # [3B, D], one forward: BatchNorm sees all views
         output = self.logits(features[:batch_size])  # [B, C]
-        embeddings = F.normalize(self.model.branches['projector'](features[batch_size:]).float())  # [2B, E]
-        prototypes = F.normalize(self.model.branches['prototype'](self.model.get_classifier().weight).float())  # [C, E]
+        embeddings = unit_rows(self.model.branches['projector'](features[batch_size:]))  # [2B, E]
+        prototypes = unit_rows(self.model.branches['prototype'](self.model.get_classifier().weight))  # [C, E]
 
         ce_loss = logit_adjusted_cross_entropy(output, target, self.class_counts, tau=self.tau)
         contrastive_loss = balanced_sup_con_loss(

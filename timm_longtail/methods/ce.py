@@ -28,5 +28,5 @@ class CrossEntropy(Method):
     def forward(self, batch: Batch, phase: str = 'main') -> dict:
         (x,), target, _ = batch
         output = self.logits(self.features(x))  # [B, C]
-        loss = F.cross_entropy(output.float(), target, label_smoothing=self.label_smoothing)
+        loss = F.cross_entropy(output, target, label_smoothing=self.label_smoothing)
         return {'loss': loss, 'output': output}

@@ -1,0 +1,107 @@
+"""Tables of the README, generated from the registries: `python -m tests.readme_tables [--write]`."""
+import argparse
+import inspect
+import pkgutil
+import re
+import sys
+from pathlib import Path
+
+import timm
+import torch
+
+import timm_longtail
+from timm_longtail.data import list_datasets
+from timm_longtail.data.sources import REGISTRY
+from timm_longtail.methods import list_methods, method_class
+
+README = Path(__file__).parent.parent / 'README.md'
+
+# what a loader without a docstring of its own reads
+_SOURCES = {
+    'cifar10': 'CIFAR-10, 10 classes, 32x32; the Hub repository `uoft-cs/cifar10` or a local copy.',
+    'cifar100': 'CIFAR-100, 100 classes, 32x32; the Hub repository `uoft-cs/cifar100` or a local copy.',
+    'packed': 'One file with the encoded images of both splits, see `timm_longtail/data/packed.py`.',
+}
+
+
+def first_line(documented) -> str:
+    """Return the first line of a docstring, or ''."""
+    return (inspect.getdoc(documented) or '').partition('\n')[0]
+
+
+def _table(titles: list[str], rows: list[list[str]]) -> str:
+    lines = [titles, ['---'] * len(titles), *rows]
+    return '\n'.join('| ' + ' | '.join(cell.replace('|', '\\|') for cell in line) + ' |' for line in lines)
+
+
+def list_our_models() -> list[str]:
+    """Return the names of the models that this package registers."""
+    names = timm.list_models(module=[module.name for module in pkgutil.iter_modules(timm_longtail.models.__path__)])
+    return [name for name in names if timm.model_entrypoint(name).__module__.startswith('timm_longtail.')]
+
+
+def models_table() -> str:
+    """One row a registered model; parameters with 10 classes, as in the ResNet paper, without branches."""
+    rows = []
+    for name in list_our_models():
+        with torch.device('meta'):
+            model = timm.create_model(name, num_classes=10)
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        method = getattr(model, 'default_method', 'ce')
+        rows.append([f'`{name}`', f'{millions:.2f} M', f'`{method}`', first_line(timm.model_entrypoint(name))])
+    return _table(['Model', 'Parameters', 'Default method', 'What it is'], rows)
+
+
+def datasets_table() -> str:
+    """One row a data set."""
+    rows = []
+    for name in list_datasets():
+        load, factor = REGISTRY.get(name, (None, None))
+        shown = 'as packed' if factor is None else 'balanced' if factor == 1 else f'{factor:g}'
+        text = first_line(load) if load is not None else ''
+        rows.append([f'`{name}`', shown, text or _SOURCES[name.partition(':')[0].removesuffix('_lt')]])
+    return _table(['Data set', 'Default factor', 'What it is'], rows)
+
+
+def methods_table() -> str:
+    """One row a method, with its options: the keyword-only arguments of its constructor."""
+    rows = []
+    for name in list_methods():
+        cls = method_class(name)
+        module = inspect.getmodule(cls)
+        title = first_line(module).rstrip('.')
+        link = re.search(r'https://arxiv\.org/\S+\d', module.__doc__ or '')
+        options = [p for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        rows.append([
+            f'`{name}`',
+            f'[{title}]({link.group()})' if link else title,
+            first_line(cls),
+            ', '.join(f'`{p.name}`' for p in options),
+        ])
+    return _table(['Method', 'Paper', 'What it trains', 'Options (`--method-kwargs`)'], rows)
+
+
+def fill(text: str) -> str:
+    """Return a README with the tables between its markers generated anew."""
+    tables = {'models': models_table, 'datasets': datasets_table, 'methods': methods_table}
+    for name, build in tables.items():
+        begin, end = f'<!-- {name} -->', f'<!-- /{name} -->'
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f'README.md has no {begin} … {end}')
+        text = f'{before}{begin}\n{build()}\n{end}{after}'
+    return text
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--write', action='store_true', help='update README.md; without it the tables are printed')
+    if parser.parse_args().write:
+        README.write_text(fill(README.read_text()))
+    else:
+        sys.stdout.write('\n\n'.join([models_table(), datasets_table(), methods_table()]) + '\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,253 @@
+"""The house: who may import whom, how long a file and a function may be, what importing the package costs."""
+import ast
+import json
+import os
+import statistics
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = 'timm_longtail'
+FLOORS = {
+    6: ('train', 'retrain', 'validate', 'benchmark', f'{PACKAGE}.__main__'),
+    5: ('engine', 'checkpoint', 'export', 'plots', 'cli', 'run', 'progress', 'build', 'outputs', 'results'),
+    4: ('methods', '__init__'),  # the package itself: it registers models and methods
+    3: ('evaluate', 'classifiers'),
+    2: ('models', 'data'),
+    1: ('losses', 'layers', 'distributed', 'rng', 'errors', 'version'),
+}
+FLOOR_OF = {
+    name if floor == 6 else PACKAGE if name == '__init__' else f'{PACKAGE}.{name}': floor
+    for floor, names in FLOORS.items() for name in names
+}
+METHOD_PAIRS = {('pnda', 'moco'), ('glmc_clr', 'glmc')}
+DEFERRED = ('datasets', 'huggingface_hub', 'matplotlib', 'sklearn')
+
+
+def read_sources():
+    """Return the source of every module of the package and every entry point, by module name."""
+    paths = [*ROOT.glob(f'{PACKAGE}/**/*.py'), *ROOT.glob('*.py')]
+    names = {path: '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__') for path in paths}
+    return {name: path.read_text() for path, name in names.items()}
+
+
+@cache
+def parse(source):
+    return ast.parse(source)
+
+
+def is_package(name, sources):
+    return name == PACKAGE or any(other.startswith(f'{name}.') for other in sources)
+
+
+def imports(name, sources):
+    """Yield (imported module, whether at module level): ours by full name, down to the file; others by first word."""
+    tree = parse(sources[name])
+    deferred = {id(child) for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+                for child in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ''
+            if node.level:
+                folder = name.split('.') if is_package(name, sources) else name.split('.')[:-1]
+                folder = folder[:len(folder) - node.level + 1]
+                base = '.'.join([*folder, *filter(None, [node.module])])
+            targets = [full if (full := f'{base}.{alias.name}') in sources else base for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            ours = target in sources or target.split('.')[0] == PACKAGE
+            yield target if ours else target.split('.')[0], id(node) not in deferred
+
+
+def floor_of(name):
+    """Return the floor of one of our modules; None for a module that has no place in the house."""
+    return FLOOR_OF.get(name) or FLOOR_OF.get('.'.join(name.split('.')[:2]))
+
+
+def unit(name):
+    """Return what lies side by side on a floor: a folder, or a file beside the folders."""
+    return '.'.join(name.split('.')[:2])
+
+
+def violations(sources):
+    """Return one line for each import that the house forbids, and for each module without a floor."""
+    found = [f'{name} has no floor' for name in sources if floor_of(name) is None]
+    graph = {}
+    for name in sources:
+        floor = floor_of(name) or 0
+        for target, at_module_level in imports(name, sources):
+            words = f'{name} (floor {floor}) imports {target}'
+            if target in sources or target.split('.')[0] == PACKAGE:
+                if target not in sources:
+                    found.append(f'{words}, which does not exist')
+                elif (floor_of(target) or 0) > floor:
+                    found.append(f'{words} of floor {floor_of(target)}')
+                if not _method_may_import(name, target):
+                    found.append(f'{words}: methods share through _*.py only')
+                graph.setdefault(name, set()).add(target)
+            elif target == 'accelerate' and floor < 5:
+                found.append(f'{words}: floors 5 and 6 only')
+            elif target in DEFERRED and at_module_level and floor < 5:
+                found.append(f'{words} at module level')
+    return found + [f'cycle: {" -> ".join(cycle)}' for cycle in cycles(graph)]
+
+
+def _method_may_import(name, target):
+    folder = f'{PACKAGE}.methods.'
+    method, other = name.removeprefix(folder), target.removeprefix(folder)
+    if not name.startswith(folder) or method.startswith('_'):
+        return True
+    if target == folder.rstrip('.'):
+        return False  # the folder imports its files
+    return not target.startswith(folder) or other.startswith('_') or (method, other) in METHOD_PAIRS
+
+
+def cycles(graph):
+    """Return a cycle through each module that lies on one, found depth first; [] for a graph without."""
+    found, done = [], set()
+
+    def visit(name, path):
+        if name in path:
+            found.append([*path[path.index(name):], name])
+        elif name not in done:
+            for target in sorted(graph.get(name, ())):
+                visit(target, [*path, name])
+            done.add(name)
+    for name in sorted(graph):
+        visit(name, [])
+    return found
+
+
+def test_every_import_goes_down():
+    sources = read_sources()
+    assert {'train', PACKAGE, f'{PACKAGE}.engine', f'{PACKAGE}.methods.ce', f'{PACKAGE}.losses'} <= sources.keys()
+    assert violations(sources) == []
+
+
+def test_imports_are_found():
+    sources = read_sources()
+    assert (f'{PACKAGE}.rng', True) in imports(f'{PACKAGE}.run', sources)  # from . import rng
+    assert (f'{PACKAGE}.methods._method', True) in imports(f'{PACKAGE}.methods.ce', sources)
+    assert (f'{PACKAGE}.losses', True) in imports(f'{PACKAGE}.methods.bcl', sources)
+    assert (f'{PACKAGE}.engine', True) in imports('train', sources)
+    assert ('accelerate', True) in imports(f'{PACKAGE}.build', sources)
+    assert ('safetensors', False) in imports(f'{PACKAGE}.build', sources)  # inside a function
+
+
+@pytest.mark.parametrize('name, source, words', [
+    ('losses.x', 'from ..engine import fit', 'of floor 5'),
+    ('losses.x', 'def f():\n    from ..models import attach_branches', 'of floor 2'),
+    ('data.x', 'import timm_longtail.methods.ce', 'of floor 4'),
+    ('data.x', 'from .. import evaluate', 'of floor 3'),
+    ('data.x', 'from timm_longtail import create_method', 'of floor 4'),
+    ('engine', 'import train', 'of floor 6'),
+    ('engine', 'from .nowhere import something', 'does not exist'),
+    ('methods.x', 'from .bcl import BCL', 'through _*.py only'),
+    ('methods.x', 'from . import ce', 'through _*.py only'),
+    ('methods.x', 'from ..methods import Method', 'through _*.py only'),
+    ('methods.x', 'from accelerate import Accelerator', 'floors 5 and 6 only'),
+    ('methods.x', 'def f():\n    import accelerate.utils', 'floors 5 and 6 only'),
+    ('data.x', 'from sklearn.datasets import load_digits', 'at module level'),
+    ('evaluate', 'try:\n    import matplotlib.pyplot\nexcept ImportError:\n    pass', 'at module level'),
+    ('models.x', 'import huggingface_hub', 'at module level'),
+    ('novelty', '', 'has no floor'),
+    ('errors', 'from .rng import generator', 'cycle: '),
+    ('losses._common', 'from .sup_con import sup_con_loss', 'cycle: '),
+])
+def test_a_wrong_import_is_found(name, source, words):
+    sources = {**read_sources(), f'{PACKAGE}.{name}': source}
+    new = set(violations(sources)) - set(violations(read_sources()))
+    assert any(words in line for line in new)
+
+
+@pytest.mark.parametrize('name, source', [
+    ('data.x', 'def f():\n    import datasets\n    from sklearn.datasets import load_digits'),
+    ('methods.x', 'from ._method import Method\nfrom ..evaluate import LongTailEvaluator\nfrom ..rng import generator'),
+    ('plots', 'import matplotlib\nfrom accelerate import Accelerator\nfrom .run import Run'),
+    ('losses.x', 'from ..errors import UserError\nfrom ._common import *'),
+])
+def test_a_right_import_is_not(name, source):
+    sources = read_sources()
+    assert set(violations({**sources, f'{PACKAGE}.{name}': source})) <= set(violations(sources))
+
+
+def test_methods_import_each_other_by_the_two_pairs_only():
+    methods = {'moco': '', 'glmc': '', 'pnda': 'from .moco import MoCo', 'glmc_clr': 'from .glmc import GLMC'}
+    sources = {**read_sources(), **{f'{PACKAGE}.methods.{name}': source for name, source in methods.items()}}
+    before = violations(sources)
+    assert not [line for line in before if 'through _*.py only' in line]
+    sources[f'{PACKAGE}.methods.moco'] = 'from .glmc import GLMC'
+    assert len(violations(sources)) == len(before) + 1
+
+
+def functions(sources):
+    """Return the lines of each function, from its `def` to its end, by name."""
+    return {
+        f'{name}:{node.lineno} {node.name}': node.end_lineno - node.lineno + 1
+        for name, source in sources.items() for node in ast.walk(parse(source))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+
+
+def budget(name):
+    """Return how many lines a file may have."""
+    parts = name.split('.')
+    if parts[:2] == [PACKAGE, 'methods'] and len(parts) > 2:
+        return 150
+    return 120 if parts[:2] == [PACKAGE, 'losses'] and len(parts) > 2 else 300
+
+
+def test_no_file_is_too_long():
+    sources = read_sources()
+    assert budget(f'{PACKAGE}.methods.bcl') == 150 and budget(f'{PACKAGE}.losses.sup_con') == 120
+    lengths = {name: source.count('\n') for name, source in sources.items()}
+    assert {name: n for name, n in lengths.items() if n > budget(name)} == {}
+
+
+def test_no_function_is_too_long():
+    lengths = functions(read_sources())
+    assert len(lengths) > 100
+    assert {name: n for name, n in lengths.items() if n > 60} == {}
+    long = {name: n for name, n in lengths.items() if n > 40}
+    assert len(long) <= 0.05 * len(lengths), long
+
+
+def test_functions_are_counted_to_their_end():
+    source = 'class A:\n    def f(self):\n        """Two\n        lines."""\n\n        return 1\n\nasync def g(): pass\n'
+    assert functions({'m': source}) == {'m:2 f': 5, 'm:8 g': 1}
+
+
+_MEASURE = '''
+import json, os, sys, time
+import timm
+before = set(sys.modules)
+for _ in range(3):  # each time in a process of its own that has timm and nothing else
+    if os.fork() == 0:
+        start = time.perf_counter()
+        import timm_longtail
+        seconds = time.perf_counter() - start
+        new = sorted(set(sys.modules) - before)
+        print(json.dumps({'seconds': seconds, 'modules': new, 'file': timm_longtail.__file__}), flush=True)
+        os._exit(0)
+    os.wait()
+'''
+
+
+@pytest.mark.script
+def test_importing_costs_little_over_timm():
+    done = subprocess.run(
+        [sys.executable, '-c', _MEASURE], cwd=ROOT, capture_output=True, text=True, check=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    measured = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(measured) == 3 and Path(measured[0]['file']).parent.parent == ROOT
+    new = {name.split('.')[0] for name in measured[0]['modules']}
+    assert PACKAGE in new
+    assert not new & {'accelerate', 'datasets', 'matplotlib', 'pandas', 'scipy', 'sklearn'}
+    assert statistics.median(m['seconds'] for m in measured) <= 0.3

@@ -1,0 +1,282 @@
+"""Recipes: each file says what it is for, gives the paper's numbers, and yields to what is typed."""
+import math
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+
+from timm_longtail.build import _create_scheduler, _optimizers
+from timm_longtail.cli import parse_train_args
+from timm_longtail.data.datasets import default_imbalance_factor
+from timm_longtail.errors import UserError
+from timm_longtail.methods import create_method, list_methods
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / 'recipes').glob('*.yaml'))
+every_recipe = pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+BCL = ['--model', 'bcl_resnet32', '--dataset', 'cifar100_lt']
+CE = ['--model', 'resnet32_cifar', '--dataset', 'cifar100_lt']
+DIGITS = ['--model', 'bcl_resnet20', '--dataset', 'digits_lt']
+
+
+def split_name(path):
+    """Return model, method (or None), data set and factor of a recipe's file name."""
+    names, factor = re.fullmatch(r'(.+)_if([0-9.]+)', path.stem).groups()
+    model, *method, dataset = names.split('.')
+    assert len(method) <= 1, path.stem
+    return model, (method[0] if method else None), dataset, float(factor)
+
+
+def default_method(model):
+    with torch.device('meta'):
+        return getattr(timm.create_model(model), 'default_method', 'ce')
+
+
+def header(path):
+    """Return the lines of the comment that a recipe opens with."""
+    lines = path.read_text().splitlines()
+    return [line.removeprefix('#').strip() for line in lines[:next(i for i, s in enumerate(lines) if s[:1] != '#')]]
+
+
+def write_recipe(folder, text, name='bcl_resnet32.cifar100_lt_if100.yaml'):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_there_are_recipes():
+    assert len(RECIPES) >= 3
+
+
+@every_recipe
+def test_name_agrees_with_content(path):
+    model, method, dataset, factor = split_name(path)
+    args = parse_train_args(['-c', str(path), '--model', model, '--dataset', dataset])
+    assert args.recipe == path
+    assert args.method == yaml.safe_load(path.read_text())['method'] == (method or default_method(model))
+    assert (args.imbalance_factor or default_imbalance_factor(dataset)) == factor
+    assert timm.is_model(args.model) and args.method in list_methods()
+    create_method(args.method, timm.create_model(model, num_classes=4, **args.model_kwargs), [4, 3, 2, 1],
+                  **args.method_kwargs)
+
+
+@every_recipe
+def test_header_has_the_command_the_result_and_the_source(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    lines = header(path)
+    for word in ('Expected:', 'Source:'):
+        assert [line for line in lines if re.match(rf'{word}\s+\S', line)], word
+    commands = [line for line in lines if re.search(r'\btrain\.py\b', line) and '--model' in line]
+    assert len(commands) == 1
+    _, _, typed = commands[0].partition('train.py ')
+    args = parse_train_args(shlex.split(typed))
+    assert args.recipe.resolve() == path
+    model, _, dataset, factor = split_name(path)
+    assert (args.model, args.dataset) == (model, dataset)
+    assert (args.imbalance_factor or default_imbalance_factor(dataset)) == factor
+
+
+def learning_rates(args, steps_per_epoch=3):
+    """Return the rate of each epoch, as the loop sets it: once an epoch, then once a step."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.lr)
+    scheduler = _create_scheduler(args, optimizer, steps_per_epoch)
+    rates = []
+    for epoch in range(args.epochs):
+        scheduler.step(epoch)
+        seen = set()
+        for step in range(steps_per_epoch):
+            scheduler.step_update(epoch * steps_per_epoch + step)
+            seen.add(optimizer.param_groups[0]['lr'])
+        assert len(seen) == 1  # steps leave the rate alone
+        rates += seen
+    return rates
+
+
+def bcl_rate(e):
+    """Works that build on BCL, CIFAR: epoch e from 0."""
+    if e < 5:
+        return 0.15 * (e + 1) / 5
+    return 0.15 if e < 160 else 0.015 if e < 180 else 0.0015
+
+
+def ldam_rate(e):
+    """LDAM's `adjust_learning_rate`, which counts epochs from 1."""
+    epoch = e + 1
+    if epoch <= 5:
+        return 0.1 * epoch / 5
+    if epoch > 180:
+        return 0.1 * 0.0001
+    return 0.1 * 0.01 if epoch > 160 else 0.1
+
+
+@pytest.mark.parametrize('typed, formula', [(BCL, bcl_rate), (CE, ldam_rate)], ids=['bcl', 'ldam'])
+def test_learning_rate_of_every_epoch_is_the_papers(typed, formula):
+    args = parse_train_args(typed)
+    assert args.epochs == 200
+    rates = learning_rates(args)
+    assert rates == [pytest.approx(formula(e), rel=1e-9) for e in range(200)]
+    # by hand, at every corner
+    first, *_ = rates
+    assert first == pytest.approx(args.lr / 5)
+    assert rates[4] == rates[159] == pytest.approx(args.lr) and rates[159] > 5 * rates[160] > 5 * rates[180]
+
+
+def cosine_rate(e, recipe, epochs, warmup):
+    """Warm-up on a line from `warmup_lr`, then the cosine that reaches 0 after the last epoch."""
+    if e < warmup:
+        return recipe['warmup_lr'] + (recipe['lr'] - recipe['warmup_lr']) * e / warmup
+    return recipe['lr'] * (1 + math.cos(math.pi * e / epochs)) / 2
+
+
+def test_the_rate_of_the_digits_goes_to_zero_along_a_cosine():
+    recipe = yaml.safe_load((ROOT / 'recipes' / 'bcl_resnet20.digits_lt_if20.yaml').read_text())
+    assert recipe['sched'] == 'cosine'
+    for factor in (1, 2):  # twice the epochs, twice the warm-up
+        epochs, warmup = factor * recipe['epochs'], factor * recipe['warmup_epochs']
+        args = parse_train_args([*DIGITS, '--epochs', str(epochs)])
+        assert learning_rates(args) == [
+            pytest.approx(cosine_rate(e, recipe, epochs, warmup), rel=1e-9) for e in range(epochs)]
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.lr)
+        _create_scheduler(args, optimizer, 1).step(epochs)
+        assert optimizer.param_groups[0]['lr'] == pytest.approx(0, abs=1e-12)
+
+
+def test_without_a_recipe_the_rate_is_a_cosine():
+    args = parse_train_args([*BCL, '--no-recipe', '--lr', '0.2', '--epochs', '40'])
+    assert learning_rates(args) == [pytest.approx(0.1 * (1 + math.cos(math.pi * e / 40))) for e in range(40)]
+
+
+@pytest.mark.parametrize('epochs, milestones, warmup', [
+    (200, [161, 181], 4), (400, [321, 361], 8), (100, [81, 91], 2), (15, [13, 15], 0), (2, [3, 3], 0), (1, [2, 2], 0),
+])
+def test_epochs_scale_milestones_and_warmup(epochs, milestones, warmup):
+    args = parse_train_args([*BCL, '--epochs', str(epochs)])
+    assert (args.decay_milestones, args.warmup_epochs) == (milestones, warmup)
+    assert len(learning_rates(args)) == epochs
+
+
+def test_a_short_run_keeps_the_proportions():
+    assert learning_rates(parse_train_args([*BCL, '--epochs', '15'])) == [
+        pytest.approx(rate) for rate in (*[0.15] * 12, *[0.015] * 2, 0.0015)]
+    assert learning_rates(parse_train_args([*BCL, '--epochs', '2'])) == [pytest.approx(0.15)] * 2
+    typed = [*BCL, '--epochs', '100', '--decay-milestones', '50', '60', '--warmup-epochs', '1']
+    args = parse_train_args(typed)
+    assert (args.decay_milestones, args.warmup_epochs) == ([50, 60], 1)
+
+
+def test_what_is_typed_wins():
+    recipe = parse_train_args(BCL)
+    assert (recipe.lr, recipe.weight_decay, recipe.global_batch_size, recipe.sched) == (0.15, 5e-4, 256, 'multistep')
+    typed = parse_train_args([*BCL, '--lr', '0.3', '--weight-decay', '0', '--sched', 'cosine'])
+    assert (typed.lr, typed.weight_decay, typed.sched) == (0.3, 0.0, 'cosine')
+    assert (typed.warmup_lr, typed.global_batch_size) == (0.03, 256)  # the rest is the recipe's
+    # the parser's own default counts when it is typed
+    assert parse_train_args([*BCL, '--lr', '0.1']).lr == 0.1
+    assert parse_train_args([*DIGITS, '--method-kwargs', 'temperature=0.2']).method_kwargs['temperature'] == 0.2
+
+
+def test_batch_sizes():
+    args = parse_train_args([*BCL, '--batch-size', '64'])
+    assert (args.batch_size, args.global_batch_size) == (64, None)
+    args = parse_train_args([*BCL, '--global-batch-size', '64'])
+    assert (args.batch_size, args.global_batch_size) == (None, 64)
+    args = parse_train_args([*BCL, '--no-recipe'])
+    assert (args.batch_size, args.global_batch_size) == (128, None)
+    with pytest.raises(UserError, match='--batch-size .* or --global-batch-size, not both'):
+        parse_train_args([*BCL, '--batch-size', '64', '--global-batch-size', '64'])
+
+
+@pytest.mark.parametrize('option', [
+    '--batch-size', '--global-batch-size', '--grad-accum-steps', '--epochs', '--log-interval', '--val-interval',
+])
+@pytest.mark.parametrize('value', ['0', '-1'])
+def test_numbers_below_one_are_refused(option, value):
+    with pytest.raises(UserError, match=f'{option} must be at least 1, got {value}'):
+        parse_train_args([*BCL, option, value])
+
+
+def test_default_recipe_is_taken_only_for_its_method_factor_and_model():
+    path = ROOT / 'recipes' / 'bcl_resnet32.cifar100_lt_if100.yaml'
+    for typed in ([], ['--method', 'bcl'], ['--imbalance-factor', '100'], ['--epochs', '3']):
+        args = parse_train_args([*BCL, *typed])
+        assert (args.recipe, args.method, args.lr) == (path, 'bcl', 0.15)
+    for typed in (['--method', 'ce'], ['--imbalance-factor', '50'], ['--no-recipe'], ['--dataset', 'cifar10_lt'],
+                  ['--model', 'bcl_resnet20']):
+        args = parse_train_args([*BCL, *typed])
+        assert (args.recipe, args.lr) == (None, 0.1)
+        assert args.method == ('ce' if 'ce' in typed else 'bcl')
+    # by -c it is taken for what it is given for
+    args = parse_train_args([*BCL, '--method', 'ce', '-c', str(path)])
+    assert (args.recipe, args.method, args.lr) == (path, 'ce', 0.15)
+
+
+@pytest.mark.parametrize('text, message', [
+    ('method: bcl\nwieght_decay: 0.1\n', "unknown option 'wieght_decay'; did you mean weight_decay"),
+    ('method: bcl\nconfig: other.yaml\n', "unknown option 'config'"),
+    ('method: bclx\n', "unknown method 'bclx'; did you mean bcl"),
+    ('method: bcl\nlr: fast\n', 'lr.*fast'),
+    ('- method\n- bcl\n', 'bcl_resnet32.cifar100_lt_if100.yaml'),
+    ('method: [bcl\n', 'bcl_resnet32.cifar100_lt_if100.yaml'),
+    ('epochs: 0\n', '--epochs must be at least 1'),
+])
+@pytest.mark.parametrize('given', [True, False])
+def test_a_recipe_that_cannot_be_is_one_line(text, message, given, tmp_path):
+    path = write_recipe(tmp_path, text)
+    with pytest.raises(UserError, match=message) as error:
+        parse_train_args([*BCL, '-c', str(path)] if given else BCL, recipe_folder=tmp_path)
+    assert '\n' not in str(error.value)
+
+
+def test_a_recipe_that_is_not_there():
+    with pytest.raises(UserError, match='no recipe at nowhere.yaml'):
+        parse_train_args([*BCL, '-c', 'nowhere.yaml'])
+
+
+def test_numbers_that_yaml_reads_as_text(tmp_path):
+    args = parse_train_args(BCL, recipe_folder=write_recipe(tmp_path, 'method: bcl\nweight_decay: 5e-4\n').parent)
+    assert args.weight_decay == 5e-4 and args.recipe.parent == tmp_path
+
+
+@every_recipe
+def test_optimizer_is_the_papers(path):
+    model, _, dataset, _ = split_name(path)
+    args = parse_train_args(['-c', str(path), '--model', model, '--dataset', dataset])
+    content = yaml.safe_load(path.read_text())
+    assert {'lr', 'momentum', 'weight_decay', 'opt', 'sched', 'epochs', 'global_batch_size'} <= content.keys()
+    network = timm.create_model(args.model, num_classes=4, **args.model_kwargs)
+    method = create_method(args.method, network, [4, 3, 2, 1], **args.method_kwargs)
+    optimizers, schedulers = _optimizers(args, method, 10)
+    assert len(optimizers) == len(schedulers) == len(method.phases)
+    decayed = set()
+    for optimizer in optimizers:
+        assert type(optimizer) is torch.optim.SGD
+        for group in optimizer.param_groups:
+            assert group['momentum'] == 0.9 and not group['nesterov'] and group['dampening'] == 0
+            assert group['weight_decay'] == float(content['weight_decay']) > 0
+            decayed |= {id(p) for p in group['params']}
+    names = {name: id(p) for name, p in method.named_parameters() if p.requires_grad}
+    assert decayed == set(names.values())
+    assert any(name.endswith('bn1.bias') for name in names)  # biases and BatchNorm too
+
+
+def test_steps_are_plain_sgd_with_momentum_and_decay():
+    args = parse_train_args(['--model', 'resnet20_cifar', '--no-recipe', '--weight-decay', '0.01', '--lr', '0.1'])
+    method = create_method('ce', timm.create_model('resnet20_cifar', num_classes=4), [4, 3, 2, 1])
+    (optimizer,), _ = _optimizers(args, method, 10)
+    names = ('model.bn1.weight', 'model.fc.bias', 'model.conv1.weight')
+    parameters = [dict(method.named_parameters())[name] for name in names]
+    expected = [p.detach().clone().double() for p in parameters]
+    velocity = [torch.zeros_like(p) for p in expected]
+    random = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for i, p in enumerate(parameters):
+            p.grad = torch.randn(p.shape, generator=random)
+            velocity[i] = 0.9 * velocity[i] + p.grad.double() + 0.01 * expected[i]
+            expected[i] = expected[i] - 0.1 * velocity[i]
+        optimizer.step()
+    for p, value in zip(parameters, expected):
+        torch.testing.assert_close(p.detach().double(), value, rtol=1e-5, atol=1e-6)
