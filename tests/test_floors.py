@@ -220,7 +220,7 @@ def test_no_function_is_too_long():
 
 
 def test_functions_are_counted_to_their_end():
-    source = 'class A:\n    def f(self):\n        """Two\n        lines."""\n\n        return 1\n\nasync def g(): pass\n'
+    source = 'class A:\n    def f(self):\n        """Two\n        lines."""\n\n        return 1\n\nasync def g(): 0\n'
     assert functions({'m': source}) == {'m:2 f': 5, 'm:8 g': 1}
 
 

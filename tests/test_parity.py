@@ -1,6 +1,10 @@
 """Two processes are one process with the same global batch: loss, gradients, and whole runs of the toy."""
+import os
+from unittest.mock import patch
+
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -61,8 +65,13 @@ def test_two_processes_give_the_loss_and_gradients_of_one(name):
 
 def train_toy(rank: int):
     """Train the toy for two epochs; return its state and figures."""
-    _, run = make_run('toy', '--batch-size', '8')
-    history = fit(run, 2)
+    launched = {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': '2', 'ACCELERATE_USE_CPU': 'true',
+                'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '29500'}
+    with patch.dict(os.environ, launched):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        _, run = make_run('toy', '--batch-size', '8')
+        history = fit(run, 2)
+    AcceleratorState._reset_state(reset_partial_state=True)
     figures = [{k: v for k, v in row.items() if 'seconds' not in k} for row in history]
     buffers = {name for name, _ in run.method.model.named_buffers(prefix='model')}
     return {k: v for k, v in run.method.state_dict().items() if k not in buffers}, figures

@@ -46,7 +46,8 @@ def test_code_runs(code, tmp_path, monkeypatch):
 @pytest.mark.parametrize('document', DOCUMENTS)
 def test_named_files_exist(document):
     text = (ROOT / document).read_text()
-    names = set(re.findall(r'\]\((?!http)([^)#]+)', text))
+    prose = re.sub(r'```.*?```', '', text, flags=re.DOTALL)
+    names = set(re.findall(r'\]\((?!http)([^)#]+)', prose))
     names |= set(re.findall(FILE_NAME, text))
     names |= set(re.findall(r'`([\w.-]+/)`', text)) | set(re.findall(r'`([A-Z]{4,})`', text))
     made = MADE | {'export/'}

@@ -203,7 +203,7 @@ def test_every_operation_of_autoaugment(monkeypatch):
         numbers[row] = [(policy + 0.5) / 25, 0 if first else 0.9999, 0 if second else 0.9999, *np.array(signs) * 0.5]
     params = step.sample(numbers)
     assert params['policy'].tolist() == [row[0] for row in grid]
-    wanted = step._probabilities[params['policy']] > numbers[:, 1:3]
+    wanted = step.probabilities[params['policy']] > numbers[:, 1:3]
     expected = torch.stack([
         autoaugment_oracle(monkeypatch, image, policy, applied, signs)
         for image, policy, applied, signs in zip(images, params['policy'], wanted, numbers[:, 3:5] >= 0.5, strict=True)

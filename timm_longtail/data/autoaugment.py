@@ -88,23 +88,21 @@ class AutoAugment:
         self.size = size
         self.fill = fill
         self.policies = TorchvisionAutoAugment(AutoAugmentPolicy.CIFAR10).policies
-        # action 0 does nothing; the others are (kind, argument): a row of `maps` or `tables`, or a factor
+        # action 0 does nothing; another is a kind and its argument: a row of `maps` or `tables`, or a factor
         self._kinds: list[str] = ['']
         self._arguments: list[float] = [0.]
         self._maps: list[torch.Tensor] = []
         self._tables: list[torch.Tensor] = []
-        known: dict[tuple, int] = {}
-        self._actions = np.array([  # [policy,slot,sign]
+        known: dict[tuple[str, float], int] = {}
+        self.actions = np.array([  # [policy,slot,sign]
             [[self._action(known, name, level, sign) for sign in (-1, 1)] for name, _, level in policy]
             for policy in self.policies
         ])
-        self._probabilities = np.array([[operation[1] for operation in policy] for policy in self.policies])
-        self._kind_of = np.array(self._kinds)
-        self._argument_of = np.array(self._arguments)
-        self._maps_of = torch.stack(self._maps)
-        self._tables_of = torch.stack(self._tables)
+        self.probabilities = np.array([[operation[1] for operation in policy] for policy in self.policies])
+        self.kinds, self.arguments = np.array(self._kinds), np.array(self._arguments)
+        self.maps, self.tables = torch.stack(self._maps), torch.stack(self._tables)
 
-    def _action(self, known: dict, name: str, level: int | None, sign: int) -> int:
+    def _action(self, known: dict[tuple[str, float], int], name: str, level: int | None, sign: int) -> int:
         """Return the number of an operation at a magnitude, building its look-up table the first time."""
         amount = magnitude(name, level, self.size) * (sign if name in _SIGNED else 1)
         if (name, amount) in known:
@@ -112,49 +110,48 @@ class AutoAugment:
         numbers = torch.arange(1, self.size ** 2 + 1, dtype=torch.float32).view(1, self.size, self.size)
         moved = _geometric(numbers, name, amount)
         levels = _pointwise(torch.arange(256, dtype=torch.uint8).view(1, 1, 256), name, amount)
+        kind, argument = name, 1 + amount
         if moved is not None:
             kind, argument = 'map', len(self._maps)
-            self._maps.append(moved.flatten().long())  # 0: outside
+            self._maps.append(moved.flatten().long())  # 0: outside the image
         elif levels is not None:
             kind, argument = 'table', len(self._tables)
             self._tables.append(levels.flatten())
-        else:
-            kind, argument = name, 1 + amount
         self._kinds.append(kind)
         self._arguments.append(argument)
-        known[name, amount] = len(self._kinds) - 1
-        return known[name, amount]
+        return known.setdefault((name, amount), len(self._kinds) - 1)
 
     def sample(self, uniforms: np.ndarray) -> dict[str, np.ndarray]:
         """Map uniforms [n,5] to `policy` [n] and the two `actions` [n,2] of each image (0: none)."""
         policy = (uniforms[:, 0] * len(self.policies)).astype(np.int64)
-        applied = uniforms[:, 1:3] < self._probabilities[policy]
+        applied = uniforms[:, 1:3] < self.probabilities[policy]
         sign = (uniforms[:, 3:5] >= 0.5).astype(np.int64)
-        actions = self._actions[policy[:, None], np.arange(2), sign]
+        actions = self.actions[policy[:, None], np.arange(2), sign]
         return {'policy': policy, 'actions': np.where(applied, actions, 0)}
 
     def apply(self, images: torch.Tensor, params: dict[str, np.ndarray]) -> torch.Tensor:
         """Apply both operations of each image to uint8 [n,3,S,S]."""
         images = images.clone()
+        self.maps, self.tables = self.maps.to(images.device), self.tables.to(images.device)
         for slot in range(2):
             actions = params['actions'][:, slot]
-            kinds = self._kind_of[actions]
+            kinds = self.kinds[actions]
             for kind in np.unique(kinds[kinds != '']):
                 chosen = np.flatnonzero(kinds == kind)
                 rows = torch.from_numpy(chosen).to(images.device)
-                images[rows] = self._run(str(kind), images[rows], self._argument_of[actions[chosen]])
+                images[rows] = self._run(str(kind), images[rows], self.arguments[actions[chosen]])
         return images
 
     def _run(self, kind: str, images: torch.Tensor, arguments: np.ndarray) -> torch.Tensor:
+        """Apply one kind of operation to images that all have it."""
         if kind in _BLENDS:
             return _BLENDS[kind](images, arguments)
         if kind in _WHOLE:
             return _WHOLE[kind](images)
-        rows = torch.from_numpy(arguments.astype(np.int64))
+        rows = torch.from_numpy(arguments.astype(np.int64)).to(images.device)
         flat = images.flatten(2)
         if kind == 'map':
-            sources = self._maps_of[rows].to(images.device)[:, None].expand(-1, 3, -1)
             outside = flat.new_full((*flat.shape[:2], 1), self.fill)
+            sources = self.maps[rows][:, None].expand(-1, 3, -1)
             return torch.cat([outside, flat], 2).gather(2, sources).view_as(images)
-        tables = self._tables_of[rows].to(images.device)[:, None].expand(-1, 3, -1)
-        return tables.gather(2, flat.long()).view_as(images)
+        return self.tables[rows][:, None].expand(-1, 3, -1).gather(2, flat.long()).view_as(images)

@@ -1,0 +1,306 @@
+"""Rows of results: the hash that ties them to the code, and that each committed row can be run again from a commit."""
+import json
+import os
+import subprocess
+import time
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from timm_longtail import outputs, results
+from timm_longtail.errors import UserError
+
+from .runs import digits, make_run
+
+ROOT = Path(__file__).parent.parent
+ROWS = sorted(ROOT.glob('results/**/*.json'))
+DECIDING = ('timm_longtail', *results.ENTRY_POINTS)
+
+# the columns of a row are a file format: README tables and later issues read them
+PROTOCOL = {
+    'tag', 'model', 'method', 'method_kwargs', 'dataset', 'imbalance_factor', 'subset_hash', 'subset_order',
+    'original_order', 'class_counts', 'shot_counts', 'seed', 'data_seed', 'val_fraction', 'epochs',
+    'global_batch_size', 'mixed_precision', 'num_processes', 'recipe', 'command', 'tree_hash', 'dirty', 'environment',
+}
+COST = {'images_seen', 'forward_passes', 'seconds', 'train_seconds_per_epoch', 'peak_rss_gb'}
+METRICS = {'all', 'many', 'medium', 'few', 'balanced', 'worst_class', 'macro_f1', 'ece', 'loss', 'num_images'}
+
+
+def git(*arguments, root=ROOT, stdin=None):
+    command = ['git', '-C', str(root), *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, check=True).stdout
+
+
+def why_no_history(root=ROOT):
+    """Return why the history of a folder cannot be asked, or None."""
+    try:
+        if git('rev-parse', '--is-shallow-repository', root=root).strip() == b'true':
+            return 'a shallow clone has no history'
+        top = Path(git('rev-parse', '--show-toplevel', root=root).decode().strip())
+        return None if top.resolve() == Path(root).resolve() else 'the project is not a git repository of its own'
+    except OSError:
+        return 'git is not installed'
+    except subprocess.CalledProcessError:
+        return 'not a git repository'
+
+
+def needs_history():
+    if reason := why_no_history():
+        pytest.skip(reason)
+
+
+def tree_of(commit, names, root=ROOT):
+    """Return path -> object id of the files of a commit under some names."""
+    listing = git('ls-tree', '-r', '-z', commit, '--', *names, root=root).decode().split('\0')[:-1]
+    entries = (line.split('\t', 1) for line in listing)
+    return {path: description.split()[2] for description, path in entries if description.split()[1] == 'blob'}
+
+
+def read_blobs(ids, root=ROOT):
+    """Return the bytes of git objects by id, in one call."""
+    ids = sorted(set(ids))
+    answer = git('cat-file', '--batch', root=root, stdin='\n'.join([*ids, '']).encode())
+    blobs, position = {}, 0
+    for blob in ids:
+        end = answer.index(b'\n', position)
+        size = int(answer[position:end].split()[2])
+        blobs[blob] = answer[end + 1:end + 1 + size]
+        position = end + 1 + size + 1
+    return blobs
+
+
+def tree_hashes(recipes, root=ROOT):
+    """Return the tree hashes of all commits in the history, for each of some recipes (or None)."""
+    names = [*DECIDING, *filter(None, recipes)]
+    commits = git('rev-list', '--full-history', 'HEAD', '--', *names, root=root).decode().split()
+    trees = {frozenset(tree_of(commit, names, root).items()) for commit in commits}
+    blobs = read_blobs([blob for tree in trees for _, blob in tree], root) if trees else {}
+    return {
+        recipe: {
+            results.tree_hash({path: blobs[tree[path]] for path in results.tree_files(tree, recipe)})
+            for tree in map(dict, trees)
+        }
+        for recipe in recipes
+    }
+
+
+@cache
+def history():
+    return tree_hashes({json.loads(path.read_text()).get('recipe') for path in ROWS})
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A repository of its own with two commits of a small project, and a function that commits what lies there."""
+    try:
+        git('--version', root=tmp_path)
+    except OSError:
+        pytest.skip('git is not installed')
+    for variable in ('GIT_DIR', 'GIT_WORK_TREE', 'GIT_INDEX_FILE'):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv('GIT_CONFIG_GLOBAL', os.devnull)
+    root = tmp_path / 'project'
+    files = {
+        'timm_longtail/__init__.py': 'version = 1\n', 'timm_longtail/losses/ce.py': 'loss = 1\n',
+        'timm_longtail/notes.txt': 'no code\n', 'train.py': 'train = 1\n', 'recipes/a.yaml': 'lr: 0.1\n',
+        'recipes/b.yaml': 'lr: 0.2\n', 'README.md': 'read\n', '.gitignore': 'ignored.py\n',
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+    def commit():
+        git('add', '-A', root=root)
+        git('-c', 'user.name=t', '-c', 'user.email=t@t', '-c', 'commit.gpgsign=false', 'commit', '-qm', 'c', root=root)
+    git('init', '-q', root=root)
+    commit()
+    return root, commit
+
+
+def test_tree_hash_is_one_of_paths_and_bytes():
+    files = {'timm_longtail/a.py': b'one', 'train.py': b'two'}
+    digest = results.tree_hash(files)
+    assert len(digest) == 64
+    assert digest == results.tree_hash(dict(reversed(files.items())))
+    others = [
+        {'timm_longtail/a.py': b'One', 'train.py': b'two'},
+        {'timm_longtail/b.py': b'one', 'train.py': b'two'},
+        {'timm_longtail/a.py': b'two', 'train.py': b'one'},
+        {'timm_longtail/a.py': b'one', 'train.py': b'two\n'},
+        {'timm_longtail/a.py': b'onet', 'rain.py': b'two'},
+        {'timm_longtail/a.py': b'one\x00train.py\x003\x00two'},
+        {'timm_longtail/a.py': b'one'},
+        {**files, 'validate.py': b''},
+    ]
+    assert len({digest, *map(results.tree_hash, others)}) == len(others) + 1
+
+
+def test_the_files_that_decide_a_result():
+    names = [
+        'train.py', 'timm_longtail/rng.py', 'timm_longtail/data/views.py', 'timm_longtail/notes.txt', 'README.md',
+        'tests/timm_longtail/x.py', 'recipes/a.yaml', 'recipes/b.yaml', 'other/train.py', 'timm_longtail.py',
+    ]
+    decide = ['timm_longtail/data/views.py', 'timm_longtail/rng.py', 'train.py']
+    assert results.tree_files(names) == decide
+    assert results.tree_files(reversed(names), 'recipes/a.yaml') == ['recipes/a.yaml', *decide]
+
+
+def test_hash_of_what_lies_on_disk(project):
+    root, _ = project
+
+    def digest(recipe=None):
+        return results.working_tree_hash(recipe, root)
+    first = digest()
+    assert first != digest('recipes/a.yaml') != digest('recipes/b.yaml')
+    assert first == results.tree_hash({
+        'timm_longtail/__init__.py': b'version = 1\n', 'timm_longtail/losses/ce.py': b'loss = 1\n',
+        'train.py': b'train = 1\n'})
+    for name in ('README.md', 'recipes/a.yaml', 'timm_longtail/notes.txt', 'tests.py'):
+        (root / name).write_text('other\n')
+    assert digest() == first
+    seen = {first}
+    for name in ('timm_longtail/losses/ce.py', 'timm_longtail/losses/new.py', 'train.py', 'validate.py'):
+        (root / name).write_text('other\n')
+        assert digest() not in seen
+        seen.add(digest())
+
+
+@pytest.mark.parametrize('name, dirty', [
+    ('train.py', True), ('timm_longtail/losses/ce.py', True), ('timm_longtail/new.py', True), ('validate.py', True),
+    ('timm_longtail/new/file.py', True), ('recipes/a.yaml', True), ('recipes/b.yaml', False), ('README.md', False),
+    ('timm_longtail/notes.txt', False), ('tests/test_x.py', False), ('output/args.yaml', False),
+])
+def test_dirty_is_what_decides_a_result(name, dirty, project):
+    root, commit = project
+    assert results.is_dirty('recipes/a.yaml', root) is False
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text('other\n')
+    assert results.is_dirty('recipes/a.yaml', root) is dirty
+    commit()
+    assert results.is_dirty('recipes/a.yaml', root) is False
+
+
+def test_a_deleted_or_renamed_file_is_dirty(project):
+    root, commit = project
+    (root / 'timm_longtail/losses/ce.py').unlink()
+    assert results.is_dirty(root=root) is True
+    commit()
+    git('mv', 'timm_longtail/__init__.py', 'moved.py', root=root)
+    assert results.is_dirty(root=root) is True
+
+
+def test_an_ignored_module_is_not_passed_over(project):
+    # git does not list it, but it is hashed: such a row could never be run from a commit
+    root, _ = project
+    (root / 'timm_longtail' / 'ignored.py').write_text('x = 1\n')
+    clean = results.is_dirty(root=root) is False
+    assert not clean or results.working_tree_hash(root=root) in tree_hashes({None}, root)[None]
+
+
+def test_without_git_nobody_knows(tmp_path):
+    (tmp_path / 'timm_longtail').mkdir()
+    assert results.is_dirty(root=tmp_path) is None
+
+
+def test_a_recipe_outside_the_project_does_not_hide_a_dirty_tree(project, tmp_path):
+    root, _ = project
+    recipe = tmp_path / 'mine.yaml'
+    recipe.write_text('lr: 1\n')
+    (root / 'train.py').write_text('other\n')
+    assert results.is_dirty(str(recipe), root)
+
+
+def test_a_dirty_tree_is_refused(monkeypatch):
+    for dirty in (False, None):
+        monkeypatch.setattr(results, 'is_dirty', lambda recipe, dirty=dirty: dirty)
+        results.require_clean_tree()
+    monkeypatch.setattr(results, 'is_dirty', lambda recipe: True)
+    with pytest.raises(UserError, match='--results: the code differs from the last commit'):
+        results.require_clean_tree('recipes/a.yaml')
+
+
+def test_hashes_of_the_history_are_those_that_the_runs_wrote(project):
+    root, commit = project
+    written = {None: set(), 'recipes/a.yaml': set(), 'recipes/missing.yaml': set()}
+    for version in range(3):
+        (root / 'timm_longtail/losses/ce.py').write_text(f'loss = {version}\n' * version)  # an empty file, too
+        (root / 'recipes/a.yaml').write_text(f'lr: {version}\n')
+        for recipe, hashes in written.items():
+            hashes.add(results.working_tree_hash(recipe, root))
+        commit()
+    found = tree_hashes(set(written), root)
+    assert all(hashes <= found[recipe] for recipe, hashes in written.items())
+    assert len(found[None]) == 4  # the first commit of all, and three more
+    (root / 'train.py').write_text('not committed\n')
+    assert results.working_tree_hash(None, root) not in found[None]
+
+
+def test_the_working_tree_is_the_last_commit_when_nothing_changed():
+    needs_history()
+    recipe = 'recipes/bcl_resnet20.digits_lt_if20.yaml'
+    if results.is_dirty(recipe):
+        pytest.skip('the working tree differs from the last commit')
+    names = results.tree_files(git('ls-tree', '-r', '--name-only', 'HEAD').decode().splitlines(), recipe)
+    contents = {name: git('show', f'HEAD:{name}') for name in names}
+    assert {recipe, 'train.py', 'timm_longtail/engine.py'} < contents.keys()
+    assert results.working_tree_hash(recipe) == results.tree_hash(contents)
+    assert results.working_tree_hash(recipe) in tree_hashes({recipe})[recipe]
+
+
+def test_a_row_has_these_columns():
+    args, run = make_run('ce')
+    run.history = [{'epoch': 0, 'train_seconds': 2.0}, {'epoch': 1, 'train_seconds': 4.0}]
+    protocol = outputs._protocol(args, run, digits())
+    cost = outputs._cost(run, time.perf_counter())
+    assert protocol.keys() == PROTOCOL and cost.keys() == COST
+    assert json.loads(json.dumps(protocol)) == protocol  # plain types only
+    assert cost['images_seen'] == 2 * 64 and cost['forward_passes'] == 128 and cost['train_seconds_per_epoch'] == 3.0
+    assert protocol['environment'].keys() >= {'device', 'device_type', 'threads', 'python', 'torch', 'timm'}
+    assert protocol['tree_hash'] == results.working_tree_hash() and protocol['class_counts'] == digits().class_counts
+
+
+def test_recipes_are_named_from_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT / 'recipes')
+    assert results.relative_to_root(Path('x.yaml')) == 'recipes/x.yaml'
+    assert results.relative_to_root(None) is None
+    assert results.relative_to_root(tmp_path / 'x.yaml') == str((tmp_path / 'x.yaml').resolve())
+
+
+@pytest.mark.parametrize('num_processes, launcher', [(1, 'python'), (4, 'accelerate launch --num_processes 4')])
+def test_command_can_be_typed_again(num_processes, launcher, monkeypatch):
+    monkeypatch.setenv('TIMM_LONGTAIL_DATA', '/data/sets')
+    monkeypatch.setattr('sys.argv', ['/somewhere/train.py', '--model', 'x', '--data-dir', '/data/sets/uoft-cs/cifar100'])
+    assert results.command_line(num_processes) == (
+        f'{launcher} train.py --model x --data-dir $TIMM_LONGTAIL_DATA/uoft-cs/cifar100')
+
+
+def test_writing_json_leaves_a_whole_file(tmp_path, monkeypatch):
+    path = tmp_path / 'new' / 'row.json'
+    results.write_json(path, {'a': 1})
+    monkeypatch.setattr(results.os, 'replace', lambda *args: (_ for _ in ()).throw(OSError('no space')))
+    with pytest.raises(OSError, match='no space'):
+        results.write_json(path, {'a': 2})
+    assert json.loads(path.read_text()) == {'a': 1}
+
+
+@pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
+def test_committed_rows_are_whole(path):
+    row = json.loads(path.read_text())
+    assert row.keys() - {'peak_device_gb'} == PROTOCOL | COST | {'last', 'best'}
+    assert row['dirty'] is False
+    assert len(row['tree_hash']) == 64 and int(row['tree_hash'], 16) >= 0
+    assert row['last'].keys() >= METRICS and row['best'].keys() >= METRICS | {'epoch', 'selected_by'}
+    assert len(row['last']['class_correct']) == len(row['class_counts']) == len(row['shot_counts'])
+    assert row['last']['all'] == pytest.approx(
+        100 * sum(row['last']['class_correct']) / sum(row['last']['class_total']), rel=1e-9)
+    assert path.stem == f'{row["tag"]}.{row["model"]}.{row["method"]}.e{row["epochs"]}.s{row["seed"]}'
+    assert row['recipe'] is None or (ROOT / row['recipe']).is_file()
+    assert '/root/' not in row['command'] and '/home/' not in row['command']
+
+
+@pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
+def test_committed_rows_come_from_a_commit(path):
+    needs_history()
+    row = json.loads(path.read_text())
+    assert row['tree_hash'] in history()[row['recipe']], 'no commit of this repository has the code of this row'
