@@ -1,8 +1,10 @@
 """Tables of the README, generated from the registries: `python -m tests.readme_tables [--write]`."""
 import argparse
 import inspect
+import json
 import pkgutil
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -12,9 +14,11 @@ import torch
 import timm_longtail
 from timm_longtail.data import list_datasets
 from timm_longtail.data.sources import REGISTRY
+from timm_longtail.evaluate import GROUPS
 from timm_longtail.methods import list_methods, method_class
 
 README = Path(__file__).parent.parent / 'README.md'
+RESULTS = README.parent / 'results'
 
 # what a loader without a docstring of its own reads
 _SOURCES = {
@@ -81,10 +85,36 @@ def methods_table() -> str:
     return _table(['Method', 'Paper', 'What it trains', 'Options (`--method-kwargs`)'], rows)
 
 
+def results_table() -> str:
+    """One row a setting, over its seeds, from `results/*.json`: last epoch, the best one in brackets, and the command."""
+    settings = {}
+    for path in sorted(RESULTS.glob('*.json')):
+        row = json.loads(path.read_text())
+        settings.setdefault((row['tag'], row['model'], row['method'], row['epochs'], row['subset_hash']), []).append(row)
+    rows = []
+    for (tag, model, method, epochs, subset), runs in settings.items():
+        cells = [f'`{tag}` ({subset})', f'`{model}`', f'`{method}`', str(epochs), str(len(runs))]
+        best = statistics.mean(run['best']['all'] for run in runs)
+        cells.append(f'{_over_seeds(runs, "all")} ({best:.2f})')
+        rows.append([*cells, *(_over_seeds(runs, group) for group in GROUPS), f'`{runs[0]["command"]}`'])
+    return _table(['Data (subset)', 'Model', 'Method', 'Epochs', 'Seeds', 'All (best epoch)',
+                   *map(str.capitalize, GROUPS), 'First seed again'], rows)
+
+
+def _over_seeds(runs: list[dict], metric: str) -> str:
+    values = [run['last'][metric] for run in runs]
+    if None in values:
+        return 'n/a'
+    spread = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
+    return f'{statistics.mean(values):.2f}{spread}'
+
+
+TABLES = {'models': models_table, 'datasets': datasets_table, 'methods': methods_table, 'results': results_table}
+
+
 def fill(text: str) -> str:
     """Return a README with the tables between its markers generated anew."""
-    tables = {'models': models_table, 'datasets': datasets_table, 'methods': methods_table}
-    for name, build in tables.items():
+    for name, build in TABLES.items():
         begin, end = f'<!-- {name} -->', f'<!-- /{name} -->'
         before, _, rest = text.partition(begin)
         _, found, after = rest.partition(end)
@@ -100,7 +130,7 @@ def main():
     if parser.parse_args().write:
         README.write_text(fill(README.read_text()))
     else:
-        sys.stdout.write('\n\n'.join([models_table(), datasets_table(), methods_table()]) + '\n')
+        sys.stdout.write('\n\n'.join(build() for build in TABLES.values()) + '\n')
 
 
 if __name__ == '__main__':

@@ -21,8 +21,9 @@ DECIDING = ('timm_longtail', *results.ENTRY_POINTS)
 PROTOCOL = {
     'tag', 'model', 'method', 'method_kwargs', 'dataset', 'imbalance_factor', 'subset_hash', 'subset_order',
     'original_order', 'class_counts', 'shot_counts', 'seed', 'data_seed', 'val_fraction', 'epochs',
-    'global_batch_size', 'mixed_precision', 'num_processes', 'recipe', 'command', 'tree_hash', 'dirty', 'environment',
+    'global_batch_size', 'mixed_precision', 'num_processes', 'command', 'environment',
 }
+CODE = {'recipe', 'tree_hash', 'dirty'}
 COST = {'images_seen', 'forward_passes', 'seconds', 'train_seconds_per_epoch', 'peak_rss_gb'}
 METRICS = {'all', 'many', 'medium', 'few', 'balanced', 'worst_class', 'macro_f1', 'ece', 'loss', 'num_images'}
 
@@ -186,8 +187,10 @@ def test_a_deleted_or_renamed_file_is_dirty(project):
     (root / 'timm_longtail/losses/ce.py').unlink()
     assert results.is_dirty(root=root) is True
     commit()
-    git('mv', 'timm_longtail/__init__.py', 'moved.py', root=root)
-    assert results.is_dirty(root=root) is True
+    for target in ('moved.py', 'timm_longtail/old.txt'):
+        git('mv', 'timm_longtail/__init__.py', target, root=root)
+        assert results.is_dirty(root=root) is True, target
+        git('mv', target, 'timm_longtail/__init__.py', root=root)
 
 
 def test_an_ignored_module_is_not_passed_over(project):
@@ -224,7 +227,7 @@ def test_hashes_of_the_history_are_those_that_the_runs_wrote(project):
     root, commit = project
     written = {None: set(), 'recipes/a.yaml': set(), 'recipes/missing.yaml': set()}
     for version in range(3):
-        (root / 'timm_longtail/losses/ce.py').write_text(f'loss = {version}\n' * version)  # an empty file, too
+        (root / 'timm_longtail/losses/ce.py').write_text('loss = 2\n' * version)  # an empty file, too
         (root / 'recipes/a.yaml').write_text(f'lr: {version}\n')
         for recipe, hashes in written.items():
             hashes.add(results.working_tree_hash(recipe, root))
@@ -251,13 +254,13 @@ def test_the_working_tree_is_the_last_commit_when_nothing_changed():
 def test_a_row_has_these_columns():
     args, run = make_run('ce')
     run.history = [{'epoch': 0, 'train_seconds': 2.0}, {'epoch': 1, 'train_seconds': 4.0}]
-    protocol = outputs._protocol(args, run, digits())
+    protocol, code = outputs._protocol(args, run, digits()), results.code_state()
     cost = outputs._cost(run, time.perf_counter())
-    assert protocol.keys() == PROTOCOL and cost.keys() == COST
+    assert (protocol.keys(), code.keys(), cost.keys()) == (PROTOCOL, CODE, COST)
     assert json.loads(json.dumps(protocol)) == protocol  # plain types only
     assert cost['images_seen'] == 2 * 64 and cost['forward_passes'] == 128 and cost['train_seconds_per_epoch'] == 3.0
     assert protocol['environment'].keys() >= {'device', 'device_type', 'threads', 'python', 'torch', 'timm'}
-    assert protocol['tree_hash'] == results.working_tree_hash() and protocol['class_counts'] == digits().class_counts
+    assert code['tree_hash'] == results.working_tree_hash() and protocol['class_counts'] == digits().class_counts
 
 
 def test_recipes_are_named_from_the_root(tmp_path, monkeypatch):
@@ -270,7 +273,7 @@ def test_recipes_are_named_from_the_root(tmp_path, monkeypatch):
 @pytest.mark.parametrize('num_processes, launcher', [(1, 'python'), (4, 'accelerate launch --num_processes 4')])
 def test_command_can_be_typed_again(num_processes, launcher, monkeypatch):
     monkeypatch.setenv('TIMM_LONGTAIL_DATA', '/data/sets')
-    monkeypatch.setattr('sys.argv', ['/somewhere/train.py', '--model', 'x', '--data-dir', '/data/sets/uoft-cs/cifar100'])
+    monkeypatch.setattr('sys.argv', ['/at/train.py', '--model', 'x', '--data-dir', '/data/sets/uoft-cs/cifar100'])
     assert results.command_line(num_processes) == (
         f'{launcher} train.py --model x --data-dir $TIMM_LONGTAIL_DATA/uoft-cs/cifar100')
 
@@ -287,7 +290,7 @@ def test_writing_json_leaves_a_whole_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
 def test_committed_rows_are_whole(path):
     row = json.loads(path.read_text())
-    assert row.keys() - {'peak_device_gb'} == PROTOCOL | COST | {'last', 'best'}
+    assert row.keys() - {'peak_device_gb'} == PROTOCOL | CODE | COST | {'last', 'best'}
     assert row['dirty'] is False
     assert len(row['tree_hash']) == 64 and int(row['tree_hash'], 16) >= 0
     assert row['last'].keys() >= METRICS and row['best'].keys() >= METRICS | {'epoch', 'selected_by'}

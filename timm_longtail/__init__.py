@@ -1,6 +1,7 @@
-"""Long-tailed image recognition as a timm plugin. Importing the package registers its models with timm."""
-from . import models as models  # registers the models
+"""Long-tailed image recognition as a timm plugin. Importing it registers the models with timm, and the methods."""
+from . import models
+from .methods import create_method, list_methods
 from .models import attach_branches
 from .version import __version__
 
-__all__ = ['__version__', 'attach_branches']
+__all__ = ['__version__', 'attach_branches', 'create_method', 'list_methods', 'models']
