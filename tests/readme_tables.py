@@ -86,11 +86,12 @@ def methods_table() -> str:
 
 
 def results_table() -> str:
-    """One row a setting, over its seeds, from `results/*.json`: last epoch, the best one in brackets, and the command."""
+    """One row a setting, over its seeds, from `results/*.json`: last epoch, best in brackets, the command."""
     settings = {}
     for path in sorted(RESULTS.glob('*.json')):
         row = json.loads(path.read_text())
-        settings.setdefault((row['tag'], row['model'], row['method'], row['epochs'], row['subset_hash']), []).append(row)
+        setting = tuple(row[name] for name in ('tag', 'model', 'method', 'epochs', 'subset_hash'))
+        settings.setdefault(setting, []).append(row)
     rows = []
     for (tag, model, method, epochs, subset), runs in settings.items():
         cells = [f'`{tag}` ({subset})', f'`{model}`', f'`{method}`', str(epochs), str(len(runs))]

@@ -13,8 +13,7 @@ import torch
 import yaml
 from timm.utils import ParseKwargs
 
-from .data import list_datasets
-from .data.datasets import default_imbalance_factor
+from .data import default_imbalance_factor, list_datasets
 from .engine import Interrupted
 from .errors import UserError, unknown_name
 from .methods import list_methods, method_class

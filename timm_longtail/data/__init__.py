@@ -1,5 +1,5 @@
 """Long-tailed data sets, views and loaders."""
-from .datasets import LongTailDataset, create_dataset, list_datasets
+from .datasets import create_dataset, default_imbalance_factor, list_datasets
 from .loaders import DeviceLoader, ShardedBatches, create_loader
 from .longtail import (
     head_tail_groups,
@@ -10,6 +10,7 @@ from .longtail import (
     shot_groups,
     subset_hash,
 )
+from .longtail_dataset import LongTailDataset
 from .packed import read_packed, write_packed
 from .samplers import EpochSampler, UniformSampler
 from .sources import register_dataset
@@ -25,6 +26,7 @@ __all__ = [
     'create_dataset',
     'create_loader',
     'create_view',
+    'default_imbalance_factor',
     'head_tail_groups',
     'hold_out_indices',
     'image_digests',

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import UserError
 from ..rng import generator
-from .datasets import LongTailDataset
+from .longtail_dataset import LongTailDataset
 from .samplers import EpochSampler, UniformSampler
 from .views import View, create_view
 

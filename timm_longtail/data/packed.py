@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
-from .datasets import LongTailDataset
+from .longtail_dataset import LongTailDataset
 from .sources import decode_images
 
 __all__ = ['read_packed', 'write_packed']
