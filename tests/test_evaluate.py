@@ -6,6 +6,7 @@ import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from torch import nn
 
+from timm_longtail import evaluate as evaluate_module
 from timm_longtail.evaluate import GROUPS, LongTailEvaluator, format_table
 
 # both limits from both sides: 100 is not many, 20 is few by one rule and medium by the other
@@ -184,6 +185,18 @@ def test_compute_can_be_called_again_and_in_between():
     assert evaluator.compute() == evaluator.compute() == evaluate(logits[:100], target[:100], batch_size=100)
     evaluator.add(logits[100:], target[100:])
     assert evaluator.compute()['class_correct'] == evaluate(logits, target)['class_correct']
+
+
+def test_sums_of_all_processes(monkeypatch):
+    logits, target = predictions()
+    evaluator = LongTailEvaluator(SHOT_COUNTS)
+    evaluator.add(logits, target)
+    monkeypatch.setattr(evaluate_module, 'all_reduce_sum', lambda value: value.mul_(2))  # a twin with the same images
+    both, alone = evaluator.compute(), evaluator.compute(reduce=False)
+    assert both['num_images'] == 2 * alone['num_images'] == 2 * len(target)
+    assert both['class_correct'] == [2 * n for n in alone['class_correct']]
+    assert both['class_accuracy'] == alone['class_accuracy'] and both['ece'] == close(alone['ece'])
+    assert evaluator.compute() == both  # reducing did not touch what was added
 
 
 def test_sums_are_wide():

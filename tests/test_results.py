@@ -130,7 +130,7 @@ def test_tree_hash_is_one_of_paths_and_bytes():
         {'timm_longtail/a.py': b'two', 'train.py': b'one'},
         {'timm_longtail/a.py': b'one', 'train.py': b'two\n'},
         {'timm_longtail/a.py': b'onet', 'rain.py': b'two'},
-        {'timm_longtail/a.py': b'one\x00train.py\x003\x00two'},
+        {'timm_longtail/a.py': b'onetrain.py\x00two'},
         {'timm_longtail/a.py': b'one'},
         {**files, 'validate.py': b''},
     ]

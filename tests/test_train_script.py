@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from accelerate.state import AcceleratorState
 
+import train
 from timm_longtail.checkpoint import LAST, PREVIOUS, write_checkpoint
+from timm_longtail.cli import run_main
 
 from .runs import TINY
 
@@ -168,11 +171,11 @@ def test_processes_that_accelerate_does_not_see(tmp_path):
 
 
 BAD_INPUT = {
-    'model': (['--model', 'bcl_resnet23'], "unknown model 'bcl_resnet23'; did you mean bcl_resnet20"),
+    'model': (['--model', 'bcl_resnet23'], "unknown model 'bcl_resnet23'; did you mean bcl_resnet32, bcl_resnet20"),
     'method': (['--method', 'bcll'], "unknown method 'bcll'; did you mean bcl"),
     'data set': (['--dataset', 'cifar100lt'], "unknown data set 'cifar100lt'; did you mean cifar100_lt"),
     'data folder': (['--dataset', 'cifar100_lt', '--data-dir', '/nowhere'], '/nowhere'),
-    'factor': (['--imbalance-factor', '0.5'], 'at least 1, got 0.5'),
+    'factor': (['--imbalance-factor', '0.5'], '>= 1, got 0.5'),
     'empty class': (['--imbalance-factor', '5000'], 'has no image'),
     'classes': (['--num-classes', '7'], '--num-classes 7 contradicts digits_lt: 10 classes'),
     'zero batches': (['--batch-size', '4096'], 'batch'),
@@ -185,13 +188,29 @@ BAD_INPUT = {
 }
 
 
+def refused(capsys, monkeypatch, *args):
+    """Run `train.py` in this process; it must end in one line, which is returned, and status 2."""
+    monkeypatch.setattr(sys, 'argv', ['train.py'])
+    AcceleratorState._reset_state(reset_partial_state=False)
+    with pytest.raises(SystemExit) as stop:
+        run_main(lambda: train.main([str(arg) for arg in args]))
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith('train.py: error: '), lines
+    return lines[0]
+
+
 @pytest.mark.parametrize('case', BAD_INPUT)
-def test_bad_input_is_one_line(case, tmp_path):
+def test_bad_input_is_one_line(case, tmp_path, capsys, monkeypatch):
     options, message = BAD_INPUT[case]
-    result = launch(*SHORT, '--output', tmp_path / 'output', *options)
+    assert message in refused(capsys, monkeypatch, *SHORT, '--output', tmp_path / 'output', *options)
+    assert not (tmp_path / 'output').exists()
+
+
+def test_bad_input_from_a_shell(tmp_path):
+    result = launch('--model', 'bcl_resnet23', '--output', tmp_path / 'output')
     assert result.returncode == 2
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith('train.py: error: ') and message in lines[0], result.stderr
+    assert result.stderr.startswith("train.py: error: unknown model 'bcl_resnet23'; did you mean bcl_resnet32")
     assert not (tmp_path / 'output').exists()
 
 
@@ -206,20 +225,19 @@ def test_nan_loss_names_the_step_and_keeps_the_last_good_state(tmp_path):
     assert (tmp_path / 'run' / LAST).read_bytes() == good
 
 
-def test_checkpoint_of_another_architecture(finished, tmp_path):
-    result = launch(*SHORT, '--model-kwargs', 'layers=(2,1,1)', 'channels=(8,16,32)', '--output', tmp_path / 'o',
-                    '--resume', finished[0])
-    assert result.returncode == 2
-    assert 'is of another architecture' in result.stderr and 'keys differ, such as' in result.stderr
+def test_checkpoint_of_another_architecture(finished, tmp_path, capsys, monkeypatch):
+    line = refused(capsys, monkeypatch, *SHORT, '--model-kwargs', 'layers=(2,1,1)', 'channels=(8,16,32)',
+                   '--output', tmp_path / 'o', '--resume', finished[0])
+    assert 'is of another architecture' in line and 'keys differ, such as' in line
     assert not (tmp_path / 'o').exists()
 
 
-def test_pickle_offered_as_weights(tmp_path):
+def test_pickle_offered_as_weights(tmp_path, capsys, monkeypatch):
     import pickle
     path = tmp_path / 'weights.pth'
     path.write_bytes(pickle.dumps({'state_dict': Path('.')}))
-    result = launch(*SHORT, '--output', tmp_path / 'o', '--initial-checkpoint', path)
-    assert result.returncode == 2 and 'refused: it is a pickle' in result.stderr
+    line = refused(capsys, monkeypatch, *SHORT, '--output', tmp_path / 'o', '--initial-checkpoint', path)
+    assert 'refused: it is a pickle' in line
     assert not (tmp_path / 'o').exists()
 
 
