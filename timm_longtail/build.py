@@ -203,13 +203,16 @@ def _optimizers(args: Namespace, method: Method, steps_per_epoch: int) -> tuple[
 def _create_scheduler(args: Namespace, optimizer, steps_per_epoch: int):
     if args.sched == 'plateau':
         raise UserError('--sched plateau depends on what was measured before; take cosine, multistep, step, poly, …')
+    milestones = args.decay_milestones
+    if args.sched_on_updates:  # timm's milestone takes effect one unit early, and the unit is the update here
+        milestones = [m - 1 + 1 / max(1, steps_per_epoch) for m in milestones]
     try:
         scheduler, _ = create_scheduler_v2(
             optimizer,
             sched=args.sched,
             num_epochs=args.epochs,
             decay_epochs=args.decay_epochs,
-            decay_milestones=args.decay_milestones,
+            decay_milestones=milestones,
             decay_rate=args.decay_rate,
             min_lr=args.min_lr,
             warmup_epochs=args.warmup_epochs,

@@ -60,7 +60,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # torch raises five kinds of error here, by where the file ends
         with open(path, 'rb') as f:
-            is_archive = f.read(2) == b'PK'
+            is_archive = b'PK'.startswith(f.read(2))  # or what is left of one
         whole = not is_archive or zipfile.is_zipfile(path)
         if isinstance(e, pickle.UnpicklingError) and whole:
             raise UserError(f'{path} refused: it is a pickle that holds more than tensors and plain types') from e

@@ -121,8 +121,9 @@ def parse_train_args(argv: list[str] | None = None, recipe_folder: Path = _RECIP
     recipe_path = Path(args['config']) if args['config'] else _default_recipe(args, recipe_folder)
     if recipe_path is not None:
         recipe = _read_recipe(recipe_path, parser)
-        args.update(recipe)
-        args.update(typed)
+        args.update({**recipe, **typed})
+        for name in ('model_kwargs', 'method_kwargs'):  # one typed pair does not drop the recipe's others
+            args[name] = {**(recipe.get(name) or {}), **typed.get(name, {})}
         _scale_schedule(args, recipe, typed)
     args['method'] = args['method'] or _default_method(args['model'], args['model_kwargs'])
     check_names(args['model'], args['dataset'], args['method'])
@@ -147,20 +148,33 @@ def _default_recipe(args: dict[str, Any], folder: Path) -> Path | None:
     path = folder / f'{args["model"]}.{args["dataset"]}_if{factor:g}.yaml'
     if not path.is_file():
         return None
-    fits = args['method'] in (None, yaml.safe_load(path.read_text()).get('method'))
+    fits = args['method'] in (None, _load_recipe(path).get('method'))
     return path if fits else None
+
+
+def _load_recipe(path: Path) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as e:
+        raise UserError(f'{path} is not YAML: {" ".join(str(e).split())}') from e
+    if not isinstance(recipe, dict):
+        raise UserError(f'{path} is not a recipe: it holds no `option: value` lines')
+    return recipe
 
 
 def _read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f'no recipe at {path}')
     actions = {action.dest: action for action in parser._actions}
-    recipe = yaml.safe_load(path.read_text()) or {}
+    recipe = _load_recipe(path)
     for key, value in recipe.items():
         if key not in actions or key in ('config', 'help'):
             raise UserError(f'{path}: {unknown_name("option", key, list(actions))}')
         if isinstance(value, str) and actions[key].type is not None:
-            recipe[key] = actions[key].type(value)  # YAML 1.1 reads 5e-4 as a string
+            try:
+                recipe[key] = actions[key].type(value)  # YAML 1.1 reads 5e-4 as a string
+            except ValueError as e:
+                raise UserError(f'{path}: {key}: {e}') from e
     return recipe
 
 

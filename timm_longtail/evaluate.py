@@ -73,14 +73,15 @@ class LongTailEvaluator:
         sums['predicted'].index_add_(0, predicted, torch.ones_like(target))
         sums['bin_correct'].index_add_(0, bins, correct)
         sums['bin_confidence'].index_add_(0, bins, confidence)
-        sums['loss'] += F.nll_loss(log_probs, target, reduction='sum')
+        # added image by image: the order of the additions, and so the last bit, is the same for any batch size
+        sums['loss'].index_add_(0, torch.zeros_like(target), F.nll_loss(log_probs, target, reduction='none'))
 
     def _zeros(self, device: torch.device) -> dict[str, torch.Tensor]:
         sizes = {'total': self.num_classes, 'correct': self.num_classes, 'predicted': self.num_classes}
         sums = {name: torch.zeros(size, dtype=torch.int64, device=device) for name, size in sizes.items()}
         sums['bin_correct'] = torch.zeros(_NUM_BINS, dtype=torch.int64, device=device)
         sums['bin_confidence'] = torch.zeros(_NUM_BINS, dtype=torch.float64, device=device)
-        sums['loss'] = torch.zeros((), dtype=torch.float64, device=device)
+        sums['loss'] = torch.zeros(1, dtype=torch.float64, device=device)
         return sums
 
     def compute(self, reduce: bool = True) -> dict[str, Any]:
@@ -100,8 +101,8 @@ class LongTailEvaluator:
         sums = {name: (all_reduce_sum(value.clone()) if reduce else value).cpu() for name, value in sums.items()}
         total, correct, predicted = sums['total'], sums['correct'], sums['predicted']
         seen = total > 0
-        accuracy = torch.where(seen, 100.0 * correct / total.clamp(min=1), torch.nan).double()
-        f1 = 200.0 * correct / (total + predicted).clamp(min=1)
+        accuracy = torch.where(seen, 100.0 * correct.double() / total.clamp(min=1), torch.nan)
+        f1 = 200.0 * correct.double() / (total + predicted).clamp(min=1)
         num_images = int(total.sum())
         gap = (sums['bin_correct'] - sums['bin_confidence']).abs().sum()
         return {
@@ -109,7 +110,7 @@ class LongTailEvaluator:
             **self._groups(accuracy),
             'balanced': _mean(accuracy[seen]),
             'worst_class': float(accuracy[seen].min()) if seen.any() else None,
-            'macro_f1': _mean(f1[seen].double()),
+            'macro_f1': _mean(f1[seen]),
             'ece': _ratio(100.0 * float(gap), num_images),
             'loss': _ratio(float(sums['loss']), num_images),
             'num_images': num_images,

@@ -65,7 +65,8 @@ def export_model(
     folder = Path(folder)
     temporary = folder.with_name(folder.name + '.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
-    data_config = {'mean': mean, 'std': std, 'input_size': input_size}
+    # the evaluation looks at the whole image, whatever the backbone's own recipe crops
+    data_config = {'mean': mean, 'std': std, 'input_size': input_size, 'crop_pct': 1.0}
     save_for_hf(
         deploy(model),
         str(temporary),
@@ -79,9 +80,23 @@ def export_model(
     )
     architecture = json.loads((temporary / 'config.json').read_text())['architecture']
     _model_card(architecture, provenance, license).save(temporary / 'README.md')
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    _replace_folder(temporary, folder)
     return folder
+
+
+def _replace_folder(new: Path, folder: Path):
+    """Put `new` in the place of `folder`; where that fails, the old one stays."""
+    old = folder.with_name(folder.name + '.old')
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    try:
+        os.replace(new, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_exported(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:

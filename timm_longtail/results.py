@@ -51,8 +51,10 @@ def working_tree_hash(recipe: str | None = None, root: Path = ROOT) -> str:
 
 def is_dirty(recipe: str | None = None, root: Path = ROOT) -> bool | None:
     """Whether a file that decides a result differs from the last commit; None where there is no git to ask."""
-    command = ['git', '-C', str(root), 'status', '--porcelain', '--untracked-files=all', '--', 'timm_longtail']
-    command += [*ENTRY_POINTS, *([recipe] if recipe else [])]
+    if recipe and Path(recipe).is_absolute():
+        return True  # outside the project: no commit has it
+    command = ['git', '-C', str(root), 'status', '--porcelain', '--untracked-files=all', '--ignored', '--no-renames']
+    command += ['--', 'timm_longtail', *ENTRY_POINTS, *([recipe] if recipe else [])]
     try:
         changed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
