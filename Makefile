@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-timm lint clean
+.PHONY: .venv demo test test-timm lint clean
 
 # the default wheel of torch also runs without a GPU; a CPU-only torch cannot import its torchvision
-.venv: setup.cfg pyproject.toml
+.venv/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,plots]'
-	touch .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+.venv: .venv/.installed
 
 demo: .venv  ## train, print the table, export, reload: about a minute on two cores
 	$(BIN)/python -m tests.demo

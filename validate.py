@@ -32,8 +32,10 @@ def main(argv: list[str] | None = None):
     if not args.model.startswith(_PREFIX):
         raise UserError(f'--model {args.model}: expected local-dir:FOLDER')
     model, config = load_exported(args.model.removeprefix(_PREFIX))
-    trained = config['timm_longtail']
-    dataset = args.dataset or trained['dataset']
+    trained = config.get('timm_longtail', {})
+    dataset = args.dataset or trained.get('dataset')
+    if dataset is None or 'shot_counts' not in trained:
+        raise UserError(f'{args.model} does not say what it was trained on: its shot groups are unknown')
     check_names(config['architecture'], dataset)
 
     # not the training subset: a test split is whole, whatever the factor and the seed

@@ -315,6 +315,10 @@ def assert_reproduces(folder):
     assert stated['all'] == pytest.approx(100 * sum(stated['class_correct']) / stated['num_images'], rel=1e-9)
 
 
+def test_something_is_released():
+    assert list(ROOT.glob('hub/*'))
+
+
 @pytest.mark.parametrize('folder', sorted(ROOT.glob('hub/*')), ids=lambda folder: folder.name)
 def test_hub_folders(folder):
     content = config(folder)

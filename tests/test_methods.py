@@ -5,7 +5,7 @@ import torch
 
 from timm_longtail.checkpoint import LAST, method_state
 from timm_longtail.data import create_view
-from timm_longtail.engine import fit
+from timm_longtail.engine import _train_phase, fit
 from timm_longtail.errors import UserError
 from timm_longtail.methods import create_method, list_methods
 from timm_longtail.models import deployed_state_dict
@@ -106,6 +106,21 @@ def test_compiling_keeps_the_state_dict_keys():
     assert run.method.features(torch.randn(2, 3, 32, 32)).shape == (2, 32)
 
 
+def test_no_gradient_waits_for_the_step_of_another_phase():
+    """Each phase steps on its own gradient: the centres move to their features by the rule of plain SGD."""
+    _, run = make_run('toy', '--batch-size', '64', '--epochs', '1')
+    run.start_epoch(1)
+    batches = first_batches(run)
+    for phase, optimizer in zip(run.method.phases, run.optimizers):
+        before = run.method.centres.detach().clone()
+        rng_state = run.method.rng.bit_generator.state
+        expected = torch.autograd.grad(run.method(*batches, phase=phase)['loss'], run.method.centres)[0]
+        run.method.rng.bit_generator.state = rng_state
+        _train_phase(run, phase, optimizer, [batches])
+        if phase == 'centres':
+            torch.testing.assert_close(run.method.centres, before - 0.5 * expected)
+
+
 def test_toy_calls_every_hook(tmp_path):
     _, run = make_run('toy')
     run.output_dir = tmp_path
@@ -116,7 +131,7 @@ def test_toy_calls_every_hook(tmp_path):
     assert run.method.average.abs().sum() > 0
     assert run.method.centres.abs().sum() > 0
     assert run.method.weight == 0.75
-    assert history[-1]['eval_num_train'] == 64 and run.best['balanced'] is not None
+    assert history[-1]['eval_num_train'] == 64 and run.best['eval_balanced'] is not None
     assert {'train_loss', 'train_spread', 'train_centres_loss', 'train_accuracy'} <= history[-1].keys()
     assert run.optimizers[1].param_groups[0]['weight_decay'] == 0.0
     assert (tmp_path / 'toy.json').exists()

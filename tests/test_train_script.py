@@ -174,15 +174,20 @@ BAD_INPUT = {
     'model': (['--model', 'bcl_resnet23'], "unknown model 'bcl_resnet23'; did you mean bcl_resnet32, bcl_resnet20"),
     'method': (['--method', 'bcll'], "unknown method 'bcll'; did you mean bcl"),
     'data set': (['--dataset', 'cifar100lt'], "unknown data set 'cifar100lt'; did you mean cifar100_lt"),
-    'data folder': (['--dataset', 'cifar100_lt', '--data-dir', '/nowhere'], '/nowhere'),
+    'data folder': (['--dataset', 'cifar100_lt', '--data-dir', '/nowhere'], 'looked for'),
     'factor': (['--imbalance-factor', '0.5'], '>= 1, got 0.5'),
     'empty class': (['--imbalance-factor', '5000'], 'has no image'),
     'classes': (['--num-classes', '7'], '--num-classes 7 contradicts digits_lt: 10 classes'),
-    'zero batches': (['--batch-size', '4096'], 'batch'),
+    'zero batches': (['--batch-size', '4096'], 'no batch: an epoch has'),
     'both batch sizes': (['--global-batch-size', '8'], 'not both'),
     'optimizer': (['--opt', 'momentun'], '--opt momentun'),
     'method option': (['--method-kwargs', 'temp=1'], "method 'bcl' has no option 'temp'"),
-    'model option': (['--model-kwargs', 'depth=3'], '--model-kwargs'),
+    'model option': (['--model-kwargs', 'depth=3'], "unexpected keyword argument 'depth'"),
+    'model folder': (['--model', 'local-dir:/nowhere'], '--model local-dir:/nowhere'),
+    'seed': (['--data-seed', '-1'], '--data-seed must be in'),
+    'hold-out': (['--val-fraction', '-0.5'], '--val-fraction must be in [0, 1)'),
+    'view': (['--method-kwargs', 'views=sim'], 'bcl takes three views'),
+    'image size': (['--model', 'vit_tiny_patch16_224', '--model-kwargs', 'depth=1'], 'does not take images of 32x32'),
     'recipe': (['-c', 'nowhere.yaml'], 'no recipe at nowhere.yaml'),
     'resume': (['--resume', 'nowhere'], '--resume nowhere: no such file or folder'),
 }
@@ -215,21 +220,28 @@ def test_bad_input_from_a_shell(tmp_path):
 
 
 def test_nan_loss_names_the_step_and_keeps_the_last_good_state(tmp_path):
-    args = [*SHORT, '--method', 'ce', '--output', tmp_path, '--experiment', 'run', '--sched', 'constant']
-    assert launch(*args, '--epochs', '1').returncode == 0
-    good = (tmp_path / 'run' / LAST).read_bytes()
-    result = launch(*args, '--epochs', '2', '--resume', 'auto', '--lr', '1e30')
+    # the rate is .1 in the first epoch and 1e29 from the second on
+    result = launch(*SHORT, '--method', 'ce', '--output', tmp_path, '--experiment', 'run',
+                    '--sched', 'step', '--decay-epochs', '1', '--decay-rate', '1e30')
     assert result.returncode == 2
-    assert 'the loss is not finite: NaN or infinite in step' in result.stderr and 'of epoch 1' in result.stderr
-    assert LAST in result.stderr
-    assert (tmp_path / 'run' / LAST).read_bytes() == good
+    assert 'the loss is not finite: NaN or infinite in step' in result.stderr and 'of epoch 2' in result.stderr
+    assert result.stderr.strip().endswith(LAST)
+    kept = weights(tmp_path / 'run')
+    assert (kept['epoch'], kept['step']) == (1, 0)
+    assert all(value.isfinite().all() for value in kept['state_dict'].values())
 
 
 def test_checkpoint_of_another_architecture(finished, tmp_path, capsys, monkeypatch):
+    before = {path: path.read_bytes() for path in finished[0].iterdir() if path.is_file()}
     line = refused(capsys, monkeypatch, *SHORT, '--model-kwargs', 'layers=(2,1,1)', 'channels=(8,16,32)',
                    '--output', tmp_path / 'o', '--resume', finished[0])
     assert 'is of another architecture' in line and 'keys differ, such as' in line
-    assert not (tmp_path / 'o').exists()
+    assert before == {path: path.read_bytes() for path in finished[0].iterdir() if path.is_file()}
+
+
+def test_resume_with_another_option(finished, capsys, monkeypatch):
+    line = refused(capsys, monkeypatch, *SHORT, '--resume', finished[0], '--lr', '0.2')
+    assert 'is of another run: lr 0.1 there, 0.2 here' in line
 
 
 def test_pickle_offered_as_weights(tmp_path, capsys, monkeypatch):

@@ -29,10 +29,11 @@ class Toy(Method):
 
     phases = ('main', 'centres')
 
-    def __init__(self, model, class_counts, *, momentum: float = 0.9):
+    def __init__(self, model, class_counts, *, momentum: float = 0.9, drop_rate: float = 0.1):
         super().__init__(model, class_counts)
         self.views = ('crop_flip', 'flip')
         self.momentum = momentum
+        self.drop_rate = drop_rate
         num_classes, width = len(self.class_counts), model.head_hidden_size
         self.centres = nn.Parameter(torch.zeros(num_classes, width))
         self.register_buffer('average', torch.zeros(num_classes))
@@ -68,12 +69,14 @@ class Toy(Method):
             loss = (features - self.centres[target]).square().sum(dim=1).mean()
             return {'loss': loss + 0 * sum(p.sum() for p in self.model.parameters()), 'output': None}
         features = self.features(torch.cat((lam * x1 + (1 - lam) * y1, x2)))
-        features = F.dropout(features, 0.1, self.training)  # torch's global generator
+        features = F.dropout(features, self.drop_rate, self.training)  # torch's global generator
         output = self.logits(features[:len(target)])[:, :-1]
         loss = lam * F.cross_entropy(output, target) + (1 - lam) * F.cross_entropy(output, other)
         gathered = all_gather_cat(features[len(target):])
         spread = self.weight * gathered.var(dim=0).mean()
-        return {'loss': loss + 0.01 * spread + 0 * self.centres.sum(), 'output': output, 'spread': spread}
+        # reaches the parameters of the other phase: a gradient that must not wait there for that phase's step
+        pull = (features[:len(target)] - self.centres[target]).square().mean()
+        return {'loss': loss + 0.01 * (spread + pull), 'output': output, 'spread': spread}
 
     def after_step(self, phase):
         self.steps[self.phases.index(phase)] += 1

@@ -4,7 +4,6 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
-import timm
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -14,13 +13,20 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from . import rng
-from .checkpoint import find_checkpoint, read_checkpoint
+from .checkpoint import find_checkpoint, read_checkpoint, read_weights
+from .cli import create_timm_model
 from .data import create_dataset, create_loader
 from .errors import UserError
 from .methods import Method, create_method, method_class
 from .run import Run, TrainBatches
 
 _logger = logging.getLogger(__name__)
+
+# options that decide the numbers; a run is resumed with the same ones. Its length may change
+_PROTOCOL = (
+    'model_kwargs', 'method_kwargs', 'grad_accum_steps', 'opt', 'lr', 'momentum', 'weight_decay', 'clip_grad', 'sched',
+    'mean', 'std', 'val_fraction', 'model_ema', 'model_ema_decay', 'model_ema_warmup',
+)
 
 __all__ = ['build_run', 'create_accelerator', 'create_datasets', 'create_task_model', 'enter_output_folder']
 
@@ -90,22 +96,14 @@ def create_task_model(args: Namespace, num_classes: int) -> nn.Module:
     num_outputs = method_class(args.method).num_outputs(num_classes)
     if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
         raise UserError(f'--initial-checkpoint {args.initial_checkpoint}: no such file')
-    try:
-        model = timm.create_model(args.model, num_classes=num_outputs, **args.model_kwargs)
-    except TypeError as e:
-        raise UserError(f'--model-kwargs: {e}') from e
+    model = create_timm_model(args.model, num_classes=num_outputs, **args.model_kwargs)
     if args.initial_checkpoint:
         _load_weights(model, Path(args.initial_checkpoint))
     return model
 
 
 def _load_weights(model: nn.Module, path: Path):
-    if path.suffix == '.safetensors':
-        from safetensors.torch import load_file
-        weights = load_file(path)
-    else:
-        state = read_checkpoint(path)
-        weights = state.get('state_dict_ema', state['state_dict'])
+    weights = read_weights(path)
     own = model.state_dict()
     differing = sorted(k for k in own.keys() | weights.keys() if k not in own or k not in weights
                        or own[k].shape != weights[k].shape)
@@ -121,6 +119,7 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
         UserError: Batch sizes that do not divide, unknown optimizer or schedule, options that the method does not take.
     """
     model = create_task_model(args, train_set.num_classes)
+    _check_input(model, train_set.input_size)
     method = create_method(args.method, model, train_set.class_counts, **args.method_kwargs)
     if args.channels_last:
         method.to(memory_format=torch.channels_last)
@@ -141,9 +140,9 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
         for stream, sampler in enumerate(samplers)
     ]
     evaluation = dict(batch_size=args.validation_batch_size, training=False, **common)
-    steps_per_epoch = len(loaders[0]) // args.grad_accum_steps
+    steps_per_epoch = min(map(len, loaders)) // args.grad_accum_steps
     if steps_per_epoch == 0:
-        raise UserError(f'--grad-accum-steps {args.grad_accum_steps} exceeds the {len(loaders[0])} batches of an epoch')
+        raise UserError(f'--grad-accum-steps {args.grad_accum_steps} exceeds the batches of an epoch')
     optimizers, schedulers = _optimizers(args, method, steps_per_epoch)
     evaluator = method.create_evaluator(train_set.shot_counts)
     task, *optimizers = accelerator.prepare(method, *optimizers)
@@ -164,9 +163,24 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
         arch=args.model, args=plain(args),
         protocol={
             'model': args.model, 'method': args.method, 'dataset': train_set.hash, 'seed': args.seed,
-            'global_batch_size': global_batch_size, 'grad_accum_steps': args.grad_accum_steps,
+            'global_batch_size': global_batch_size,
+            **{name: getattr(args, name) for name in _PROTOCOL},
         },
     )
+
+
+def _check_input(model: nn.Module, input_size: tuple[int, int, int]):
+    """Raise a `UserError` unless the model takes the data set's images and has one classifier; before any file."""
+    if not isinstance(getattr(model, 'get_classifier', lambda: None)(), nn.Module):
+        raise UserError(f'{type(model).__name__} has no single classifier')
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *input_size))
+    except (AssertionError, RuntimeError, ValueError) as e:
+        size = 'x'.join(map(str, input_size[1:]))
+        raise UserError(f'{type(model).__name__} does not take images of {size}: {" ".join(str(e).split())}') from e
+    model.train(was_training)
 
 
 def plain(args: Namespace) -> dict:

@@ -20,7 +20,8 @@ from .models import deployed_state_dict
 
 __all__ = [
     'BEST', 'LAST', 'PREVIOUS',
-    'find_checkpoint', 'load_method_state', 'method_state', 'read_checkpoint', 'write_checkpoint',
+    'find_checkpoint', 'load_method_state', 'method_state', 'read_checkpoint', 'read_weights',
+    'write_checkpoint',
 ]
 
 _logger = logging.getLogger(__name__)
@@ -49,15 +50,22 @@ def write_checkpoint(state: dict[str, Any], path: Path, keep_previous: bool = Fa
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Read a training checkpoint onto the CPU.
 
     Raises:
         UserError: No such file; a file that is cut short; a pickle that holds more than tensors and plain types.
     """
+    state = _read(path)
+    if not isinstance(state, dict) or 'state_dict' not in state:
+        raise UserError(f'{path} is not a training checkpoint: it has no state_dict')
+    return state
+
+
+def _read(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f'no checkpoint at {path}')
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
+        return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # torch raises five kinds of error here, by where the file ends
         with open(path, 'rb') as f:
             is_archive = b'PK'.startswith(f.read(2))  # or what is left of one
@@ -65,9 +73,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if isinstance(e, pickle.UnpicklingError) and whole:
             raise UserError(f'{path} refused: it is a pickle that holds more than tensors and plain types') from e
         raise UserError(f'{path} is truncated or is not a checkpoint') from e
-    if not isinstance(state, dict) or 'state_dict' not in state:
-        raise UserError(f'{path} is not a training checkpoint: it has no state_dict')
-    return state
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a model's weights: safetensors, a state dict, or a training checkpoint (its moving average, if any).
+
+    Raises:
+        UserError: No such file, or not one of these.
+    """
+    if path.suffix == '.safetensors':
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as e:
+            raise UserError(f'{path} is truncated or is not a safetensors file') from e
+    state = _read(path)
+    if isinstance(state, dict) and 'state_dict' in state:
+        return state.get('state_dict_ema', state['state_dict'])
+    if isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values()):
+        return state
+    raise UserError(f'{path} holds no weights')
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:

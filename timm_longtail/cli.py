@@ -12,13 +12,14 @@ import timm
 import torch
 import yaml
 from timm.utils import ParseKwargs
+from torch import nn
 
 from .data import default_imbalance_factor, list_datasets
 from .engine import Interrupted
 from .errors import UserError, unknown_name
 from .methods import list_methods, method_class
 
-__all__ = ['check_names', 'parse_train_args', 'run_main', 'train_parser']
+__all__ = ['check_names', 'create_timm_model', 'parse_train_args', 'run_main', 'train_parser']
 
 _RECIPE_FOLDER = Path(__file__).parent.parent / 'recipes'
 
@@ -128,6 +129,7 @@ def parse_train_args(argv: list[str] | None = None, recipe_folder: Path = _RECIP
     args['method'] = args['method'] or _default_method(args['model'], args['model_kwargs'])
     check_names(args['model'], args['dataset'], args['method'])
     _check_batch_size(args, typed)
+    _check_ranges(args)
     return argparse.Namespace(**args, recipe=recipe_path)
 
 
@@ -175,6 +177,8 @@ def _read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
                 recipe[key] = actions[key].type(value)  # YAML 1.1 reads 5e-4 as a string
             except ValueError as e:
                 raise UserError(f'{path}: {key}: {e}') from e
+        if actions[key].choices and value not in actions[key].choices:
+            raise UserError(f'{path}: {key}: {value} is not one of {", ".join(actions[key].choices)}')
     return recipe
 
 
@@ -202,9 +206,26 @@ def _check_batch_size(args: dict[str, Any], typed: dict[str, Any]):
             raise UserError(f'--{name.replace("_", "-")} must be at least 1, got {args[name]}')
 
 
+def _check_ranges(args: dict[str, Any]):
+    if not 0 <= args['val_fraction'] < 1:
+        raise UserError(f'--val-fraction must be in [0, 1), got {args["val_fraction"]}')
+    for name in ('seed', 'data_seed'):
+        if not 0 <= args[name] < 2 ** 32:
+            raise UserError(f'--{name.replace("_", "-")} must be in [0, 2**32), got {args[name]}')
+
+
 def _default_method(model: str, model_kwargs: dict[str, Any]) -> str:
     with torch.device('meta'):
-        return getattr(timm.create_model(model, **model_kwargs), 'default_method', 'ce')
+        return getattr(create_timm_model(model, **model_kwargs), 'default_method', 'ce')
+
+
+def create_timm_model(name: str, **kwargs) -> nn.Module:
+    """Call `timm.create_model`; what it refuses becomes a `UserError`."""
+    try:
+        return timm.create_model(name, **kwargs)
+    except (TypeError, ValueError, RuntimeError, OSError, AssertionError) as e:
+        options = f' with {kwargs}' if kwargs else ''
+        raise UserError(f'--model {name}{options}: {" ".join(str(e).split())}') from e
 
 
 def run_main(main: Callable[[], None]):
@@ -221,5 +242,6 @@ def run_main(main: Callable[[], None]):
     except (Interrupted, KeyboardInterrupt) as e:
         signum = getattr(e, 'signum', signal.SIGINT)
         if is_main:
-            print(f'{e or "stopped"}; continue with --resume auto', file=sys.stderr)
+            saved = isinstance(e, Interrupted)
+            print(f'{e}; continue with --resume auto' if saved else 'stopped', file=sys.stderr)
         sys.exit(128 + signum)

@@ -91,11 +91,11 @@ def fit(run: Run, num_epochs: int) -> list[dict[str, Any]]:
             row['train_seconds'] = time.perf_counter() - start
             if (epoch + 1) % run.val_interval == 0 or epoch + 1 == num_epochs:
                 if run.accelerator.num_processes > 1:
-                    distribute_bn(run.method.model, run.accelerator.num_processes, reduce=False)
+                    for model in {run.method.model, run.eval_model}:
+                        distribute_bn(model, run.accelerator.num_processes, reduce=False)
                 metrics = evaluate(run.eval_model, run.eval_loader, run.evaluator, run.train_batches)
                 row.update({f'eval_{k}': v for k, v in metrics.items() if not isinstance(v, list)})
-                row[run.headline] = metrics[run.headline]
-                if run.best is None or row[run.headline] > run.best[run.headline]:
+                if run.best is None or metrics[run.headline] > run.best[f'eval_{run.headline}']:
                     run.best = row
             run.history.append(row)
             run.epoch, run.step = epoch + 1, 0
@@ -136,7 +136,7 @@ def train_one_epoch(run: Run, progress: Progress) -> dict[str, float]:
         saves = run.save_steps > 0 and run.step % run.save_steps == 0 and not last
         stops = run.stop_signal and run.accelerator.num_processes == 1  # several processes agree at the log interval
         if run.step % run.log_interval == 0 or saves or last or stops:
-            signum = _check(run, first_bad, weights=saves or last)
+            signum = _check(run, first_bad)
             progress.step(run)
             if signum and not last:
                 run.save()
@@ -160,7 +160,7 @@ def _train_phase(run: Run, phase: str, optimizer, micro_batches: list[tuple[Batc
     if run.clip_grad is not None:
         accelerator.clip_grad_norm_([p for g in optimizer.param_groups for p in g['params']], run.clip_grad)
     optimizer.step()
-    optimizer.zero_grad()
+    run.method.zero_grad(set_to_none=True)  # of all phases: no gradient waits for the step of another
     with torch.no_grad():
         run.method.after_step(phase)
     return total
@@ -180,16 +180,15 @@ def _add(run: Run, phase: str, result: dict[str, torch.Tensor | None], target: t
         sums[1] += 1
 
 
-def _check(run: Run, first_bad: torch.Tensor, weights: bool) -> int:
-    """Read the device: raise if a loss (or, at a save, a weight) is not finite; returns the signal of any process."""
-    if weights:
-        finite = torch.stack([p.isfinite().all() for p in run.method.parameters()]).all()
-        first_bad = torch.where((first_bad < 0) & ~finite, run.step - 1, first_bad)
+def _check(run: Run, first_bad: torch.Tensor) -> int:
+    """Read the device: raise if a loss or a weight is not finite; returns the signal of any process."""
+    finite = torch.stack([p.isfinite().all() for p in run.method.parameters()]).all()
+    first_bad = torch.where((first_bad < 0) & ~finite, run.step - 1, first_bad)
     flags = run.accelerator.gather(torch.stack([first_bad, torch.full_like(first_bad, run.stop_signal)])[None])
     bad, signum = flags.amax(dim=0).tolist()
     if bad >= 0:
         kept = f'; the last good state is in {run.output_dir / LAST}' if run.output_dir and run.history else ''
-        raise UserError(f'the loss is not finite: NaN or infinite in step {bad} of epoch {run.epoch}{kept}')
+        raise UserError(f'the loss is not finite: NaN or infinite in step {bad + 1} of epoch {run.epoch + 1}{kept}')
     return signum
 
 

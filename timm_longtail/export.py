@@ -156,7 +156,7 @@ def _eval_results(metrics: dict[str, Any], dataset: str) -> list[EvalResult]:
 
 def _protocol(provenance: dict[str, Any]) -> str:
     return (
-        f'Percent of the balanced test set after the last epoch, on the exported weights in fp32. Many: more than 100 '
+        f'Percent of the test set after the last epoch, on the exported weights in fp32. Many: more than 100 '
         f'training images, Few: fewer than 20. Imbalance factor {provenance.get("imbalance_factor")}, '
         f'subset `{provenance.get("subset_hash")}` (order `{provenance.get("subset_order")}`), '
         f'training seed {provenance.get("seed")}, data seed {provenance.get("data_seed")}.'

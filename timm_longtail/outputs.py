@@ -1,6 +1,5 @@
 """What a run tells and leaves: start lines, and the files of its output folder."""
 import csv
-import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,31 @@ from .checkpoint import BEST, read_checkpoint
 from .data import create_loader
 from .data.longtail import shot_groups
 from .engine import evaluate
+from .errors import UserError
 from .evaluate import GROUPS, format_table
 from .export import deploy, export_model
 from .run import Run
 
-__all__ = ['data_tag', 'finish', 'start_lines', 'write_start', 'write_summary']
+__all__ = ['data_tag', 'finish', 'results_path', 'start_lines', 'write_start', 'write_summary']
 
 
 def data_tag(train_set) -> str:
     """Return the name of a data set in file names: `cifar100_lt_if100`, or without a factor where nothing was cut."""
     name = Path(train_set.name.removeprefix('packed:')).stem if ':' in train_set.name else train_set.name
     return name if train_set.imbalance_factor == 1 else f'{name}_if{train_set.imbalance_factor:g}'
+
+
+def results_path(args: Namespace, train_set) -> Path:
+    """Return the file of a run's row of results.
+
+    Raises:
+        UserError: It is there already: a row is measured once.
+    """
+    model = args.model.rpartition('/')[2]
+    path = Path(args.results) / f'{data_tag(train_set)}.{model}.{args.method}.e{args.epochs}.s{args.seed}.json'
+    if path.exists():
+        raise UserError(f'--results: {path} is there already; choose another folder, or move it away')
+    return path
 
 
 def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -> list[str]:
@@ -81,7 +94,7 @@ def write_summary(run: Run):
         writer.writerows(run.history)
 
 
-def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any], started: float) -> dict[str, Any]:
+def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any]) -> dict[str, Any]:
     """Evaluate the weights as they are exported, write `metrics.json`, `per_class.csv` and `export/`.
 
     Args:
@@ -89,12 +102,12 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any],
         run: Finished run.
         train_set, test_set: Data.
         code: From `results.code_state`, taken when the run began.
-        started: `time.perf_counter()` at the start of the run.
 
     Returns:
         The content of `metrics.json`: a row of results.
     """
     batches, device = run.train_batches, run.accelerator.device
+    write_summary(run)  # a run that was killed after its last epoch has nothing left to train
     run.method.finish(run.output_dir, batches)
     loader = create_loader(
         test_set, ('eval',), batch_size=args.validation_batch_size, training=False,
@@ -107,13 +120,14 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any],
     best = {'epoch': run.best['epoch'], 'selected_by': 'test' if args.val_fraction == 0 else 'hold-out'}
     if args.val_fraction > 0:
         state = read_checkpoint(run.output_dir / BEST)
+        assert state['epoch'] - 1 == run.best['epoch'], 'model_best.pth.tar is of another epoch'
         model = deploy(run.eval_model)
         model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
         best.update({k: v for k, v in measure(model).items() if not isinstance(v, list)})
     else:
         best.update({k.removeprefix('eval_'): v for k, v in run.best.items() if k.startswith('eval_')})
 
-    row = {**_protocol(args, run, train_set), **code, **_cost(run, started), 'last': last, 'best': best}
+    row = {**_protocol(args, run, train_set), **code, **_cost(run), 'last': last, 'best': best}
     results.write_json(run.output_dir / 'metrics.json', row)
     if 'class_correct' in last:
         _write_per_class(run.output_dir / 'per_class.csv', train_set, last)
@@ -124,8 +138,7 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any],
         class_names=list(train_set.class_names),
     )
     if args.results:
-        name = f'{row["tag"]}.{args.model}.{args.method}.e{args.epochs}.s{args.seed}.json'
-        results.write_json(Path(args.results) / name, row)
+        results.write_json(results_path(args, train_set), row)
     rows = {'last epoch': last, f'best epoch ({best["epoch"] + 1}, by {best["selected_by"]})': best}
     print('\n' + format_table(rows), flush=True)
     return row
@@ -146,12 +159,12 @@ def _protocol(args: Namespace, run: Run, train_set) -> dict[str, Any]:
     }
 
 
-def _cost(run: Run, started: float) -> dict[str, Any]:
+def _cost(run: Run) -> dict[str, Any]:
     images = run.images_per_step * run.steps_per_epoch * len(run.history) * len(run.loaders)
     return {
         'images_seen': images,
         'forward_passes': images * len(run.method.views) * len(run.method.phases),
-        'seconds': time.perf_counter() - started,
+        'seconds': run.seconds,
         'train_seconds_per_epoch': sum(row['train_seconds'] for row in run.history) / len(run.history),
         **results.peak_memory(run.accelerator.device),
     }

@@ -75,10 +75,11 @@ def require_clean_tree(recipe: str | None = None):
 
 def command_line(num_processes: int) -> str:
     """Return the command of this process as it can be typed again; the data folder becomes $TIMM_LONGTAIL_DATA."""
-    launcher = f'accelerate launch --num_processes {num_processes}' if num_processes > 1 else 'python'
-    line = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    several = ['./distributed_train.sh', str(num_processes)]
+    script = several if num_processes > 1 else ['python', Path(sys.argv[0]).name]
+    line = shlex.join([*script, *sys.argv[1:]])
     folder = os.environ.get('TIMM_LONGTAIL_DATA')
-    return f'{launcher} {line.replace(folder, "$TIMM_LONGTAIL_DATA") if folder else line}'
+    return line.replace(folder, '$TIMM_LONGTAIL_DATA') if folder else line
 
 
 def environment(device: torch.device) -> dict[str, Any]:

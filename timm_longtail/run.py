@@ -1,4 +1,5 @@
 """One training run: what it consists of, where it stands, and how that is saved and taken up again."""
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,15 +47,26 @@ class Run:
         optimizers: One a phase of the method, prepared; `schedulers` likewise, timm's, not prepared.
         loaders: One a data stream.
         eval_loader: Images that each epoch is evaluated on, sharded over the processes.
-        evaluator: From `Method.create_evaluator`; `headline` names the figure that chooses the best epoch.
+        evaluator: From `Method.create_evaluator`.
         train_batches: Given to the method's hooks.
         output_dir: Folder of the run; None keeps nothing.
         ema: timm's `ModelEmaV3` of the model, or None.
         seed: Training seed.
+        headline: The evaluator's figure that chooses the best epoch.
+        grad_accum_steps: Micro-batches of an update.
+        clip_grad: Largest norm of an update's gradient, or None.
+        log_interval, save_steps, val_interval: Steps, steps and epochs between looks at the loss, saves inside an
+            epoch (0 for none) and evaluations.
+        on_epoch_end: Called on the main process after each epoch is saved.
         steps_per_epoch: Optimizer updates in an epoch.
         images_per_step: Images of the first stream in an update, over all processes.
         arch, args: Written to the checkpoint, under timm's keys.
         protocol: What a checkpoint must agree on to be resumed, by name.
+        epoch, step: Position: epochs finished, steps taken in the epoch that runs.
+        history, best: One row of figures an epoch, and the best of them.
+        tree_hashes: Hash of the code that trained, of all codes where a run was resumed by another.
+        pending: Checkpoint from inside an epoch, until that epoch begins.
+        stop_signal: Signal that this process received, or 0.
     """
 
     accelerator: Accelerator
@@ -86,10 +98,18 @@ class Run:
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] | None = None
+    tree_hashes: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+    seconds_before: float = 0.0
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     method_rng: np.random.Generator | None = None
     pending: dict[str, Any] | None = None
     stop_signal: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Time since the run was built, plus that of the processes it was resumed from."""
+        return self.seconds_before + time.perf_counter() - self.started
 
     @property
     def eval_model(self) -> nn.Module:
@@ -105,11 +125,13 @@ class Run:
             'optimizer': self.optimizers[0].state_dict(),
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers[1:]],
             'args': self.args,
-            'metric': self.best[self.headline] if self.best else None,
+            'metric': self.best[f'eval_{self.headline}'] if self.best else None,
             'version': 2,
             'timm_longtail': __version__,
             'step': self.step,
             'protocol': self.protocol,
+            'tree_hashes': self.tree_hashes,
+            'seconds': self.seconds,
             'history': self.history,
             'best': self.best,
         }
@@ -121,7 +143,7 @@ class Run:
             cuda = [torch.cuda.get_rng_state()] if self.accelerator.device.type == 'cuda' else []
             state['torch_rng'] = gather_object([[torch.get_rng_state(), *cuda]])
             state['method_rng'] = self.method_rng.bit_generator.state
-            state['sums'] = {k: self.accelerator.reduce(v.clone()) for k, v in self.sums.items()}
+            state['sums'] = gather_object([{k: v.cpu() for k, v in self.sums.items()}])
         return state
 
     def load_state_dict(self, state: dict[str, Any], source: str = 'checkpoint'):
@@ -144,14 +166,16 @@ class Run:
         self.epoch, self.step = state['epoch'], state['step']
         self.history, self.best = list(state['history']), state['best']
         self.pending = state if self.step else None
+        self.tree_hashes = list(dict.fromkeys([*state['tree_hashes'], *self.tree_hashes]))
+        self.seconds_before = state['seconds']
 
     def save(self):
         """Write `checkpoint-last.pth.tar`, keeping the one before."""
         state = self.state_dict()
         if self.output_dir is not None and self.accelerator.is_main_process:
-            write_checkpoint(state, self.output_dir / LAST, keep_previous=True)
-            if self.step == 0 and self.best is self.history[-1]:
+            if self.step == 0 and self.best is self.history[-1]:  # first: the last checkpoint speaks of it
                 write_checkpoint(state, self.output_dir / BEST)
+            write_checkpoint(state, self.output_dir / LAST, keep_previous=True)
 
     def start_epoch(self, num_epochs: int) -> float:
         """Set all that an epoch begins with, as a function of its number; returns the first learning rate."""
@@ -177,5 +201,7 @@ class Run:
         torch.set_rng_state(cpu)
         for rng_state in cuda:
             torch.cuda.set_rng_state(rng_state)
-        if self.accelerator.is_main_process:  # already summed over the processes
-            self.sums = {k: v.to(self.accelerator.device) for k, v in state['sums'].items()}
+        sums = state['sums']
+        if len(sums) != self.accelerator.num_processes:  # then the main process takes them all
+            sums = [{k: sum(part[k] for part in sums) for k in sums[0]}, *[{}] * self.accelerator.num_processes]
+        self.sums = {k: v.to(self.accelerator.device) for k, v in sums[rank].items()}

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..distributed import all_gather_cat
+from ..errors import UserError
 from ..layers import unit_rows
 from ..losses import balanced_sup_con_loss, logit_adjusted_cross_entropy
 from ..models import attach_branches
@@ -56,6 +57,8 @@ class BCL(Method):
         if not hasattr(model, 'branches'):
             attach_branches(model, 'bcl', hidden_features=hidden_features, out_features=out_features)
         super().__init__(model, class_counts)
+        if isinstance(views, str) or len(views) != 3:
+            raise UserError(f'bcl takes three views: the classifier\'s and the two of the contrast; got {views}')
         self.ce_weight = ce_weight
         self.contrastive_weight = contrastive_weight
         self.temperature = temperature
