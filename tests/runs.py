@@ -67,4 +67,5 @@ def assert_same_state(first, second):
     def figures(run):
         return [{k: v for k, v in row.items() if 'seconds' not in k} for row in run.history]
     for row, other in zip(figures(first), figures(second), strict=True):
-        assert {k: (v, other.get(k)) for k, v in row.items() if v != other.get(k)} == {}
+        differing = {k: (v, other.get(k)) for k, v in row.items() if v != other.get(k)}
+        assert not differing, differing

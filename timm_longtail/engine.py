@@ -91,7 +91,7 @@ def fit(run: Run, num_epochs: int) -> list[dict[str, Any]]:
             row['train_seconds'] = time.perf_counter() - start
             if (epoch + 1) % run.val_interval == 0 or epoch + 1 == num_epochs:
                 if run.accelerator.num_processes > 1:
-                    for model in {run.method.model, run.eval_model}:
+                    for model in dict.fromkeys((run.method.model, run.eval_model)):  # in one order on all
                         distribute_bn(model, run.accelerator.num_processes, reduce=False)
                 metrics = evaluate(run.eval_model, run.eval_loader, run.evaluator, run.train_batches)
                 row.update({f'eval_{k}': v for k, v in metrics.items() if not isinstance(v, list)})
