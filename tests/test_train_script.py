@@ -164,7 +164,7 @@ def test_two_processes(tmp_path):
 
 @pytest.mark.ddp
 def test_processes_that_accelerate_does_not_see(tmp_path):
-    launcher = ('env', 'WORLD_SIZE=2', 'ACCELERATE_USE_CPU=', sys.executable)
+    launcher = ('env', '-u', 'ACCELERATE_USE_CPU', 'WORLD_SIZE=2', sys.executable)
     result = launch(*SHORT, '--output', tmp_path, launcher=launcher)
     assert result.returncode == 2
     assert 'processes were launched, Accelerate sees 1' in result.stderr
