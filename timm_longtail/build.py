@@ -50,7 +50,10 @@ def create_accelerator(mixed_precision: str | None = None) -> Accelerator:
         _logger.warning('mixed precision: bf16 was asked for and fp32 is used: this CPU has no bf16 instructions')
         mixed_precision = 'no'
     # without a device it must be told so, or its launcher's settings decide
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision)
+    try:
+        accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision)
+    except ValueError as e:
+        raise UserError(f'Accelerate: {e}') from e
     world_size = int(os.environ.get('WORLD_SIZE', 1))
     if world_size != accelerator.num_processes:
         raise UserError(
