@@ -12,7 +12,7 @@ BIN := .venv/bin
 
 .venv: .venv/.installed
 
-demo: .venv  ## train, print the table, export, reload: about a minute on two cores
+demo: .venv  ## train, print the table, export, reload: two minutes on two cores, after the install
 	$(BIN)/python -m tests.demo
 
 test: .venv

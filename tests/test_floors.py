@@ -138,7 +138,7 @@ def test_imports_are_found():
     assert (f'{PACKAGE}.losses', True) in imports(f'{PACKAGE}.methods.bcl', sources)
     assert (f'{PACKAGE}.engine', True) in imports('train', sources)
     assert ('accelerate', True) in imports(f'{PACKAGE}.build', sources)
-    assert ('safetensors', False) in imports(f'{PACKAGE}.build', sources)  # inside a function
+    assert ('safetensors', False) in imports(f'{PACKAGE}.checkpoint', sources)  # inside a function
 
 
 @pytest.mark.parametrize('name, source, words', [

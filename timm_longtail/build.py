@@ -22,10 +22,10 @@ from .run import Run, TrainBatches
 
 _logger = logging.getLogger(__name__)
 
-# options that decide the numbers; a run is resumed with the same ones. Its length may change
+# options that decide the numbers: a run is resumed with the same ones, its length included, which shapes the schedule
 _PROTOCOL = (
-    'model_kwargs', 'method_kwargs', 'grad_accum_steps', 'opt', 'lr', 'momentum', 'weight_decay', 'clip_grad', 'sched',
-    'mean', 'std', 'val_fraction', 'model_ema', 'model_ema_decay', 'model_ema_warmup',
+    'epochs', 'model_kwargs', 'method_kwargs', 'grad_accum_steps', 'opt', 'lr', 'momentum', 'weight_decay',
+    'clip_grad', 'sched', 'mean', 'std', 'val_fraction', 'model_ema', 'model_ema_decay', 'model_ema_warmup',
 )
 
 __all__ = ['build_run', 'create_accelerator', 'create_datasets', 'create_task_model', 'enter_output_folder']

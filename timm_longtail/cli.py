@@ -40,14 +40,16 @@ def _add_data(parser: argparse.ArgumentParser):
 def _add_model(parser: argparse.ArgumentParser):
     group = parser.add_argument_group('model and method')
     group.add_argument('--model', default='bcl_resnet32', help='any timm model, hf-hub:… or local-dir:…')
-    group.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V')
+    group.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
+                       help='options of the model\'s constructor')
     group.add_argument('--num-classes', type=int, help='must agree with the data set; checked, never needed')
     group.add_argument('--initial-checkpoint', default='', help='exported or timm weights to start from')
     group.add_argument('--method', help=f'one of {", ".join(list_methods())}; default: the model\'s own, else ce')
-    group.add_argument('--method-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V')
+    group.add_argument('--method-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
+                       help='options of the method, see the README\'s table')
     group.add_argument('--model-ema', action='store_true', help='average the weights; the average is exported')
-    group.add_argument('--model-ema-decay', type=float, default=0.9998)
-    group.add_argument('--model-ema-warmup', action='store_true')
+    group.add_argument('--model-ema-decay', type=float, default=0.9998, help='share of the old average in each update')
+    group.add_argument('--model-ema-warmup', action='store_true', help='begin with a short average')
     group.add_argument('--sync-bn', action='store_true', help='BatchNorm over all processes')
 
 
@@ -56,19 +58,19 @@ def _add_optimizer(parser: argparse.ArgumentParser):
     group.add_argument('--epochs', type=int, default=200, help='scales the milestones and warm-up of a recipe')
     group.add_argument('-b', '--batch-size', type=int, help='per process; default 128 without a recipe')
     group.add_argument('--global-batch-size', type=int, help='over all processes and accumulated micro-batches')
-    group.add_argument('--grad-accum-steps', type=int, default=1)
+    group.add_argument('--grad-accum-steps', type=int, default=1, help='micro-batches of an update')
     group.add_argument('--opt', default='momentum', help='momentum is plain SGD; timm\'s sgd is Nesterov')
-    group.add_argument('--lr', type=float, default=0.1)
-    group.add_argument('--momentum', type=float, default=0.9)
+    group.add_argument('--lr', type=float, default=0.1, help='learning rate after the warm-up')
+    group.add_argument('--momentum', type=float, default=0.9, help='of the optimizer')
     group.add_argument('--weight-decay', type=float, default=5e-4, help='on all weights, as in the papers')
-    group.add_argument('--clip-grad', type=float)
+    group.add_argument('--clip-grad', type=float, help='largest norm of an update\'s gradient')
     group.add_argument('--sched', default='cosine', help='timm schedule: cosine, multistep, step, poly, constant, …')
     group.add_argument('--decay-milestones', type=int, nargs='+', default=[161, 181],
                        help='epochs, counted from 1, that are the first at a lower rate (multistep)')
-    group.add_argument('--decay-epochs', type=float, default=90)
-    group.add_argument('--decay-rate', type=float, default=0.1)
-    group.add_argument('--min-lr', type=float, default=0.0)
-    group.add_argument('--warmup-epochs', type=int, default=0)
+    group.add_argument('--decay-epochs', type=float, default=90, help='epochs between two drops (step)')
+    group.add_argument('--decay-rate', type=float, default=0.1, help='factor of each drop (step, multistep)')
+    group.add_argument('--min-lr', type=float, default=0.0, help='where a cosine or polynomial schedule ends')
+    group.add_argument('--warmup-epochs', type=int, default=0, help='epochs of linear warm-up')
     group.add_argument('--warmup-lr', type=float, default=0.0, help='rate of the first epoch of the warm-up')
     group.add_argument('--sched-on-updates', action='store_true', help='step the schedule per update, not per epoch')
 
@@ -77,14 +79,14 @@ def _add_run(parser: argparse.ArgumentParser):
     group = parser.add_argument_group('run')
     group.add_argument('--seed', type=int, default=0, help='training seed: initialisation, order, views')
     group.add_argument('--mixed-precision', choices=('no', 'bf16', 'fp16'), help='default: what accelerate launch says')
-    group.add_argument('--channels-last', action='store_true')
+    group.add_argument('--channels-last', action='store_true', help='memory format of the weights')
     group.add_argument('--torchcompile', action='store_true', help='compile the backbone')
-    group.add_argument('-vb', '--validation-batch-size', type=int, default=256)
+    group.add_argument('-vb', '--validation-batch-size', type=int, default=256, help='per process')
     group.add_argument('--val-interval', type=int, default=1, help='evaluate every so many epochs, and after the last')
     group.add_argument('--log-interval', type=int, default=50, help='steps between two looks at the loss')
     group.add_argument('--save-steps', type=int, default=0, help='save inside an epoch too, every so many steps')
-    group.add_argument('--output', default='output')
-    group.add_argument('--experiment', help='folder in --output; default <model>.<method>.<dataset>.s<seed>')
+    group.add_argument('--output', default='output', help='folder of all runs')
+    group.add_argument('--experiment', help='folder in --output; without it <model>.<method>.<dataset>_if<IF>.s<seed>')
     group.add_argument('--resume', help='auto, or a checkpoint or output folder')
     group.add_argument('--results', help='folder for the row of results; refused where the code is not committed')
     group.add_argument('-c', '--config', help='recipe (YAML) whose values become the defaults')
@@ -93,7 +95,9 @@ def _add_run(parser: argparse.ArgumentParser):
 
 def train_parser() -> argparse.ArgumentParser:
     """Return the parser of `train.py`."""
-    parser = argparse.ArgumentParser('train.py', description='Train a model on long-tailed data.', allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        'train.py', description='Train a model on long-tailed data.', allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for add in (_add_data, _add_model, _add_optimizer, _add_run):
         add(parser)
     return parser

@@ -58,8 +58,9 @@ def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -
         f'batch: {run.images_per_step} images global = {accelerator.num_processes} processes x '
         f'{run.grad_accum_steps} accumulated x {micro_batch // accelerator.num_processes}; '
         f'{run.steps_per_epoch} steps an epoch, {args.epochs} epochs',
-        f'model: {args.model}, {num_deployed / 1e6:.2f} M parameters, {num_trained / 1e6:.2f} M trained',
+        f'model: {args.model}, {num_deployed / 1e6:.2f} M parameters; {num_trained / 1e6:.2f} M are trained',
         f'method: {args.method}, views {" ".join(method.views)}',
+        f'evaluation: each epoch on {"the hold-out" if args.val_fraction else "the test set"}',
         f'device: {accelerator.device.type} x {accelerator.num_processes}, {torch.get_num_threads()} threads, '
         f'mixed precision {accelerator.mixed_precision}, seed {args.seed}',
         f'output: {run.output_dir}',
@@ -70,7 +71,8 @@ def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -
         if run.grad_accum_steps > 1:
             lines.insert(5, 'warning: accumulation does not widen the contrast: it compares within a micro-batch')
     if checkpoint is not None:
-        lines.append(f'resumed: {checkpoint}, epoch {run.epoch + 1}, step {run.step}')
+        left = f'epoch {run.epoch + 1}, step {run.step}'
+        lines.append(f'resumed: {checkpoint}, {left if run.epoch < args.epochs else "complete: nothing left to train"}')
     return lines
 
 

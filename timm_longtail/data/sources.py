@@ -123,7 +123,7 @@ def _load_split(repository: str, split: str, data_dir: Path | None):
         data_dir = Path(root) / repository
     if data_dir is not None and not any(data_dir.glob(f'**/*{split}*.parquet')):
         raise UserError(
-            f'{data_dir} holds no {split} split: looked for **/*{split}*.parquet, as in a local copy of the Hub '
+            f'{data_dir} {f"holds no {split} split" if data_dir.is_dir() else "is not a folder"}: looked for **/*{split}*.parquet, as in a local copy of the Hub '
             f'repository {repository}')
     place = repository if data_dir is None else str(data_dir)
     try:
