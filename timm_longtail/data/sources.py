@@ -122,9 +122,9 @@ def _load_split(repository: str, split: str, data_dir: Path | None):
     if data_dir is None and root and (Path(root) / repository).is_dir():
         data_dir = Path(root) / repository
     if data_dir is not None and not any(data_dir.glob(f'**/*{split}*.parquet')):
+        what = f'holds no {split} split' if data_dir.is_dir() else 'is not a folder'
         raise UserError(
-            f'{data_dir} {f"holds no {split} split" if data_dir.is_dir() else "is not a folder"}: looked for **/*{split}*.parquet, as in a local copy of the Hub '
-            f'repository {repository}')
+            f'{data_dir} {what}: looked for **/*{split}*.parquet, as in a copy of the Hub repository {repository}')
     place = repository if data_dir is None else str(data_dir)
     try:
         with _quiet(datasets):
