@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from . import rng
-from .checkpoint import find_checkpoint, read_checkpoint, read_weights
+from .checkpoint import check_architecture, find_checkpoint, read_checkpoint, read_weights
 from .cli import create_timm_model
 from .data import create_dataset, create_loader
 from .errors import UserError
@@ -25,7 +25,8 @@ _logger = logging.getLogger(__name__)
 # options that decide the numbers: a run is resumed with the same ones, its length included, which shapes the schedule
 _PROTOCOL = (
     'epochs', 'model_kwargs', 'method_kwargs', 'grad_accum_steps', 'opt', 'lr', 'momentum', 'weight_decay',
-    'clip_grad', 'sched', 'mean', 'std', 'val_fraction', 'model_ema', 'model_ema_decay', 'model_ema_warmup',
+    'clip_grad', 'sched', 'sched_on_updates', 'decay_milestones', 'decay_epochs', 'decay_rate', 'min_lr',
+    'warmup_epochs', 'warmup_lr', 'mean', 'std', 'val_fraction', 'model_ema', 'model_ema_decay', 'model_ema_warmup',
 )
 
 __all__ = ['build_run', 'create_accelerator', 'create_datasets', 'create_task_model', 'enter_output_folder']
@@ -107,11 +108,7 @@ def create_task_model(args: Namespace, num_classes: int) -> nn.Module:
 
 def _load_weights(model: nn.Module, path: Path):
     weights = read_weights(path)
-    own = model.state_dict()
-    differing = sorted(k for k in own.keys() | weights.keys() if k not in own or k not in weights
-                       or own[k].shape != weights[k].shape)
-    if differing:
-        raise UserError(f'{path} is of another architecture: {len(differing)} keys differ, such as {differing[:3]}')
+    check_architecture(model.state_dict(), weights, str(path))
     model.load_state_dict(weights)
 
 
@@ -166,7 +163,7 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
         arch=args.model, args=plain(args),
         protocol={
             'model': args.model, 'method': args.method, 'dataset': train_set.hash, 'seed': args.seed,
-            'global_batch_size': global_batch_size,
+            'global_batch_size': global_batch_size, 'mixed_precision': accelerator.mixed_precision,
             **{name: getattr(args, name) for name in _PROTOCOL},
         },
     )

@@ -20,7 +20,7 @@ from .models import deployed_state_dict
 
 __all__ = [
     'BEST', 'LAST', 'PREVIOUS',
-    'find_checkpoint', 'load_method_state', 'method_state', 'read_checkpoint', 'read_weights',
+    'check_architecture', 'find_checkpoint', 'load_method_state', 'method_state', 'read_checkpoint', 'read_weights',
     'write_checkpoint',
 ]
 
@@ -137,15 +137,27 @@ def load_method_state(method: nn.Module, state: dict[str, Any], source: str):
         UserError: The checkpoint is of another architecture or method; names the keys that differ.
     """
     merged = {**{f'model.{k}': v for k, v in state['state_dict'].items()}, **state.get('method_state', {})}
-    own = method.state_dict()
-    differing = [k for k in own.keys() | merged.keys() if _shape(own, k) != _shape(merged, k)]
-    if differing:
-        shown = ', '.join(sorted(differing)[:4])
-        raise UserError(
-            f'{source} is of another architecture ({state.get("arch", "unknown")}): '
-            f'{len(differing)} keys differ, such as {shown}'
-        )
+    check_architecture(method.state_dict(), merged, source, state.get('arch', 'unknown'))
     method.load_state_dict(merged)
+
+
+def check_architecture(
+        own: dict[str, torch.Tensor],
+        other: dict[str, torch.Tensor],
+        source: str,
+        arch: str = 'unknown',
+):
+    """Raise a `UserError` that names keys, unless two state dicts have the same keys and shapes.
+
+    Args:
+        own: State dict of what is to be loaded into.
+        other: State dict to load.
+        source, arch: Where `other` comes from and of which model it is, for the message.
+    """
+    differing = sorted(k for k in own.keys() | other.keys() if _shape(own, k) != _shape(other, k))
+    if differing:
+        shown = ', '.join(differing[:4])
+        raise UserError(f'{source} is of another architecture ({arch}): {len(differing)} keys differ, such as {shown}')
 
 
 def _shape(state: dict[str, torch.Tensor], key: str) -> torch.Size | None:

@@ -150,7 +150,7 @@ class Run:
         """Take up the position and weights of a checkpoint.
 
         Raises:
-            UserError: The checkpoint is of another architecture, data set, method or seed.
+            UserError: The checkpoint is of another architecture, data set, method, seed, or of other options.
         """
         load_method_state(self.method, state, source)
         differing = {k: v for k, v in self.protocol.items() if state['protocol'].get(k) != v}
