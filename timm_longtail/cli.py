@@ -14,7 +14,7 @@ import yaml
 from timm.utils import ParseKwargs
 from torch import nn
 
-from .data import default_imbalance_factor, list_datasets
+from .data import default_imbalance_factor, find_dataset, list_datasets
 from .engine import Interrupted
 from .errors import UserError, unknown_name
 from .methods import list_methods, method_class
@@ -141,8 +141,8 @@ def check_names(model: str, dataset: str, method: str | None = None):
     """Raise a `UserError` with the nearest names for a model, data set or method that does not exist."""
     if not model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(model):
         raise unknown_name('model', model, timm.list_models())
-    if not dataset.startswith('packed:') and dataset not in list_datasets():
-        raise unknown_name('data set', dataset, list_datasets())
+    if not dataset.startswith('packed:'):
+        find_dataset(dataset)
     if method is not None:
         method_class(method)
 
@@ -151,7 +151,8 @@ def _default_recipe(args: dict[str, Any], folder: Path) -> Path | None:
     if args['no_recipe']:
         return None
     factor = args['imbalance_factor'] or default_imbalance_factor(args['dataset'])
-    path = folder / f'{args["model"]}.{args["dataset"]}_if{factor:g}.yaml'
+    tag = '' if factor in (None, 1) else f'_if{factor:g}'
+    path = folder / f'{args["model"]}.{args["dataset"].replace("/", "_")}{tag}.yaml'
     if not path.is_file():
         return None
     fits = args['method'] in (None, _load_recipe(path).get('method'))

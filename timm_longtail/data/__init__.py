@@ -1,4 +1,5 @@
 """Long-tailed data sets, views and loaders."""
+from . import tables  # noqa: F401  registers its data sets
 from .datasets import create_dataset, default_imbalance_factor, list_datasets
 from .loaders import DeviceLoader, ShardedBatches, create_loader
 from .longtail import (
@@ -13,7 +14,7 @@ from .longtail import (
 from .longtail_dataset import LongTailDataset
 from .packed import read_packed, write_packed
 from .samplers import EpochSampler, UniformSampler
-from .sources import register_dataset
+from .sources import find_dataset, register_dataset
 from .views import View, create_view, list_views, register_view
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     'create_loader',
     'create_view',
     'default_imbalance_factor',
+    'find_dataset',
     'head_tail_groups',
     'hold_out_indices',
     'image_digests',
