@@ -8,9 +8,10 @@ import argparse
 import torch
 
 import timm_longtail  # noqa: F401  registers the models
-from timm_longtail.cli import check_names, run_main
+from timm_longtail.cli import check_names
 from timm_longtail.data import create_dataset, create_loader, list_datasets
 from timm_longtail.engine import evaluate
+from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
 from timm_longtail.evaluate import LongTailEvaluator, format_table
 from timm_longtail.export import load_exported

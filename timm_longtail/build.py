@@ -1,14 +1,10 @@
 """From options to objects: accelerator, data, method, optimizers, run. Names no method, loss or sampler."""
-import logging
-import os
 from argparse import Namespace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -17,10 +13,9 @@ from .checkpoint import check_architecture, find_checkpoint, read_checkpoint, re
 from .cli import create_timm_model
 from .data import create_dataset, create_loader
 from .errors import UserError
-from .methods import Method, create_method, method_class
+from .methods import create_method, method_class
+from .optim import create_optimizers
 from .run import Run, TrainBatches
-
-_logger = logging.getLogger(__name__)
 
 # options that decide the numbers: a run is resumed with the same ones, its length included, which shapes the schedule
 _PROTOCOL = (
@@ -29,43 +24,7 @@ _PROTOCOL = (
     'warmup_epochs', 'warmup_lr', 'mean', 'std', 'val_fraction', 'model_ema', 'model_ema_decay', 'model_ema_warmup',
 )
 
-__all__ = ['build_run', 'create_accelerator', 'create_datasets', 'create_task_model', 'enter_output_folder']
-
-
-def create_accelerator(mixed_precision: str | None = None) -> Accelerator:
-    """Return the Accelerator of this process.
-
-    Args:
-        mixed_precision: `no`, `bf16`, `fp16`; None takes what `accelerate launch` was told. On a CPU without bf16
-            instructions torch computes bf16 convolutions 15 times slower than fp32, so fp32 is used there instead, and
-            said.
-
-    Raises:
-        UserError: Several processes were launched that Accelerate does not see as one run; fp16 without a device.
-    """
-    on_cpu = not torch.accelerator.is_available()
-    mixed_precision = mixed_precision or os.environ.get('ACCELERATE_MIXED_PRECISION', 'no')
-    if on_cpu and mixed_precision == 'fp16':
-        raise UserError('--mixed-precision fp16 needs a device')
-    if on_cpu and mixed_precision == 'bf16' and not _cpu_has_bf16():
-        _logger.warning('mixed precision: bf16 was asked for and fp32 is used: this CPU has no bf16 instructions')
-        mixed_precision = 'no'
-    # without a device it must be told so, or its launcher's settings decide
-    try:
-        accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision)
-    except ValueError as e:
-        raise UserError(f'Accelerate: {e}') from e
-    world_size = int(os.environ.get('WORLD_SIZE', 1))
-    if world_size != accelerator.num_processes:
-        raise UserError(
-            f'{world_size} processes were launched, Accelerate sees {accelerator.num_processes}: '
-            'set ACCELERATE_USE_CPU=true on a machine without a device, or use distributed_train.sh'
-        )
-    return accelerator
-
-
-def _cpu_has_bf16() -> bool:
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+__all__ = ['build_run', 'create_datasets', 'create_task_model', 'enter_output_folder']
 
 
 def create_datasets(args: Namespace):
@@ -143,7 +102,7 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
     steps_per_epoch = min(map(len, loaders)) // args.grad_accum_steps
     if steps_per_epoch == 0:
         raise UserError(f'--grad-accum-steps {args.grad_accum_steps} exceeds the batches of an epoch')
-    optimizers, schedulers = _optimizers(args, method, steps_per_epoch)
+    optimizers, schedulers = create_optimizers(args, method, steps_per_epoch)
     evaluator = method.create_evaluator(train_set.shot_counts)
     task, *optimizers = accelerator.prepare(method, *optimizers)
     global_batch_size = batch_size * accelerator.num_processes * args.grad_accum_steps
@@ -199,44 +158,6 @@ def _batch_size(args: Namespace, num_processes: int) -> int:
             f'{args.grad_accum_steps} accumulated micro-batches'
         )
     return args.global_batch_size // parts
-
-
-def _optimizers(args: Namespace, method: Method, steps_per_epoch: int) -> tuple[list, list]:
-    optimizers = []
-    for phase in method.phases:
-        try:
-            optimizers.append(create_optimizer_v2(
-                method.param_groups(phase),
-                opt=args.opt, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay,
-            ))
-        except (ValueError, AssertionError) as e:
-            raise UserError(f'--opt {args.opt}: {e}') from e
-    return optimizers, [_create_scheduler(args, optimizer, steps_per_epoch) for optimizer in optimizers]
-
-
-def _create_scheduler(args: Namespace, optimizer, steps_per_epoch: int):
-    if args.sched == 'plateau':
-        raise UserError('--sched plateau depends on what was measured before; take cosine, multistep, step, poly, …')
-    milestones = args.decay_milestones
-    if args.sched_on_updates:  # timm's milestone takes effect one unit early, and the unit is the update here
-        milestones = [m - 1 + 1 / max(1, steps_per_epoch) for m in milestones]
-    try:
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched=args.sched,
-            num_epochs=args.epochs,
-            decay_epochs=args.decay_epochs,
-            decay_milestones=milestones,
-            decay_rate=args.decay_rate,
-            min_lr=args.min_lr,
-            warmup_epochs=args.warmup_epochs,
-            warmup_lr=args.warmup_lr,
-            step_on_epochs=not args.sched_on_updates,
-            updates_per_epoch=max(1, steps_per_epoch),
-        )
-    except (ValueError, AssertionError) as e:
-        raise UserError(f'--sched {args.sched}: {e}') from e
-    return scheduler
 
 
 def _create_ema(args: Namespace, model: nn.Module) -> ModelEmaV3 | None:

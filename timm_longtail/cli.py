@@ -1,10 +1,5 @@
 """Command lines of the entry points: timm's option names, recipes as defaults, errors as one line."""
 import argparse
-import logging
-import os
-import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +10,10 @@ from timm.utils import ParseKwargs
 from torch import nn
 
 from .data import default_imbalance_factor, find_dataset, list_datasets
-from .engine import Interrupted
 from .errors import UserError, unknown_name
 from .methods import list_methods, method_class
 
-__all__ = ['check_names', 'create_timm_model', 'parse_train_args', 'run_main', 'train_parser']
+__all__ = ['check_names', 'create_timm_model', 'parse_train_args', 'train_parser']
 
 _RECIPE_FOLDER = Path(__file__).parent.parent / 'recipes'
 
@@ -231,22 +225,3 @@ def create_timm_model(name: str, **kwargs) -> nn.Module:
     except (TypeError, ValueError, RuntimeError, OSError, AssertionError) as e:
         options = f' with {kwargs}' if kwargs else ''
         raise UserError(f'--model {name}{options}: {" ".join(str(e).split())}') from e
-
-
-def run_main(main: Callable[[], None]):
-    """Run an entry point: a `UserError` becomes one line and exit status 2, a signal 128 plus its number."""
-    is_main = os.environ.get('RANK', '0') == '0'
-    logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format='%(message)s', stream=sys.stdout)
-    logging.getLogger('timm').setLevel(logging.WARNING)
-    try:
-        main()
-    except UserError as e:
-        if is_main:
-            print(f'{Path(sys.argv[0]).name}: error: {e}', file=sys.stderr)
-        sys.exit(2)
-    except (Interrupted, KeyboardInterrupt) as e:
-        signum = getattr(e, 'signum', signal.SIGINT)
-        if is_main:
-            saved = isinstance(e, Interrupted)
-            print(f'{e}; continue with --resume auto' if saved else 'stopped', file=sys.stderr)
-        sys.exit(128 + signum)
