@@ -1,6 +1,8 @@
 """From options to objects: accelerator, data, method, optimizers, run. Names no method, loss or sampler."""
+import os
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -8,23 +10,24 @@ from accelerate.utils import broadcast_object_list
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from . import rng
-from .checkpoint import check_architecture, find_checkpoint, read_checkpoint, read_weights
-from .cli import create_timm_model
-from .data import create_dataset, create_loader
+from .checkpoint import find_checkpoint, read_checkpoint
+from .cli import dataset_options
+from .data import Preprocessing, create_dataset, create_loader
 from .errors import UserError
-from .methods import create_method, method_class
+from .methods import create_method
 from .optim import create_optimizers
 from .run import Run, TrainBatches
+from .weights import choose_preprocessing, create_task_model
 
 # options that decide the numbers: a run is resumed with the same ones, its length included, which shapes the schedule
 _PROTOCOL = (
     'epochs', 'model_kwargs', 'method_kwargs', 'grad_accum_steps', 'opt', 'lr', 'momentum', 'weight_decay',
-    'clip_grad', 'sched', 'sched_on_updates', 'decay_milestones', 'decay_epochs', 'decay_rate', 'min_lr',
-    'warmup_epochs', 'warmup_lr', 'mean', 'std', 'val_fraction', 'model_ema', 'model_ema_decay', 'model_ema_warmup',
+    'layer_decay', 'clip_grad', 'sched', 'sched_on_updates', 'decay_milestones', 'decay_epochs', 'decay_rate', 'min_lr',
+    'warmup_epochs', 'warmup_lr', 'img_size', 'crop_pct', 'mean', 'std', 'val_fraction', 'model_ema', 'model_ema_decay',
+    'model_ema_warmup',
 )
 
-__all__ = ['build_run', 'create_datasets', 'create_task_model', 'enter_output_folder']
+__all__ = ['build_run', 'create_datasets', 'enter_output_folder', 'loader_options', 'plain']
 
 
 def create_datasets(args: Namespace):
@@ -33,42 +36,17 @@ def create_datasets(args: Namespace):
     Raises:
         UserError: `--num-classes` contradicts the data set.
     """
-    options = dict(
-        data_dir=args.data_dir,
-        imbalance_factor=args.imbalance_factor,
-        seed=args.data_seed,
-        subset_order=args.subset_order,
-    )
+    options = dataset_options(args)
     train_set = create_dataset(args.dataset, 'train', **options)
     test_set = create_dataset(args.dataset, 'test', **options)
     if args.num_classes not in (None, train_set.num_classes):
         raise UserError(f'--num-classes {args.num_classes} contradicts {args.dataset}: {train_set.num_classes} classes')
+    if train_set.class_names != test_set.class_names:
+        raise UserError(f'{args.dataset}: the training and the test split have other classes')
     if args.val_fraction > 0:
         train_set, held_out = train_set.hold_out(args.val_fraction, args.data_seed)
         return train_set, held_out, test_set
     return train_set, test_set, test_set
-
-
-def create_task_model(args: Namespace, num_classes: int) -> nn.Module:
-    """Build the timm model that the method asks for, initialised from the training seed.
-
-    Raises:
-        UserError: An argument that the model does not take, or weights that do not fit it.
-    """
-    rng.seed_torch(args.seed, purpose='init')
-    num_outputs = method_class(args.method).num_outputs(num_classes)
-    if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
-        raise UserError(f'--initial-checkpoint {args.initial_checkpoint}: no such file')
-    model = create_timm_model(args.model, num_classes=num_outputs, **args.model_kwargs)
-    if args.initial_checkpoint:
-        _load_weights(model, Path(args.initial_checkpoint))
-    return model
-
-
-def _load_weights(model: nn.Module, path: Path):
-    weights = read_weights(path)
-    check_architecture(model.state_dict(), weights, str(path))
-    model.load_state_dict(weights)
 
 
 def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) -> Run:
@@ -77,8 +55,9 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
     Raises:
         UserError: Batch sizes that do not divide, unknown optimizer or schedule, options that the method does not take.
     """
-    model = create_task_model(args, train_set.num_classes)
-    _check_input(model, train_set.input_size)
+    preprocessing = choose_preprocessing(args, train_set)
+    model = create_task_model(args, train_set.num_classes, preprocessing.img_size)
+    _check_input(model, preprocessing.img_size)
     method = create_method(args.method, model, train_set.class_counts, **args.method_kwargs)
     if args.channels_last:
         method.to(memory_format=torch.channels_last)
@@ -91,7 +70,7 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
 
     batch_size = _batch_size(args, accelerator.num_processes)
     shard = dict(rank=accelerator.process_index, world_size=accelerator.num_processes)
-    common = dict(device=accelerator.device, mean=args.mean, std=args.std)
+    common = loader_options(args, preprocessing, accelerator.device)
     samplers = method.samplers(train_set.targets)
     loaders = [
         create_loader(
@@ -109,9 +88,10 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
     return Run(
         accelerator=accelerator, method=method, task=task, optimizers=optimizers, schedulers=schedulers,
         loaders=loaders,
-        eval_loader=create_loader(eval_set, ('eval',), **shard, **evaluation),
+        eval_loader=create_loader(eval_set, (preprocessing.eval_view,), **shard, **evaluation),
         evaluator=evaluator,
-        train_batches=TrainBatches(train_set, create_loader(train_set, ('eval',), **evaluation)),
+        train_batches=TrainBatches(train_set, create_loader(train_set, (preprocessing.eval_view,), **evaluation)),
+        preprocessing=preprocessing,
         steps_per_epoch=steps_per_epoch,
         images_per_step=global_batch_size,
         ema=_create_ema(args, method.model),
@@ -128,17 +108,25 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
     )
 
 
-def _check_input(model: nn.Module, input_size: tuple[int, int, int]):
-    """Raise a `UserError` unless the model takes the data set's images and has one classifier; before any file."""
+def loader_options(args: Namespace, preprocessing: Preprocessing, device: torch.device) -> dict[str, Any]:
+    """Return what all loaders of a run have in common."""
+    share = (os.cpu_count() or 1) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    return dict(
+        device=device, img_size=preprocessing.img_size, mean=preprocessing.mean, std=preprocessing.std,
+        num_workers=min(share, 8) if args.workers is None else args.workers, skip_bad_images=args.skip_bad_images)
+
+
+def _check_input(model: nn.Module, img_size: int):
+    """Raise a `UserError` unless the model takes images of this size and has one classifier; before any file."""
     if not isinstance(getattr(model, 'get_classifier', lambda: None)(), nn.Module):
         raise UserError(f'{type(model).__name__} has no single classifier')
     was_training = model.training
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, *input_size))
+            model.eval()(torch.zeros(1, 3, img_size, img_size))
     except (AssertionError, RuntimeError, ValueError) as e:
-        size = 'x'.join(map(str, input_size[1:]))
-        raise UserError(f'{type(model).__name__} does not take images of {size}: {" ".join(str(e).split())}') from e
+        size, reason = f'{img_size}x{img_size}', ' '.join(str(e).split())
+        raise UserError(f'{type(model).__name__} does not take images of {size}: {reason}; see --img-size') from e
     model.train(was_training)
 
 

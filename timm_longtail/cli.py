@@ -13,22 +13,52 @@ from .data import default_imbalance_factor, find_dataset, list_datasets
 from .errors import UserError, unknown_name
 from .methods import list_methods, method_class
 
-__all__ = ['check_names', 'create_timm_model', 'parse_train_args', 'train_parser']
+__all__ = [
+    'add_data_options', 'check_names', 'create_timm_model', 'dataset_options', 'parse_train_args', 'train_parser',
+]
 
 _RECIPE_FOLDER = Path(__file__).parent.parent / 'recipes'
 
 
-def _add_data(parser: argparse.ArgumentParser):
+def add_data_options(parser: argparse.ArgumentParser):
+    """Add what `create_dataset` may be told, as a group of options."""
     group = parser.add_argument_group('data')
     group.add_argument('--dataset', default='digits_lt', help=f'one of {", ".join(list_datasets())}')
     group.add_argument('--data-dir', help='folder of the data set; without it $TIMM_LONGTAIL_DATA, then the Hub')
     group.add_argument('--imbalance-factor', type=float, help='largest over smallest class; default of the data set')
+    group.add_argument('--imbalance-profile', choices=('exp', 'step'), default='exp', help='shape of the cut')
     group.add_argument('--subset-order', choices=('file', 'content'), default='file',
                        help='rows as stored (the published subsets, on the original order), or sorted by pixel digest')
     group.add_argument('--data-seed', type=int, default=0, help='seed of the subset and of the hold-out')
+    group.add_argument('--train-split', help='what the training split is called in a folder or a Hub data set')
+    group.add_argument('--test-split', '--val-split', help='what the split to evaluate on is called there')
+    group.add_argument('--input-key', help='image column of a Hub data set')
+    group.add_argument('--target-key', help='label column of a Hub data set')
+    group.add_argument('--loader', choices=('auto', 'resident', 'worker'), default='auto',
+                       help='decoded in memory, or by workers; auto: in memory if square, of one size, up to 96 pixels')
+    group.add_argument('--skip-bad-images', action='store_true',
+                       help='go on without images that cannot be read, and list them')
+
+
+def dataset_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what `add_data_options` was told as arguments of `create_dataset`."""
+    same = (
+        'data_dir', 'imbalance_factor', 'subset_order', 'loader', 'skip_bad_images', 'train_split', 'test_split',
+        'input_key', 'target_key')
+    return {'seed': args.data_seed, 'profile': args.imbalance_profile, **{name: getattr(args, name) for name in same}}
+
+
+def _add_images(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group('images')
     group.add_argument('--val-fraction', type=float, default=0.0, help='share of each class held out to choose by')
+    group.add_argument('--img-size', type=int, help='side of the model\'s input; default: of images in memory their '
+                       'own, of files that of the model')
+    group.add_argument('--crop-pct', type=float, help='share of the shorter side that evaluation looks at (files); '
+                       'default .875, with --pretrained that of the weights')
     group.add_argument('--mean', type=float, nargs=3, help='channel means, for values in [0, 1]')
     group.add_argument('--std', type=float, nargs=3, help='channel standard deviations')
+    group.add_argument('-j', '--workers', type=int, help='decoding processes for each training process; default: '
+                       'its share of the cores, at most 8')
 
 
 def _add_model(parser: argparse.ArgumentParser):
@@ -37,7 +67,9 @@ def _add_model(parser: argparse.ArgumentParser):
     group.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
                        help='options of the model\'s constructor')
     group.add_argument('--num-classes', type=int, help='must agree with the data set; checked, never needed')
-    group.add_argument('--initial-checkpoint', default='', help='exported or timm weights to start from')
+    group.add_argument('--pretrained', action='store_true', help='start from timm\'s weights for the model')
+    group.add_argument('--initial-checkpoint', default='',
+                       help='weights to start from: those that fit are taken, the others are named')
     group.add_argument('--method', help=f'one of {", ".join(list_methods())}; default: the model\'s own, else ce')
     group.add_argument('--method-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
                        help='options of the method, see the README\'s table')
@@ -57,6 +89,7 @@ def _add_optimizer(parser: argparse.ArgumentParser):
     group.add_argument('--lr', type=float, default=0.1, help='learning rate after the warm-up')
     group.add_argument('--momentum', type=float, default=0.9, help='of the optimizer')
     group.add_argument('--weight-decay', type=float, default=5e-4, help='on all weights, as in the papers')
+    group.add_argument('--layer-decay', type=float, help='factor of the learning rate from layer to layer downwards')
     group.add_argument('--clip-grad', type=float, help='largest norm of an update\'s gradient')
     group.add_argument('--sched', default='cosine', help='timm schedule: cosine, multistep, step, poly, constant, …')
     group.add_argument('--decay-milestones', type=int, nargs='+', default=[161, 181],
@@ -92,7 +125,7 @@ def train_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         'train.py', description='Train a model on long-tailed data.', allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for add in (_add_data, _add_model, _add_optimizer, _add_run):
+    for add in (add_data_options, _add_images, _add_model, _add_optimizer, _add_run):
         add(parser)
     return parser
 
@@ -145,6 +178,8 @@ def _default_recipe(args: dict[str, Any], folder: Path) -> Path | None:
     if args['no_recipe']:
         return None
     factor = args['imbalance_factor'] or default_imbalance_factor(args['dataset'])
+    if args['imbalance_profile'] != 'exp':
+        return None
     tag = '' if factor in (None, 1) else f'_if{factor:g}'
     path = folder / f'{args["model"]}.{args["dataset"].replace("/", "_")}{tag}.yaml'
     if not path.is_file():
@@ -199,8 +234,9 @@ def _check_batch_size(args: dict[str, Any], typed: dict[str, Any]):
         args['global_batch_size'] = None
     elif args['global_batch_size'] is None and args['batch_size'] is None:
         args['batch_size'] = 128
-    positive = 'batch_size', 'global_batch_size', 'grad_accum_steps', 'epochs', 'log_interval', 'val_interval'
-    for name in positive:
+    for name in (
+            'batch_size', 'global_batch_size', 'grad_accum_steps', 'epochs', 'log_interval', 'val_interval',
+            'img_size', 'validation_batch_size'):
         if args[name] is not None and args[name] < 1:
             raise UserError(f'--{name.replace("_", "-")} must be at least 1, got {args[name]}')
 
@@ -208,6 +244,13 @@ def _check_batch_size(args: dict[str, Any], typed: dict[str, Any]):
 def _check_ranges(args: dict[str, Any]):
     if not 0 <= args['val_fraction'] < 1:
         raise UserError(f'--val-fraction must be in [0, 1), got {args["val_fraction"]}')
+    for name in ('crop_pct', 'layer_decay'):
+        if args[name] is not None and not 0 < args[name] <= 1:
+            raise UserError(f'--{name.replace("_", "-")} must be in (0, 1], got {args[name]}')
+    if args['workers'] is not None and args['workers'] < 0:
+        raise UserError(f'--workers must be at least 0, got {args["workers"]}')
+    if args['std'] is not None and min(args['std']) <= 0:
+        raise UserError(f'--std must be above 0, got {args["std"]}')
     for name in ('seed', 'data_seed'):
         if not 0 <= args[name] < 2 ** 32:
             raise UserError(f'--{name.replace("_", "-")} must be in [0, 2**32), got {args[name]}')

@@ -40,6 +40,7 @@ def export_model(
         std: tuple[float, ...] | None = None,
         input_size: tuple[int, int, int] | None = None,
         class_names: list[str] | None = None,
+        crop_pct: float = 1.0,
         license: str = 'apache-2.0',
 ) -> Path:
     """Write a model as a folder that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads bit for bit.
@@ -54,6 +55,7 @@ def export_model(
         mean, std: Normalisation of the images, per channel, for values in [0, 1].
         input_size: Channels, height and width of the training images.
         class_names: Name of each class.
+        crop_pct: Share of the shorter side of an image that evaluation looks at.
         license: Licence of the weights.
 
     Raises:
@@ -65,8 +67,11 @@ def export_model(
     folder = Path(folder)
     temporary = folder.with_name(folder.name + '.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
-    # the evaluation looks at the whole image, whatever the backbone's own recipe crops
-    data_config = {'mean': mean, 'std': std, 'input_size': input_size, 'crop_pct': 1.0}
+    # what the reported counts were measured with, whatever the backbone's own recipe does
+    data_config = {
+        'mean': mean, 'std': std, 'input_size': input_size, 'crop_pct': crop_pct, 'crop_mode': 'center',
+        'interpolation': 'bilinear',
+    }
     save_for_hf(
         deploy(model),
         str(temporary),

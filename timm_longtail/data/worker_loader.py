@@ -103,6 +103,7 @@ class WorkerLoader(Loader):
 
     def __init__(self, encoded: EncodedImages, *, num_workers: int = 0, skip_bad_images: bool = False, **kwargs):
         super().__init__(**kwargs)
+        self.num_workers = num_workers
         self.skip_bad_images = skip_bad_images
         self._photometry = [view.photometry_view for view in self.views]
         self._epoch = _Epoch(self)
