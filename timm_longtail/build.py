@@ -1,6 +1,7 @@
 """From options to objects: accelerator, data, method, optimizers, run. Names no method, loss or sampler."""
 import os
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,11 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
         grad_accum_steps=args.grad_accum_steps, clip_grad=args.clip_grad,
         log_interval=args.log_interval, save_steps=args.save_steps, val_interval=args.val_interval,
         arch=args.model, args=plain(args),
+        about={
+            'model_args': {k: v for k, v in method.model._model_args.items() if k not in ('branches', 'pretrained')},
+            'shot_counts': list(train_set.shot_counts),
+            'preprocessing': asdict(preprocessing),
+        },
         protocol={
             'model': args.model, 'method': args.method, 'dataset': train_set.hash, 'seed': args.seed,
             'global_batch_size': global_batch_size, 'mixed_precision': accelerator.mixed_precision,

@@ -19,7 +19,10 @@ from .evaluate import GROUPS, format_table
 from .export import deploy, export_model
 from .run import Run
 
-__all__ = ['data_tag', 'finish', 'results_path', 'start_lines', 'write_start', 'write_summary']
+__all__ = [
+    'data_tag', 'finish', 'results_path', 'start_lines', 'write_per_class', 'write_start',
+    'write_summary',
+]
 
 
 def data_tag(train_set) -> str:
@@ -161,7 +164,8 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
     row = {**_protocol(args, run, train_set), **code, **_cost(run), 'last': last, 'best': best}
     results.write_json(run.output_dir / 'metrics.json', row)
     if 'class_correct' in last:
-        _write_per_class(run.output_dir / 'per_class.csv', train_set, last)
+        columns = train_set.class_names, train_set.class_counts, train_set.shot_counts
+        write_per_class(run.output_dir / 'per_class.csv', *columns, last)
     export_model(
         run.eval_model, run.output_dir / 'export',
         provenance={**_provenance(row), 'metrics': last},
@@ -224,12 +228,21 @@ def _provenance(row: dict[str, Any]) -> dict[str, Any]:
     return {**{name: row[name] for name in names}, 'device_type': row['environment']['device_type']}
 
 
-def _write_per_class(path: Path, train_set, metrics: dict[str, Any]):
-    groups = shot_groups(train_set.shot_counts)
+def write_per_class(path: Path, class_names, class_counts, shot_counts, metrics: dict[str, Any]):
+    """Write one row a class: name, training images, group, correct, total, accuracy.
+
+    Args:
+        path: CSV file.
+        class_names: C names.
+        class_counts: Images of each class that were trained on [C].
+        shot_counts: Those that define the groups [C].
+        metrics: From `LongTailEvaluator.compute`.
+    """
+    groups = shot_groups(shot_counts)
     group_of = {int(c): name for name, classes in groups.items() for c in classes}
     with open(path, 'w', newline='') as f:
         writer = csv.writer(f)
         writer.writerow(['class', 'name', 'train_images', 'group', 'correct', 'total', 'accuracy'])
-        columns = train_set.class_names, train_set.class_counts, metrics['class_correct'], metrics['class_total']
-        for c, (name, count, correct, total) in enumerate(zip(*columns)):
+        columns = class_names, class_counts, metrics['class_correct'], metrics['class_total']
+        for c, (name, count, correct, total) in enumerate(zip(*columns, strict=True)):
             writer.writerow([c, name, count, group_of[c], correct, total, metrics['class_accuracy'][c]])

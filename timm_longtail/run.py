@@ -63,6 +63,7 @@ class Run:
         steps_per_epoch: Optimizer updates in an epoch.
         images_per_step: Images of the first stream in an update, over all processes.
         arch, args: Written to the checkpoint, under timm's keys.
+        about: What evaluating a checkpoint takes beyond its weights: `model_args`, `shot_counts`, `preprocessing`.
         protocol: What a checkpoint must agree on to be resumed, by name.
         epoch, step: Position: epochs finished, steps taken in the epoch that runs.
         history, best: One row of figures an epoch, and the best of them.
@@ -95,6 +96,7 @@ class Run:
     val_interval: int = 1
     arch: str = ''
     args: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
     on_epoch_end: Callable[['Run'], None] | None = None
     # where the run stands
@@ -130,6 +132,7 @@ class Run:
             'optimizer': self.optimizers[0].state_dict(),
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers[1:]],
             'args': self.args,
+            'about': self.about,
             'metric': self.best[f'eval_{self.headline}'] if self.best else None,
             'version': 2,
             'timm_longtail': __version__,

@@ -95,6 +95,10 @@ def create_loader(
         mean=dataset.mean if mean is None else mean, std=dataset.std if std is None else std,
         img_size=img_size or side, device=device, seed=seed, stream=stream)
     if dataset.resident:
+        for view in common['views']:
+            if view.files_only:
+                raise UserError(f'view {view.name} works on image files only, and {dataset.name} is decoded in memory: '
+                                'take another view, or --loader worker')
         # on a CPU a chunk should stay in the cache; on a GPU few launches matter more
         chunk_size = chunk_size or (512 if device.type == 'cpu' else 8192)
         return DeviceLoader(dataset.images, chunk_size=chunk_size, **common)
