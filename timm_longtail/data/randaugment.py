@@ -54,10 +54,9 @@ class RandAugment:
     """timm's `rand-n{n}-m{m}-mstd{mstd}` on one image file.
 
     It draws from the global generators of Python and numpy; they are seeded with the one uniform for its time, so the
-    pixels depend on that number alone.
+    pixels depend on that number alone. Shifts are relative, at most 0.45 of the side.
 
     Args:
-        size: S; a shift is at most 0.45 S.
         n: Operations an image, each with probability 0.5.
         m: Mean magnitude, 0 to 10.
         mstd: Standard deviation of the magnitude.
@@ -69,18 +68,10 @@ class RandAugment:
     num_uniforms = 1
     files_only = True
 
-    def __init__(
-            self,
-            size: int,
-            n: int = 2,
-            m: int = 10,
-            mstd: float = 0.5,
-            fill: tuple[int, int, int] = (124, 116, 104),
-    ):
+    def __init__(self, n: int = 2, m: int = 10, mstd: float = 0.5, fill: tuple[int, int, int] = (124, 116, 104)):
         if n < 1 or not 0 <= m <= 10 or mstd < 0:
             raise UserError(f'RandAugment takes n >= 1, m in [0, 10] and mstd >= 0; got {n}, {m} and {mstd}')
-        settings = {'translate_const': int(size * 0.45), 'img_mean': fill}
-        self.transform = rand_augment_transform(f'rand-n{n}-m{m}-mstd{mstd}', settings)
+        self.transform = rand_augment_transform(f'rand-n{n}-m{m}-mstd{mstd}', {'img_mean': fill})
 
     def place(self, image: Image.Image, uniforms: np.ndarray) -> Image.Image:
         with _seeded(int(uniforms[0] * 2 ** 32)):

@@ -226,7 +226,7 @@ def rand(size: int, n: int = 2, m: int = 10, mstd: float = 0.5, jitter: float = 
     since RandAugment comes last and moves pixels too.
     """
     geometry, photometry = rrc(size, jitter=jitter)
-    return [*geometry, *map(OnImage, photometry), RandAugment(size, n, m, mstd)], []
+    return [*geometry, *map(OnImage, photometry), RandAugment(n, m, mstd)], []
 
 
 @register_view
