@@ -268,7 +268,8 @@ assert not set(sys.modules) & {{'datasets', 'sklearn', 'accelerate', 'pyarrow'}}
 
 def test_the_names_are_listed():
     assert list_datasets() == [
-        'cifar10', 'cifar100', 'cifar100_lt', 'cifar10_lt', 'digits_lt', 'packed:FILE.safetensors']
+        'cifar10', 'cifar100', 'cifar100_lt', 'cifar10_lt', 'digits_lt', 'folder', 'hfds/NAME', 'imagenet_lt',
+        'inat2018', 'places_lt', 'tiny_imagenet', 'tiny_imagenet_lt', 'packed:FILE.safetensors']
 
 
 # ------------------------------------------------------------------------------------------------ the real thing

@@ -44,6 +44,8 @@ def create_datasets(args: Namespace):
         raise UserError(f'--num-classes {args.num_classes} contradicts {args.dataset}: {train_set.num_classes} classes')
     if train_set.class_names != test_set.class_names:
         raise UserError(f'{args.dataset}: the training and the test split have other classes')
+    # what the source of either split has to say is said once, at the start
+    train_set.note = '; '.join(dict.fromkeys(filter(None, (train_set.note, test_set.note))))
     if args.val_fraction > 0:
         train_set, held_out = train_set.hold_out(args.val_fraction, args.data_seed)
         return train_set, held_out, test_set

@@ -1,5 +1,5 @@
 """Long-tailed data sets, views and loaders."""
-from . import tables  # noqa: F401  registers its data sets
+from . import folders, hub_sets, lists, tables  # noqa: F401  they register their data sets
 from .batches import ShardedBatches
 from .datasets import create_dataset, default_imbalance_factor, list_datasets
 from .factory import Preprocessing, create_loader

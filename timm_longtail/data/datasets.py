@@ -121,7 +121,7 @@ def _build(name: str, split: str, source: Source, rows: np.ndarray, loader: str,
             rows, names, encoded = rows[kept], [names[position] for position in kept], None
     constants = {'mean': source.mean, 'std': source.std} if source.mean else _measure(images)
     return LongTailDataset(
-        name=name, split=split, images=images, encoded=encoded, targets=source.targets[rows],
+        name=source.title or name, split=split, images=images, encoded=encoded, targets=source.targets[rows],
         class_names=source.class_names, indices=rows, source_names=names, original_order=source.original_order,
         bad_images=bad, hub_id=source.hub_id, note=source.note, **constants, **cut)
 

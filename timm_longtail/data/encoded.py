@@ -211,4 +211,4 @@ def files_hash(names: Sequence[str], sizes: np.ndarray, targets: np.ndarray) -> 
         The first 12 hexadecimal digits of the sha256 over the sorted lines `label length name`.
     """
     lines = sorted(f'{label} {size} {name}\n' for name, size, label in zip(names, sizes, targets, strict=True))
-    return hashlib.sha256(''.join(lines).encode()).hexdigest()[:12]
+    return hashlib.sha256(''.join(lines).encode(errors='surrogateescape')).hexdigest()[:12]

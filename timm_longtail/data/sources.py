@@ -2,7 +2,7 @@
 
 N images, C classes.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,30 @@ from ..errors import UserError, unknown_name
 from .encoded import EncodedImages
 from .longtail import hold_out_indices
 
-__all__ = ['REGISTRY', 'RegisteredDataset', 'Source', 'SourceOptions', 'find_dataset', 'register_dataset']
+__all__ = [
+    'REGISTRY',
+    'RegisteredDataset',
+    'Source',
+    'SourceOptions',
+    'choose_test_split',
+    'find_dataset',
+    'hold_out_split',
+    'refuse_options',
+    'register_dataset',
+]
+
+_STREAMED = (
+    'class counts and class-balanced sampling need every label and random access, which a stream has not; '
+    'name a Hub data set as hfds/USER/SET, or unpack the images into one folder a class and name --dataset folder')
+_FOREIGN = 'is not read here; name the same data set as hfds/USER/SET, or write one folder a class: --dataset folder'
+
+# the prefixes of timm's `create_dataset` that this package does not serve
+_REFUSED = {
+    'hfids': f'streams a Hub data set: {_STREAMED}',
+    'wds': f'streams tar files: {_STREAMED}',
+    'tfds': f'(TensorFlow Datasets) {_FOREIGN}',
+    'torch': f"(torchvision's data sets) {_FOREIGN}",
+}
 
 
 @dataclass
@@ -30,6 +53,7 @@ class Source:
         published: Whether it is a benchmark of one size, decoded into memory whatever the loader.
         hub_id: The Hub's name of the data set, where it has one.
         note: A line that the user should read at the start, or ''.
+        title: Name in file names and messages; '' takes the registered one.
     """
     targets: np.ndarray
     class_names: list[str]
@@ -41,6 +65,7 @@ class Source:
     published: bool = False
     hub_id: str | None = None
     note: str = ''
+    title: str = ''
 
 
 @dataclass(frozen=True)
@@ -93,15 +118,64 @@ def find_dataset(name: str) -> tuple[RegisteredDataset, str]:
     """Return what is registered under a name, and the argument behind its slash.
 
     Raises:
-        UserError: An unknown name, or a missing argument.
+        UserError: An unknown name, one of timm's that is not served here, or a missing argument.
     """
     prefix, slash, argument = name.partition('/')
+    if slash and prefix in _REFUSED:
+        raise UserError(f'--dataset {name}: {prefix}/ {_REFUSED[prefix]}')
     found = REGISTRY.get(prefix + slash)
     if found is None:
         raise unknown_name('data set', name, sorted(REGISTRY))
     if slash and not argument:
         raise UserError(f'--dataset {name}: what stands behind the slash is missing')
     return found, argument
+
+
+def refuse_options(what: str, options: SourceOptions, names: Sequence[str]):
+    """Raise a `UserError` for an option that a source has no use for."""
+    for name in names:
+        if getattr(options, name) is not None:
+            raise UserError(f'{what} takes no --{name.replace("_", "-")}')
+
+
+def choose_test_split(
+        known: Collection[str],
+        usual: Sequence[str],
+        train: str,
+        asked: str | None,
+        place: str,
+) -> tuple[str | None, str]:
+    """Choose the split that is tested on.
+
+    Args:
+        known: Names of the splits that are there.
+        usual: What test splits are called, the best name first.
+        train: Name of the training split.
+        asked: Name that the user gave, or None.
+        place: What the data set is called in an error.
+
+    Returns:
+        Its name, None where there is none; and a line to read where there was a choice, or ''.
+
+    Raises:
+        UserError: The split asked for is not there, or is the training split.
+    """
+    if asked is not None:
+        if asked not in known:
+            raise UserError(f'{place} has no split {asked!r}; it has {", ".join(sorted(known))}')
+        if asked == train:
+            raise UserError(f'{place}: {asked!r} is the training split; name another with --test-split')
+        return asked, ''
+    found = [name for name in usual if name in known and name != train]
+    others = ', '.join(found[1:])
+    note = f'{place}: {found[0]} is the test split, {others} not used (--test-split chooses)' if others else ''
+    return found[0] if found else None, note
+
+
+def hold_out_split(targets: np.ndarray, split: str) -> np.ndarray:
+    """Return the rows of one split, int64, of a set that has no test split: 20 % of each class become one."""
+    test = hold_out_indices(targets, 0.2, seed=0)
+    return test if split == 'test' else np.setdiff1d(np.arange(len(targets)), test)
 
 
 @register_dataset('digits_lt', imbalance_factor=20)
@@ -111,8 +185,7 @@ def _digits(split: str, options: SourceOptions) -> Source:
     if options.data_dir is not None:
         raise UserError('digits_lt comes with scikit-learn; it takes no --data-dir')
     digits = load_digits()
-    test = hold_out_indices(digits.target, 0.2, seed=0)
-    rows = test if split == 'test' else np.setdiff1d(np.arange(len(digits.target)), test)
+    rows = hold_out_split(digits.target, split)
     grey = torch.from_numpy(digits.images[rows]).float() * (255 / 16)
     large = torch.nn.functional.interpolate(grey[:, None], size=(32, 32), mode='bilinear', align_corners=False)
     return Source(
