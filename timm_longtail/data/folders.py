@@ -85,7 +85,8 @@ def _folder(split: str, options: SourceOptions) -> Source:
             raise UserError(f'{root / test} has a class {unknown[0]!r} that {root / train} has not')
     here = root / (train if split == 'train' else test)
     paths, targets = _list_rows(here, names)
-    return Source(targets, names, FileImages(here, paths), note=note if split == 'test' else '', title=root.resolve().name)
+    note = note if split == 'test' else ''
+    return Source(targets, names, FileImages(here, paths), note=note, title=root.resolve().name)
 
 
 def _find_splits(root: Path, options: SourceOptions) -> tuple[str, str, str] | None:
