@@ -149,7 +149,12 @@ def main(argv: list[str] | None = None):
     name = args.dataset or candidate.dataset
     if name is None:
         raise UserError(f'{candidate.name} does not say what it was trained on: add --dataset')
-    check_names(candidate.name, name)
+    try:
+        check_names(candidate.name, name)
+    except UserError as e:
+        if args.dataset is None:
+            raise UserError(f'{candidate.name} was trained on {name}, which has to be named by --dataset: {e}') from e
+        raise
     # not the training subset: a test split is whole, whatever the factor and the seed
     test_set = create_dataset(name, 'test', **dataset_options(args))
     counts = candidate.shot_counts

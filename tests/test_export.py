@@ -217,8 +217,10 @@ def test_card_parses_and_has_the_four_metrics(exported):
         label: round(METRICS[key], 4) for label, key in labels.items()}
     assert {result.dataset_name for result in results.values()} == {'digits_lt'}
     assert {result.metric_type for result in results.values()} == {'accuracy'}
-    for part in ('| last epoch |  61.25 |  80.50 |  55.00 |  12.35 |', 'Imbalance factor 20.0', '`abcdef012345`',
-                 'training seed 3, data seed 4', 'import timm_longtail', 'python train.py --seed 3', '`bcl`'):
+    for part in ('| last epoch |  61.25 |  80.50 |  55.00 |  12.35 |', 'imbalance factor 20,',
+                 'subset hash `abcdef012345`', 'data seed 4, training seed 3', 'import timm_longtail',
+                 'python train.py --seed 3', 'Method: `bcl`', '55 images: 10 of the largest class, 1 of the smallest',
+                 'https://arxiv.org/abs/2207.09052'):
         assert part in card.content, part
 
 
@@ -229,6 +231,7 @@ def test_card_of_an_empty_group_and_of_no_metrics(tmp_path):
     assert '|    n/a |' in card.content
     card = ModelCard.load(export_model(build(), tmp_path / 'b') / 'README.md')
     assert not card.data.eval_results and '## Result' not in card.content and '## Training' not in card.content
+    assert 'None' not in card.content and '## Citation' not in card.content
 
 
 def test_a_folder_that_stands_there_is_replaced(tmp_path):
@@ -267,7 +270,7 @@ def test_a_failure_leaves_the_old_folder(failing, tmp_path, monkeypatch):
         if failing == 'weights':
             patch.setattr('safetensors.torch.save_file', fail)
         elif failing == 'card':
-            patch.setattr(export, '_model_card', fail)
+            patch.setattr(export, 'write_card', fail)
         else:
             for name in ('replace', 'rename'):
                 patch.setattr(os, name, fail_once_at_the_end)

@@ -11,15 +11,15 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from timm.models import save_for_hf
 from torch import nn
 
+from .card import write_card
 from .errors import UserError
-from .evaluate import format_table
+from .push import push_model
 from .version import __version__
 
-__all__ = ['deploy', 'export_model', 'load_exported']
+__all__ = ['deploy', 'export_model', 'load_exported', 'push_model']
 
 
 def deploy(model: nn.Module) -> nn.Module:
@@ -83,8 +83,7 @@ def export_model(
         safe_serialization=True,
         data_config={k: v for k, v in data_config.items() if v is not None},
     )
-    architecture = json.loads((temporary / 'config.json').read_text())['architecture']
-    _model_card(architecture, provenance, license).save(temporary / 'README.md')
+    write_card(temporary)
     _replace_folder(temporary, folder)
     return folder
 
@@ -125,6 +124,7 @@ def load_exported(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def _load_from_hub(place: str) -> tuple[nn.Module, dict[str, Any]]:
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     repository, _, revision = place.partition('@')
     try:
@@ -133,67 +133,3 @@ def _load_from_hub(place: str) -> tuple[nn.Module, dict[str, Any]]:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as e:
         raise UserError(f'cannot load hf-hub:{place}: {" ".join(str(e).split())[:300]}') from e
     return model, json.loads(Path(path).read_text())
-
-
-def _model_card(architecture: str, provenance: dict[str, Any], license: str) -> ModelCard:
-    metrics = provenance.get('metrics')
-    dataset = provenance.get('dataset', 'a long-tailed data set')
-    name = '.'.join(filter(None, (architecture, provenance.get('tag'))))
-    data = ModelCardData(
-        model_name=name,
-        tags=['image-classification', 'timm', 'long-tailed'],
-        library_name='timm',
-        pipeline_tag='image-classification',
-        license=license,
-        eval_results=_eval_results(metrics, dataset) if metrics else None,
-    )
-    parts = [
-        f'---\n{data.to_yaml()}\n---',
-        f'# {name}',
-        f'`{architecture}` trained with `{provenance.get("method", "unknown")}` on `{dataset}` '
-        f'by timm_longtail {__version__}.',
-    ]
-    if metrics:
-        parts += ['## Result', format_table({'last epoch': metrics}), _protocol(provenance)]
-    parts += ['## Use', _usage(architecture, name)]
-    if provenance.get('command'):
-        parts += ['## Training', f'```bash\n{provenance["command"]}\n```']
-    return ModelCard('\n\n'.join(parts) + '\n')
-
-
-def _eval_results(metrics: dict[str, Any], dataset: str) -> list[EvalResult]:
-    names = {'all': 'Top-1 (all)', 'many': 'Many-shot', 'medium': 'Medium-shot', 'few': 'Few-shot'}
-    return [
-        EvalResult(
-            task_type='image-classification',
-            dataset_type=dataset,
-            dataset_name=dataset,
-            metric_type='accuracy',
-            metric_name=label,
-            metric_value=round(metrics[key], 4),
-        )
-        for key, label in names.items() if metrics.get(key) is not None
-    ]
-
-
-def _protocol(provenance: dict[str, Any]) -> str:
-    return (
-        f'Percent of the test set after the last epoch, on the exported weights in fp32. Many: more than 100 '
-        f'training images, Few: fewer than 20. Imbalance factor {provenance.get("imbalance_factor")}, '
-        f'subset `{provenance.get("subset_hash")}` (order `{provenance.get("subset_order")}`), '
-        f'training seed {provenance.get("seed")}, data seed {provenance.get("data_seed")}.'
-    )
-
-
-def _usage(architecture: str, name: str) -> str:
-    import_line = 'import timm' if not _is_ours(architecture) else (
-        'import timm\nimport timm_longtail  # registers the architecture'
-    )
-    return (
-        f'```python\n{import_line}\n\n'
-        f'model = timm.create_model(\'local-dir:path/to/{name}\', pretrained=True).eval()  # or hf-hub:USER/{name}\n```'
-    )
-
-
-def _is_ours(architecture: str) -> bool:
-    return timm.models.model_entrypoint(architecture).__module__.startswith(__package__)

@@ -196,7 +196,9 @@ def _protocol(args: Namespace, run: Run, train_set) -> dict[str, Any]:
     return {
         'tag': data_tag(train_set),
         'model': args.model, 'method': args.method, 'method_kwargs': args.method_kwargs,
-        'dataset': args.dataset, 'imbalance_factor': train_set.imbalance_factor,
+        # a packed file is a way to carry a set: the name is that of the set, not of a file on this machine
+        'dataset': train_set.name if args.dataset.startswith('packed:') else args.dataset,
+        'hub_id': train_set.hub_id, 'imbalance_factor': train_set.imbalance_factor,
         'imbalance_profile': train_set.profile, 'img_size': run.preprocessing.img_size,
         'pretrained': args.pretrained, 'initial_checkpoint': args.initial_checkpoint,
         'subset_hash': train_set.hash, 'subset_order': args.subset_order, 'original_order': train_set.original_order,
@@ -222,8 +224,8 @@ def _cost(run: Run) -> dict[str, Any]:
 
 def _provenance(row: dict[str, Any]) -> dict[str, Any]:
     names = (
-        'tag', 'method', 'method_kwargs', 'dataset', 'imbalance_factor', 'subset_hash', 'subset_order', 'class_counts',
-        'shot_counts', 'seed', 'data_seed', 'val_fraction', 'epochs', 'recipe', 'command', 'tree_hash',
+        'tag', 'method', 'method_kwargs', 'dataset', 'hub_id', 'imbalance_factor', 'imbalance_profile', 'subset_hash',
+        'subset_order', 'class_counts', 'shot_counts', 'pretrained', 'initial_checkpoint', 'seed', 'data_seed', 'val_fraction', 'epochs', 'recipe', 'command', 'tree_hash',
     )
     return {**{name: row[name] for name in names}, 'device_type': row['environment']['device_type']}
 

@@ -1,0 +1,300 @@
+"""A stand-in of the Hub on loopback: as much of its HTTP API as `huggingface_hub` needs to push and to load a model.
+
+Paths, status codes and headers are those that the client expects. Repositories live in memory; a commit is a mapping of
+paths to contents; weights take the way of large files (LFS: a batch request, a PUT without a token, a redirect to
+another host on download). Xet, the Hub's newer storage, is not there: clients run with HF_HUB_DISABLE_XET=1.
+"""
+import base64
+import hashlib
+import json
+import re
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread
+from urllib.parse import unquote, urlsplit
+
+TOKENS = {'hf_alice': ('alice', 'write'), 'hf_reader': ('alice', 'read'), 'hf_bob': ('bob', 'write')}
+LICENSES = ('apache-2.0', 'mit', 'cc-by-4.0')
+REPO = r'(?P<repo>[\w.-]+/[\w.-]+)'
+
+
+class Refused(Exception):
+    """An answer that is not a success: status, words, and what `X-Error-Code` says."""
+
+    def __init__(self, status, words, code=None, **more):
+        super().__init__(words)
+        self.status, self.code, self.more = status, code, more
+
+
+class Repository:
+    """Commits by hash, each a mapping path -> content, and branches that name one."""
+
+    def __init__(self, private, large):
+        self.private, self.large, self.commits, self.branches, self.messages = private, large, {}, {}, []
+        self.commit('main', {'.gitattributes': b'*.safetensors filter=lfs -text\n'}, 'initial commit')
+
+    def commit(self, branch, files, message):
+        self.messages.append(message)
+        sha = hashlib.sha1(repr((len(self.messages), branch, message, sorted(files))).encode()).hexdigest()
+        self.commits[sha], self.branches[branch] = files, sha
+        return sha
+
+    def find(self, revision):
+        sha = self.branches.get(revision, revision)
+        if sha not in self.commits:
+            raise Refused(404, f'Invalid rev id: {revision}', 'RevisionNotFound')
+        return sha, self.commits[sha]
+
+    def is_large(self, path):
+        return self.large and path.endswith('.safetensors')
+
+    def oid(self, path, content):
+        if self.is_large(path):
+            return hashlib.sha256(content).hexdigest()
+        return hashlib.sha1(b'blob %d\0' % len(content) + content).hexdigest()
+
+
+class Hub:
+    """The server, running inside a `with`.
+
+    Attributes:
+        url: What HF_ENDPOINT must be.
+        large: Whether repositories that are created now store `*.safetensors` as large files; otherwise as any other.
+        repositories: By name.
+        requests: `METHOD path` of each request, in order.
+    """
+
+    def __init__(self):
+        self.large, self.repositories, self.objects, self.requests, self.lock = True, {}, {}, [], Lock()
+        self.port = 0
+
+    def __enter__(self):
+        self.server = ThreadingHTTPServer(('127.0.0.1', self.port), type('Bound', (Handler,), {'hub': self}))
+        self.server.daemon_threads = True
+        self.port = self.server.server_port
+        self.url = f'http://127.0.0.1:{self.port}'
+        self.storage = f'http://localhost:{self.port}'  # another host to the client, as the Hub's is
+        Thread(target=self.server.serve_forever, kwargs={'poll_interval': 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+    @contextmanager
+    def down(self):
+        """Refuse connections for a while."""
+        self.__exit__()
+        yield
+        self.__enter__()
+
+    def files(self, repo, revision='main'):
+        """Return the content of each file of a revision."""
+        return self.repositories[repo].find(revision)[1]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request: the first route whose pattern matches, under the hub's lock."""
+
+    protocol_version = 'HTTP/1.1'
+    hub: Hub
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self):
+        self.close_connection = True  # none is left open that would outlive `down`
+        path = unquote(urlsplit(self.path).path)
+        body = self.read_body()
+        self.hub.requests.append(f'{self.command} {path}')
+        try:
+            for method, pattern, name in ROUTES:
+                match = re.fullmatch(pattern, path)
+                if match and self.command in method.split():
+                    with self.hub.lock:
+                        return self.send(*getattr(self, name)(body, **match.groupdict()))
+            raise Refused(404, f'no such page: {path}')
+        except Refused as e:
+            headers = {'X-Error-Code': e.code, 'X-Error-Message': str(e)}
+            content = {'error': str(e), 'errors': [{'message': str(e)}], **e.more}
+            self.send(e.status, content, {k: v for k, v in headers.items() if v})
+
+    do_GET = do_HEAD = do_POST = do_PUT = answer
+
+    def read_body(self):
+        if self.headers.get('Transfer-Encoding') != 'chunked':
+            return self.rfile.read(int(self.headers.get('Content-Length', 0)))
+        body = b''
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    def send(self, status, content=b'', headers=None):
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for key, value in {'Content-Length': len(data), 'Connection': 'close', **(headers or {})}.items():
+            self.send_header(key, str(value))
+        self.end_headers()
+        if self.command != 'HEAD':
+            self.wfile.write(data)
+
+    def user(self):
+        """Return (name, role) of the token, None without one."""
+        token = self.headers.get('Authorization', '').removeprefix('Bearer ')
+        if token and token not in TOKENS:
+            raise Refused(401, 'Invalid credentials in Authorization header')
+        return TOKENS.get(token)
+
+    def check_writer(self, namespace):
+        user = self.user()
+        if user is None:
+            raise Refused(401, 'Invalid username or password.')
+        if user != (namespace, 'write'):
+            raise Refused(403, f'You don\'t have the rights to write under the namespace "{namespace}"')
+
+    def repository(self, repo, write=False):
+        user = self.user()
+        found = self.hub.repositories.get(repo)
+        namespace = repo.split('/')[0]
+        if found is None or (found.private and (user is None or user[0] != namespace)):
+            raise Refused(404 if user else 401, 'Repository not found', 'RepoNotFound')
+        if write:
+            self.check_writer(namespace)
+        return found
+
+    def whoami(self, body):
+        user = self.user()
+        if user is None:
+            raise Refused(401, 'Invalid username or password.')
+        return 200, {'type': 'user', 'name': user[0], 'orgs': []}
+
+    def validate_yaml(self, body):
+        request = json.loads(body)
+        block = re.match(r'---\n(.*?)\n---', request['content'], re.DOTALL)
+        if request['repoType'] != 'model' or block is None:
+            raise Refused(400, 'no metadata')
+        license = re.search(r'^license: (.*)$', block[1], re.MULTILINE)
+        if license and license[1] not in LICENSES:
+            raise Refused(400, f'"license" must be one of {", ".join(LICENSES)}')
+        return 200, {'errors': [], 'warnings': []}
+
+    def create(self, body):
+        request = json.loads(body)
+        user = self.user()
+        namespace = request['organization'] or (user and user[0])
+        self.check_writer(namespace)
+        repo = f'{namespace}/{request["name"]}'
+        url = f'{self.hub.url}/{repo}'
+        if repo in self.hub.repositories:
+            raise Refused(409, 'You already created this model repo', url=url)
+        self.hub.repositories[repo] = Repository(request.get('visibility') == 'private', self.hub.large)
+        return 200, {'url': url, 'name': repo}
+
+    def info(self, body, repo, revision=None):
+        found = self.repository(repo)
+        sha, files = found.find(revision or 'main')
+        return 200, {'id': repo, 'modelId': repo, 'sha': sha, 'private': found.private, 'tags': [], 'downloads': 0,
+                     'siblings': [{'rfilename': path} for path in files]}
+
+    def branch(self, body, repo, revision):
+        found = self.repository(repo, write=True)
+        if revision in found.branches:
+            raise Refused(409, f'Reference already exists: {revision}')
+        found.branches[revision] = found.branches['main']
+        return 201, {}
+
+    def preupload(self, body, repo, revision):
+        found = self.repository(repo, write=True)
+        _, files = found.find(revision)
+        return 200, {'files': [{
+            'path': path, 'uploadMode': 'lfs' if found.is_large(path) else 'regular', 'shouldIgnore': False,
+            **({'oid': found.oid(path, files[path])} if path in files else {}),
+        } for path in (file['path'] for file in json.loads(body)['files'])]}
+
+    def batch(self, body, repo):
+        self.repository(repo, write=True)
+        request = json.loads(body)
+        assert request['operation'] == 'upload' and 'basic' in request['transfers']
+        objects = [dict(oid=o['oid'], size=o['size']) for o in request['objects']]
+        for o in objects:
+            if o['oid'] not in self.hub.objects:
+                o['actions'] = {'upload': {'href': f'{self.hub.storage}/storage/{o["oid"]}'},
+                                'verify': {'href': f'{self.hub.url}/{repo}.git/info/lfs/verify'}}
+        return 200, {'transfer': 'basic', 'objects': objects}
+
+    def verify(self, body, repo):
+        self.repository(repo, write=True)
+        request = json.loads(body)
+        if len(self.hub.objects.get(request['oid'], b'')) != request['size']:
+            raise Refused(404, 'the object did not arrive')
+        return 200, {}
+
+    def put_object(self, body, oid):
+        if 'Authorization' in self.headers:
+            raise Refused(400, 'a token was sent to the storage')
+        if hashlib.sha256(body).hexdigest() != oid:
+            raise Refused(400, 'the content is not what the address says')
+        self.hub.objects[oid] = body
+        return 200, b'', {'ETag': f'"{oid}"'}
+
+    def commit(self, body, repo, revision):
+        found = self.repository(repo, write=True)
+        files = dict(found.find(revision)[1])
+        header, *operations = (json.loads(line) for line in body.splitlines())
+        assert header['key'] == 'header' and found.branches.get(revision)
+        for key, value in ((o['key'], o['value']) for o in operations):
+            if key == 'file':
+                files[value['path']] = base64.b64decode(value['content'])
+            elif key == 'lfsFile':
+                if value['oid'] not in self.hub.objects:
+                    raise Refused(400, f'{value["path"]} was not uploaded')
+                files[value['path']] = self.hub.objects[value['oid']]
+            elif value['path'] not in files:
+                raise Refused(404, 'A file with this name doesn\'t exist', 'EntryNotFound')
+            else:
+                assert key == 'deletedFile'
+                del files[value['path']]
+        sha = found.commit(revision, files, header['value']['summary'])
+        return 200, {'success': True, 'commitOid': sha, 'commitUrl': f'{self.hub.url}/{repo}/commit/{sha}'}
+
+    def resolve(self, body, repo, revision, path):
+        found = self.repository(repo)
+        sha, files = found.find(revision)
+        headers = {'X-Repo-Commit': sha}
+        if path not in files:
+            raise Refused(404, 'Entry not found', 'EntryNotFound')
+        oid = found.oid(path, files[path])
+        if found.is_large(path):
+            return 302, b'', {**headers, 'Location': f'{self.hub.storage}/storage/{oid}', 'X-Linked-Etag': f'"{oid}"',
+                              'X-Linked-Size': len(files[path])}
+        return self.send_content(files[path], {**headers, 'ETag': f'"{oid}"'})
+
+    def get_object(self, body, oid):
+        if 'Authorization' in self.headers:
+            raise Refused(400, 'a token was sent to the storage')
+        return self.send_content(self.hub.objects[oid], {'ETag': f'"{oid}"'})
+
+    def send_content(self, content, headers):
+        asked = re.fullmatch(r'bytes=(\d+)-(\d*)', self.headers.get('Range', ''))
+        if asked is None:
+            return 200, content, {**headers, 'Accept-Ranges': 'bytes'}
+        start, end = int(asked[1]), min(int(asked[2] or len(content) - 1), len(content) - 1)
+        return 206, content[start:end + 1], {**headers, 'Content-Range': f'bytes {start}-{end}/{len(content)}'}
+
+
+ROUTES = [
+    ('GET', '/api/whoami-v2', 'whoami'),
+    ('POST', '/api/validate-yaml', 'validate_yaml'),
+    ('POST', '/api/repos/create', 'create'),
+    ('GET', f'/api/models/{REPO}(/revision/(?P<revision>.+))?', 'info'),
+    ('POST', f'/api/models/{REPO}/branch/(?P<revision>.+)', 'branch'),
+    ('POST', f'/api/models/{REPO}/preupload/(?P<revision>.+)', 'preupload'),
+    ('POST', f'/api/models/{REPO}/commit/(?P<revision>.+)', 'commit'),
+    ('POST', rf'/{REPO}\.git/info/lfs/objects/batch', 'batch'),
+    ('POST', rf'/{REPO}\.git/info/lfs/verify', 'verify'),
+    ('PUT', '/storage/(?P<oid>[0-9a-f]{64})', 'put_object'),
+    ('GET HEAD', '/storage/(?P<oid>[0-9a-f]{64})', 'get_object'),
+    ('GET HEAD', f'/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)', 'resolve'),
+]

@@ -1,0 +1,283 @@
+"""The Hub, both ways: the real client against a stand-in on loopback; and what is refused before anything is sent."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from timm_longtail.card import METRIC_NAMES, model_card, write_card
+from timm_longtail.errors import UserError
+from timm_longtail.push import FILES, check_export, push_model
+from timm_longtail.version import __version__
+
+from .hub_server import Hub
+
+ROOT = Path(__file__).parent.parent
+RELEASED = sorted(ROOT.glob('hub/*'))
+DIGITS = ROOT / 'hub' / 'bcl_resnet20.digits_lt_if20'
+
+# calls `main` once for each line that it reads: importing timm takes seconds
+_PUSH = '''
+import contextlib, io, json, os, sys, traceback
+from timm_longtail.errors import UserError
+from timm_longtail.push import main
+for line in sys.stdin:
+    os.environ.pop('HF_TOKEN', None)
+    call = json.loads(line)
+    if call['token']:
+        os.environ['HF_TOKEN'] = call['token']
+    reply, out = {'error': None}, io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            main(call['argv'])
+    except UserError as e:
+        reply['error'] = str(e)
+    except BaseException:
+        reply['error'] = traceback.format_exc()
+    print(json.dumps({**reply, 'lines': out.getvalue().splitlines()}), flush=True)
+'''
+
+_LOAD = '''
+import json, re, sys
+import timm
+import timm_longtail
+from huggingface_hub import hf_hub_download
+from PIL import Image
+from safetensors.torch import load_file
+from timm_longtail.data import create_dataset, create_loader
+from timm_longtail.engine import evaluate
+from timm_longtail.evaluate import LongTailEvaluator
+
+test_set = create_dataset('digits_lt', 'test')
+Image.fromarray(test_set.images[0].permute(1, 2, 0).numpy()).save('image.png')
+replies = []
+for repo in sys.argv[2:]:
+    model = timm.create_model(f'hf-hub:{repo}', pretrained=True).eval()
+    own, cfg = load_file(sys.argv[1] + '/model.safetensors'), model.pretrained_cfg
+    equal = own.keys() == model.state_dict().keys() and all(
+        own[k].dtype == v.dtype and bool((own[k] == v).all()) for k, v in model.state_dict().items())
+    config = json.load(open(hf_hub_download(repo, 'config.json')))
+    loader = create_loader(test_set, ('eval',), batch_size=256, training=False, mean=cfg['mean'], std=cfg['std'])
+    metrics = evaluate(model, loader, LongTailEvaluator(config['timm_longtail']['shot_counts']))
+
+    card = open(hf_hub_download(repo, 'README.md')).read()
+    block = re.search('```python\\n(.*?)```', card, re.DOTALL)[1]
+    shown = {}
+    exec(re.sub('hf-hub:[^\\']*', f'hf-hub:{repo}', block), shown)
+    replies.append({'equal': equal, 'correct': metrics['class_correct'], 'total': metrics['class_total'],
+                    'label': shown['label'], 'shape': list(shown['logits'].shape)})
+print(json.dumps(replies))
+'''
+
+
+def environment(url, home):
+    """Return the variables of a client: its Hub, a home of its own, no token but what a test gives."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'HUGGING'))}
+    return {**kept, 'HF_ENDPOINT': url, 'HF_HOME': str(home), 'HF_HUB_DISABLE_XET': '1', 'OMP_NUM_THREADS': '1',
+            'HF_HUB_DISABLE_TELEMETRY': '1', 'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'NO_PROXY': '127.0.0.1,localhost',
+            'PYTHONPATH': str(ROOT)}
+
+
+@pytest.fixture(scope='module')
+def hub():
+    with Hub() as server:
+        yield server
+
+
+@pytest.fixture(scope='module')
+def push(hub, tmp_path_factory):
+    """Return a function that runs `push` in a process of its own: (lines printed, message of the UserError or None)."""
+    process = subprocess.Popen(
+        [sys.executable, '-c', _PUSH], cwd=ROOT, env=environment(hub.url, tmp_path_factory.mktemp('home')), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def call(folder, repo, *options, token='hf_alice'):
+        call = {'token': token, 'argv': [str(folder), '--repo-id', repo, *options]}
+        process.stdin.write(json.dumps(call) + '\n')
+        process.stdin.flush()
+        reply = json.loads(process.stdout.readline())
+        return reply['lines'], reply['error']
+    yield call
+    process.stdin.close()
+    process.wait(timeout=20)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the released digits model, to be spoiled."""
+    return Path(shutil.copytree(DIGITS, tmp_path / 'export'))
+
+
+def alter(folder, **provenance):
+    """Change what a folder says of itself; its card follows."""
+    path = folder / 'config.json'
+    config = json.loads(path.read_text())
+    config['timm_longtail'].update(provenance)
+    path.write_text(json.dumps(config))
+    write_card(folder)
+
+
+def contents(folder):
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+@pytest.mark.script
+def test_pushed_and_loaded_again(hub, push, tmp_path):
+    for large in (False, True):  # how the weights are stored
+        repo, hub.large, begin = f'alice/large-{large}', large, len(hub.requests)
+        lines, error = push(DIGITS, repo)
+        assert error is None
+        assert lines[0].startswith('bcl_resnet20.digits_lt_if20: README.md ')
+        assert 'model.safetensors 1094.2 kB' in lines[0]
+        assert '| last epoch |  89.30 |  97.22 |  92.30 |  82.17 |' in lines
+        found = hub.repositories[repo]
+        sha, files = found.find('main')
+        assert lines[-3:] == [f'{hub.url}/{repo}/commit/{sha}', 'load it with, after `import timm_longtail`,',
+                              f'timm.create_model(\'hf-hub:{repo}\', pretrained=True)']
+        assert {name: content for name, content in files.items() if name != '.gitattributes'} == contents(DIGITS)
+        assert found.messages == ['initial commit', f'bcl_resnet20.digits_lt_if20, by timm_longtail {__version__}']
+        requests = hub.requests[begin:]
+        assert requests[:2] == ['POST /api/validate-yaml', 'POST /api/repos/create']
+        assert sum(request.startswith('PUT /storage/') for request in requests) == large
+
+    done = subprocess.run(
+        [sys.executable, '-c', _LOAD, str(DIGITS), 'alice/large-False', 'alice/large-True'],
+        cwd=tmp_path, env=environment(hub.url, tmp_path / 'home'), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    stated = json.loads((DIGITS / 'config.json').read_text())['timm_longtail']['metrics']
+    for large, loaded in zip((False, True), json.loads(done.stdout), strict=True):
+        assert loaded['equal']
+        assert (loaded['correct'], loaded['total']) == (stated['class_correct'], stated['class_total'])
+        assert sum(loaded['total']) == 355
+        assert loaded['label'] in list('0123456789') and loaded['shape'] == [1, 10]
+        assert f'GET /alice/large-{large}/resolve/main/README.md' in hub.requests
+
+
+@pytest.mark.script
+def test_pushed_twice(hub, push, folder):
+    first, _ = push(folder, 'alice/twice')
+    found = hub.repositories['alice/twice']
+    number = len(hub.repositories)
+    assert push(folder, 'alice/twice')[0] == first  # nothing has changed: the same commit
+    assert len(found.messages) == 2
+
+    stale = {'pytorch_model.bin': b'of another', 'runs/events.out': b'log'}
+    found.commit('main', {**hub.files('alice/twice'), **stale}, 'by hand')
+    alter(folder, seed=7)
+    second, error = push(folder, 'alice/twice', '--message', 'Seed 7')
+    assert error is None and second[-3] != first[-3]
+    assert found.messages[2:] == ['by hand', 'Seed 7'] and len(hub.repositories) == number
+    assert sorted(hub.files('alice/twice')) == ['.gitattributes', *FILES]
+    assert b'training seed 7' in hub.files('alice/twice')['README.md']
+
+
+@pytest.mark.script
+def test_private_and_a_branch(hub, push):
+    lines, error = push(DIGITS, 'alice/private', '--private', '--revision', 'v2')
+    assert error is None and 'to alice/private@v2' in lines
+    assert lines[-1] == 'timm.create_model(\'hf-hub:alice/private@v2\', pretrained=True)'
+    found = hub.repositories['alice/private']
+    assert found.private and sorted(hub.files('alice/private', 'v2')) == ['.gitattributes', *FILES]
+    assert list(hub.files('alice/private')) == ['.gitattributes']
+    assert push(DIGITS, 'alice/private', '--private', '--revision', 'v2')[1] is None  # the branch is there by now
+
+
+@pytest.mark.script
+@pytest.mark.parametrize('options, token, words', [
+    (['alice/new'], None, 'no token for the Hub: give one with `hf auth login`, or put it into $HF_TOKEN'),
+    (['alice/new'], 'hf_wrong', '{url} does not accept the token (401): give a valid one with `hf auth login`'),
+    (['alice/new'], 'hf_reader', 'the token may not write to alice/new (403)'),
+    (['bob/new'], 'hf_alice', 'the token may not write to bob/new (403)'),
+    (['bob/public'], 'hf_alice', 'the token may not write to bob/public (403)'),
+    (['bob/public', '--private'], 'hf_bob', 'bob/public is there already and public'),
+    (['bob/public', '--revision', 'refs/pr/1'], 'hf_bob', 'bob/public has no revision refs/pr/1'),
+    (['datasets/bob/public'], 'hf_bob', "'datasets/bob/public' is no name of a model repository"),
+])
+def test_what_the_hub_refuses(options, token, words, hub, push):
+    push(DIGITS, 'bob/public', token='hf_bob')
+    before = {name: list(found.messages) for name, found in hub.repositories.items()}
+    begin = len(hub.requests)
+    lines, error = push(DIGITS, *options, token=token)
+    assert words.format(url=hub.url) in error and '\n' not in error
+    assert {name: found.messages for name, found in hub.repositories.items()} == before
+    assert not any('load it' in line for line in lines)
+    if token is None or options[0].startswith('datasets/'):
+        assert hub.requests[begin:] == []
+
+
+@pytest.mark.script
+def test_the_card_is_validated_before_anything_is_created(hub, push, folder):
+    text = (folder / 'README.md').read_text()
+    (folder / 'README.md').write_text(text.replace('license: apache-2.0', 'license: of-my-own'))
+    _, error = push(folder, 'alice/unlicensed')
+    assert f'{hub.url} refuses alice/unlicensed: ' in error and '"license' in error and '\n' not in error
+    assert 'alice/unlicensed' not in hub.repositories
+
+
+@pytest.mark.script
+def test_a_hub_that_is_down(hub, push):
+    with hub.down():
+        _, error = push(DIGITS, 'alice/down')
+    assert error.startswith(f'cannot reach {hub.url}: ') and '\n' not in error
+    assert push(DIGITS, 'alice/down')[1] is None  # and up again
+
+
+def edit(folder, name, old, new):
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize('spoil, words', [
+    (lambda f: (f / 'events.out').write_text(''), 'holds events.out besides README.md, config.json, model.safetensors'),
+    (lambda f: (f / 'README.md').unlink(), 'is not an exported model: no README.md in it'),
+    (lambda f: (f / 'model.safetensors').unlink(), 'is not an exported model: no model.safetensors in it'),
+    (lambda f: (f / 'config.json').write_text('{'), 'config.json is not JSON: '),
+    (lambda f: (f / 'config.json').write_text('{}'), 'config.json says nothing of architecture'),
+    (lambda f: edit(f, 'config.json', 'bcl_resnet20', 'bcl_resnet21'), "unknown architecture 'bcl_resnet21'; did you"),
+    (lambda f: edit(f, 'config.json', 'bcl_resnet20', 'bcl_resnet32'),
+     r'model.safetensors does not fit bcl_resnet32: layer1.3.bn1.bias is not there, in the model \(16,\)'),
+    (lambda f: edit(f, 'config.json', '"num_classes": 10,\n    "in_chans', '"num_classes": 9,\n    "in_chans'),
+     r'model.safetensors does not fit bcl_resnet20: fc.weight is \(10, 64\), in the model \(9, 64\)'),
+    (lambda f: os.truncate(f / 'model.safetensors', 9000), 'model.safetensors cannot be read: '),
+    (lambda f: edit(f, 'README.md', 'value: 89.2958', 'value: 98.2958'),
+     r'README.md states Top-1 \(all\) 98.2958, config.json 89.2958; write it anew'),
+    (lambda f: edit(f, 'README.md', 'name: Few-shot', 'name: Rare'), 'README.md states Few-shot not at all, config'),
+    (lambda f: edit(f, 'README.md', '|  89.30 |', '|  98.30 |'), 'the table of .*README.md does not show the figures'),
+    (lambda f: edit(f, 'README.md', 'model-index:\n', 'model-index: [\n'), 'metadata of .*README.md cannot be read'),
+    (lambda f: edit(f, 'README.md', '  - task:', '  - tasks:'), 'metadata of .*README.md cannot be read'),
+    (lambda f: (f / 'README.md').write_text('# A model\n'), 'README.md has no metadata'),
+])
+def test_a_folder_that_is_no_export_is_refused(spoil, words, folder):
+    assert check_export(folder)['architecture'] == 'bcl_resnet20'
+    spoil(folder)
+    with pytest.raises(UserError, match=words) as raised:
+        push_model(folder, 'alice/model', token='hf_alice')
+    assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize('repo, words', [
+    ('model', "'model' does not say whose it is: give USER/model"),
+    ('alice/', "'alice/' is no name of a model repository, which is USER/NAME"),
+    ('alice/a model', "'alice/a model' is no name of a model repository"),
+    ('alice/a--b', "'alice/a--b' is no name of a model repository"),
+    ('https://huggingface.co/alice/model', 'is no name of a model repository'),
+])
+def test_a_bad_name_is_refused(repo, words):
+    with pytest.raises(UserError, match=words) as raised:
+        push_model(DIGITS, repo, token='hf_alice')
+    assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize('folder', RELEASED, ids=lambda folder: folder.name)
+def test_released_cards_are_what_the_code_writes(folder):
+    config = check_export(folder)
+    assert (folder / 'README.md').read_text() == str(model_card(config)), f'python -m timm_longtail.card {folder}'
+    metrics = config['timm_longtail']['metrics']
+    results = ModelCard.load(folder / 'README.md').data.eval_results
+    stated = {result.metric_name: result.metric_value for result in results}
+    assert stated == {label: round(metrics[key], 4) for key, label in METRIC_NAMES.items()}
