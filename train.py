@@ -6,10 +6,12 @@
 """
 import timm_longtail  # noqa: F401  registers the models
 from timm_longtail import results
-from timm_longtail.build import build_run, create_accelerator, create_datasets, enter_output_folder
-from timm_longtail.cli import parse_train_args, run_main
+from timm_longtail.build import build_run, create_datasets, enter_output_folder
+from timm_longtail.cli import parse_train_args
 from timm_longtail.engine import fit
+from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
+from timm_longtail.machine import create_accelerator
 from timm_longtail.outputs import data_tag, finish, results_path, start_lines, write_start, write_summary
 
 

@@ -1,56 +1,169 @@
 #!/usr/bin/env python3
-"""Evaluate an exported model on the test set it was reported on, or on another.
+"""Evaluate a model: an exported folder, one of the Hub, a checkpoint of a run, or any timm model.
 
     python validate.py --model local-dir:output/RUN/export
+    python validate.py --model hf-hub:USER/NAME --dataset cifar100_lt
+    python validate.py --checkpoint output/RUN/model_best.pth.tar
+    python validate.py --model resnet50 --pretrained --dataset folder --data-dir photos
 """
 import argparse
+import csv
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from timm.data import resolve_model_data_config
+from torch import nn
 
 import timm_longtail  # noqa: F401  registers the models
-from timm_longtail.cli import check_names, run_main
-from timm_longtail.data import create_dataset, create_loader, list_datasets
+from timm_longtail.checkpoint import check_architecture, read_checkpoint
+from timm_longtail.cli import add_data_options, check_names, create_timm_model, dataset_options
+from timm_longtail.data import LongTailDataset, Preprocessing, create_dataset, create_loader
 from timm_longtail.engine import evaluate
+from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
 from timm_longtail.evaluate import LongTailEvaluator, format_table
 from timm_longtail.export import load_exported
+from timm_longtail.outputs import write_per_class
 
-_PREFIX = 'local-dir:'
+_EXPORTS = 'local-dir:', 'hf-hub:', 'hf_hub:'
+
+
+@dataclass
+class Candidate:
+    """A model to evaluate, and what is known about it: its name, its data set, shot counts, preprocessing."""
+    model: nn.Module
+    name: str
+    dataset: str | None
+    shot_counts: list[int] | None
+    preprocessing: Preprocessing
+
+
+class Recorder(LongTailEvaluator):
+    """The evaluator, keeping each image's prediction and confidence."""
+
+    def start(self, model, train_batches):
+        super().start(model, train_batches)
+        self.index, self.predictions = [], []
+
+    def follow(self, loader):
+        """Iterate over a loader and note which images its batches are of."""
+        for views, target, index in loader:
+            self.index += index.tolist()
+            yield views, target, index
+
+    def add(self, output, target):
+        super().add(output, target)
+        confidence, predicted = output.double().softmax(dim=1).max(dim=1)
+        self.predictions.append(torch.stack([target.double(), predicted.double(), confidence], dim=1))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser('validate.py', description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument('--model', required=True, help='local-dir:FOLDER of an exported model')
-    parser.add_argument('--dataset', help=f'default: what the model was trained on; {", ".join(list_datasets())}')
-    parser.add_argument('--data-dir', help='folder of the data set; without it $TIMM_LONGTAIL_DATA, then the Hub')
-    parser.add_argument('-b', '--batch-size', type=int, default=256)
+    parser = argparse.ArgumentParser(
+        'validate.py', description=__doc__.splitlines()[0], allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_data_options(parser)
+    parser.set_defaults(dataset=None)
+    parser.add_argument('--model', help='local-dir:FOLDER, hf-hub:USER/NAME or a timm model; '
+                        'without it that of --checkpoint')
+    parser.add_argument('--checkpoint', help='checkpoint of a run; its moving average where there is one')
+    parser.add_argument('--pretrained', action='store_true', help='timm\'s weights for a timm model')
+    parser.add_argument('--img-size', type=int, help='side of the model\'s input; default: that of the model')
+    parser.add_argument('--crop-pct', type=float, help='share of the shorter side to look at; default: the model\'s')
+    parser.add_argument('-b', '--batch-size', type=int, default=256, help='images at once')
+    parser.add_argument('-j', '--workers', type=int, default=2, help='decoding processes for a data set of files')
+    parser.add_argument('--predictions', help='CSV to write: one row an image')
+    parser.add_argument('--per-class', help='CSV to write: one row a class')
     return parser.parse_args(argv)
+
+
+def load_candidate(args: argparse.Namespace) -> Candidate:
+    """Build the model that was asked for.
+
+    Raises:
+        UserError: Nothing to evaluate, contradicting options, an unknown model, weights that do not fit.
+    """
+    if args.checkpoint:
+        return _from_checkpoint(args)
+    if args.model is None:
+        raise UserError('say what to evaluate: --model or --checkpoint')
+    if args.model.startswith(_EXPORTS):
+        model, config = load_exported(args.model)
+        trained = config.get('timm_longtail', {})
+        name, dataset, counts = config['architecture'], trained.get('dataset'), trained.get('shot_counts')
+    else:
+        check_names(args.model, args.dataset or 'digits_lt')
+        if not args.pretrained:
+            raise UserError(f'--model {args.model} has no weights: add --pretrained or --checkpoint')
+        model, name, dataset, counts = create_timm_model(args.model, pretrained=True), args.model, None, None
+    config = resolve_model_data_config(model)
+    crop_pct = config['crop_pct']
+    return Candidate(model, name, dataset, counts, Preprocessing(
+        config['input_size'][-1], config['mean'], config['std'], crop_pct))
+
+
+def _from_checkpoint(args: argparse.Namespace) -> Candidate:
+    state = read_checkpoint(Path(args.checkpoint))
+    about = state.get('about')
+    if about is None:
+        raise UserError(f'{args.checkpoint} is not a checkpoint of train.py: it does not say how to evaluate it')
+    if args.model not in (None, state['arch']):
+        raise UserError(f'{args.checkpoint} is of {state["arch"]}, not of {args.model}')
+    model = create_timm_model(state['arch'], **about['model_args'])
+    weights = state.get('state_dict_ema', state['state_dict'])
+    check_architecture(model.state_dict(), weights, args.checkpoint, state['arch'])
+    model.load_state_dict(weights)
+    dataset = state['args']['dataset']
+    return Candidate(model, state['arch'], dataset, about['shot_counts'], Preprocessing(**about['preprocessing']))
+
+
+def measure(args: argparse.Namespace, candidate: Candidate, test_set: LongTailDataset, shot_counts: list[int]):
+    """Evaluate in fp32; returns the figures, and the recorder with every prediction."""
+    given = {name: getattr(args, name) for name in ('img_size', 'crop_pct') if getattr(args, name) is not None}
+    preprocessing = replace(candidate.preprocessing, **given)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
+    loader = create_loader(
+        test_set, (preprocessing.eval_view,), batch_size=args.batch_size, training=False, device=device,
+        img_size=preprocessing.img_size, mean=preprocessing.mean, std=preprocessing.std,
+        num_workers=args.workers, skip_bad_images=args.skip_bad_images)
+    recorder = Recorder(shot_counts)
+    metrics = evaluate(candidate.model.to(device).float(), recorder.follow(loader), recorder)
+    for name in [*test_set.bad_images, *loader.bad_images]:
+        print(f'skipped, cannot be read: {name}')
+    return metrics, recorder
+
+
+def _write_predictions(path: Path, test_set: LongTailDataset, recorder: Recorder):
+    rows = torch.cat(recorder.predictions).tolist()
+    with open(path, 'w', newline='') as f:
+        writer = csv.writer(f)
+        writer.writerow(['image', 'target', 'predicted', 'confidence', 'target_name', 'predicted_name'])
+        for index, (target, predicted, confidence) in zip(recorder.index, rows, strict=True):
+            names = (test_set.class_names[int(c)] for c in (target, predicted))
+            writer.writerow([test_set.source_names[index], int(target), int(predicted), f'{confidence:.6f}', *names])
 
 
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
-    if not args.model.startswith(_PREFIX):
-        raise UserError(f'--model {args.model}: expected local-dir:FOLDER')
-    model, config = load_exported(args.model.removeprefix(_PREFIX))
-    trained = config.get('timm_longtail', {})
-    dataset = args.dataset or trained.get('dataset')
-    if dataset is None or 'shot_counts' not in trained:
-        raise UserError(f'{args.model} does not say what it was trained on: its shot groups are unknown')
-    check_names(config['architecture'], dataset)
-
+    candidate = load_candidate(args)
+    name = args.dataset or candidate.dataset
+    if name is None:
+        raise UserError(f'{candidate.name} does not say what it was trained on: add --dataset')
+    check_names(candidate.name, name)
     # not the training subset: a test split is whole, whatever the factor and the seed
-    test_set = create_dataset(dataset, 'test', data_dir=args.data_dir)
-    if test_set.num_classes != config['num_classes']:
-        raise UserError(f'{dataset} has {test_set.num_classes} classes, the model {config["num_classes"]}')
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
-    pretrained_cfg = config['pretrained_cfg']
-    loader = create_loader(
-        test_set, ('eval',), batch_size=args.batch_size, training=False, device=device,
-        mean=pretrained_cfg['mean'], std=pretrained_cfg['std'])
-    evaluator = LongTailEvaluator(trained['shot_counts'])
-    metrics = evaluate(model.to(device), loader, evaluator)
-    print(format_table({config['architecture']: metrics}, ('all', 'many', 'medium', 'few', 'balanced', 'ece')))
+    test_set = create_dataset(name, 'test', **dataset_options(args))
+    counts = candidate.shot_counts
+    if counts is None:
+        counts = create_dataset(name, 'train', **dataset_options(args)).shot_counts
+    if not candidate.model.num_classes == test_set.num_classes == len(counts):
+        raise UserError(f'{name} has {test_set.num_classes} classes, the model {candidate.model.num_classes}')
+    metrics, recorder = measure(args, candidate, test_set, counts)
+    print(format_table({candidate.name: metrics}, ('all', 'many', 'medium', 'few', 'balanced', 'ece')))
     print(f'{sum(metrics["class_correct"])} of {metrics["num_images"]} images correct')
+    if args.per_class:
+        write_per_class(Path(args.per_class), test_set.class_names, counts, counts, metrics)
+    if args.predictions:
+        _write_predictions(Path(args.predictions), test_set, recorder)
 
 
 if __name__ == '__main__':

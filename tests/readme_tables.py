@@ -20,14 +20,6 @@ from timm_longtail.methods import list_methods, method_class
 README = Path(__file__).parent.parent / 'README.md'
 RESULTS = README.parent / 'results'
 
-# what a loader without a docstring of its own reads
-_SOURCES = {
-    'cifar10': 'CIFAR-10, 10 classes, 32x32; the Hub repository `uoft-cs/cifar10` or a local copy.',
-    'cifar100': 'CIFAR-100, 100 classes, 32x32; the Hub repository `uoft-cs/cifar100` or a local copy.',
-    'packed': 'One file with the encoded images of both splits, see `timm_longtail/data/packed.py`.',
-}
-
-
 def first_line(documented) -> str:
     """Return the first line of a docstring, or ''."""
     return (inspect.getdoc(documented) or '').partition('\n')[0]
@@ -60,10 +52,13 @@ def datasets_table() -> str:
     """One row a data set."""
     rows = []
     for name in list_datasets():
-        load, factor = REGISTRY.get(name, (None, None))
-        shown = 'as packed' if factor is None else 'balanced' if factor == 1 else f'{factor:g}'
-        text = first_line(load) if load is not None else ''
-        rows.append([f'`{name}`', shown, text or _SOURCES[name.partition(':')[0].removesuffix('_lt')]])
+        found = REGISTRY.get(name.removesuffix('NAME'))
+        if found is None:
+            rows.append([f'`{name}`', 'as packed', 'One file with the encoded images of both splits.'])
+            continue
+        factor = found.imbalance_factor
+        shown = 'natural counts' if factor is None else 'not cut' if factor == 1 else f'{factor:g}'
+        rows.append([f'`{name}`', shown, first_line(found.load)])
     return _table(['Data set', 'Default factor', 'What it is'], rows)
 
 

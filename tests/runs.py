@@ -6,9 +6,10 @@ import torch
 from accelerate.state import AcceleratorState
 
 from timm_longtail import methods
-from timm_longtail.build import build_run, create_accelerator
+from timm_longtail.build import build_run
 from timm_longtail.cli import parse_train_args
 from timm_longtail.data import create_dataset
+from timm_longtail.machine import create_accelerator
 from timm_longtail.methods._registry import _METHODS
 
 from .toy_method import Toy

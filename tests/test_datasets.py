@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from timm_longtail.data import create_dataset, list_datasets, long_tail_counts, read_packed, write_packed
-from timm_longtail.data.sources import _ORIGINAL_LABELS, DATA_VARIABLE
+from timm_longtail.data.tables import _ORIGINAL_LABELS, DATA_VARIABLE
 from timm_longtail.errors import UserError
 
 

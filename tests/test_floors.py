@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = 'timm_longtail'
 FLOORS = {
     6: ('train', 'retrain', 'validate', 'benchmark', f'{PACKAGE}.__main__'),
-    5: ('engine', 'checkpoint', 'export', 'plots', 'cli', 'run', 'progress', 'build', 'outputs', 'results'),
+    5: ('engine', 'checkpoint', 'export', 'plots', 'cli', 'run', 'progress', 'build', 'outputs', 'results', 'machine',
+        'optim', 'entry', 'weights', 'trackers', 'pack', 'push', 'card'),
     4: ('methods', '__init__'),  # the package itself: it registers models and methods
     3: ('evaluate', 'classifiers'),
     2: ('models', 'data'),

@@ -22,7 +22,7 @@ def test_methods_train(method, precision):
     assert history[-1]['train_loss'] < history[0]['train_loss']
 
 
-@pytest.mark.parametrize('view', ['crop_flip', 'autoaugment', 'sim', 'sim_blur', 'eval'])
+@pytest.mark.parametrize('view', ['crop_flip', 'autoaugment', 'sim', 'sim_blur', 'rrc(jitter=0.4)', 'glmc', 'eval'])
 def test_views_have_the_pixels_of_the_cpu(view):
     batches = []
     for device in ('cpu', 'cuda'):

@@ -9,11 +9,11 @@ import timm
 import torch
 import yaml
 
-from timm_longtail.build import _create_scheduler, _optimizers
 from timm_longtail.cli import _read_recipe, parse_train_args, train_parser
 from timm_longtail.data import default_imbalance_factor, list_datasets
 from timm_longtail.errors import UserError
 from timm_longtail.methods import create_method, list_methods
+from timm_longtail.optim import _create_scheduler, create_optimizers
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / 'recipes').glob('*.yaml'))
@@ -279,7 +279,7 @@ def test_optimizer_is_the_papers(path):
     content = yaml.safe_load(path.read_text())
     assert {'lr', 'momentum', 'weight_decay', 'opt', 'sched', 'epochs', 'global_batch_size'} <= content.keys()
     method = build_method(args)
-    optimizers, schedulers = _optimizers(args, method, 10)
+    optimizers, schedulers = create_optimizers(args, method, 10)
     assert len(optimizers) == len(schedulers) == len(method.phases)
     decayed = set()
     for optimizer in optimizers:
@@ -296,7 +296,7 @@ def test_optimizer_is_the_papers(path):
 def test_steps_are_plain_sgd_with_momentum_and_decay():
     args = parse_train_args(['--model', 'resnet20_cifar', '--no-recipe', '--weight-decay', '0.01', '--lr', '0.1'])
     method = create_method('ce', timm.create_model('resnet20_cifar', num_classes=4), [4, 3, 2, 1])
-    (optimizer,), _ = _optimizers(args, method, 10)
+    (optimizer,), _ = create_optimizers(args, method, 10)
     names = ('model.bn1.weight', 'model.fc.bias', 'model.conv1.weight')
     parameters = [dict(method.named_parameters())[name] for name in names]
     expected = [p.detach().clone().double() for p in parameters]

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 import train
 from timm_longtail.checkpoint import LAST, PREVIOUS, write_checkpoint
-from timm_longtail.cli import run_main
+from timm_longtail.entry import run_main
 
 from .runs import TINY
 

@@ -11,7 +11,7 @@ from timm_longtail.data.steps import ColorJitter, Cutout, Flip, GaussianBlur, Gr
 from timm_longtail.errors import UserError
 
 SIZE = 32
-VIEWS = ['autoaugment', 'crop_flip', 'eval', 'flip', 'sim', 'sim_blur']
+VIEWS = ['autoaugment', 'crop_flip', 'eval', 'flip', 'glmc', 'rrc', 'sim', 'sim_blur']  # on resident images
 
 
 def make_images(count, seed=0):
@@ -254,7 +254,7 @@ def test_rates_and_offsets():
 # ------------------------------------------------------------------------------------------------ views by name
 
 def test_the_views_are_listed():
-    assert list_views() == VIEWS
+    assert list_views() == sorted([*VIEWS, 'rand'])
 
 
 @pytest.mark.parametrize('name', VIEWS)
@@ -286,7 +286,7 @@ def test_arguments_of_a_view():
 
 @pytest.mark.parametrize('name, message', [
     ('crop_flop', 'unknown view.*crop_flip'), ('sim(size=3)', "takes scale; got 'size'"), ('sim(0.08)', 'cannot read'),
-    ('eval(x=1)', 'takes no arguments'), ('sim(scale=2)', r'lies in \(0, 1\]'), ('sim(scale="a")', 'view .sim'),
+    ('eval(x=1)', "takes crop_pct; got 'x'"), ('sim(scale=2)', r'lies in \(0, 1\]'), ('sim(scale="a")', 'view .sim'),
     ('sim(', 'cannot read'), ('sim(scale=open("x"))', 'cannot read'), ('sim(**{})', 'cannot read'), ('', 'cannot read'),
 ])
 def test_bad_views(name, message):

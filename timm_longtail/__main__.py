@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None):
     elif name not in COMMANDS and Path(name).is_file():
         _run_script(name, rest)
     else:
-        from .cli import run_main  # not at the top: it imports accelerate, which a script may not want
+        from .entry import run_main  # not at the top: it imports accelerate, which a script may not want
         sys.argv[0] = _PROGRAM
         run_main(partial(_run_command, name, rest))
 

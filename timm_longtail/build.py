@@ -1,71 +1,34 @@
 """From options to objects: accelerator, data, method, optimizers, run. Names no method, loss or sampler."""
-import logging
 import os
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from . import rng
-from .checkpoint import check_architecture, find_checkpoint, read_checkpoint, read_weights
-from .cli import create_timm_model
-from .data import create_dataset, create_loader
+from .checkpoint import find_checkpoint, read_checkpoint
+from .cli import dataset_options
+from .data import Preprocessing, create_dataset, create_loader
 from .errors import UserError
-from .methods import Method, create_method, method_class
+from .methods import create_method
+from .optim import create_optimizers
 from .run import Run, TrainBatches
-
-_logger = logging.getLogger(__name__)
+from .weights import choose_preprocessing, create_task_model
 
 # options that decide the numbers: a run is resumed with the same ones, its length included, which shapes the schedule
 _PROTOCOL = (
     'epochs', 'model_kwargs', 'method_kwargs', 'grad_accum_steps', 'opt', 'lr', 'momentum', 'weight_decay',
-    'clip_grad', 'sched', 'sched_on_updates', 'decay_milestones', 'decay_epochs', 'decay_rate', 'min_lr',
-    'warmup_epochs', 'warmup_lr', 'mean', 'std', 'val_fraction', 'model_ema', 'model_ema_decay', 'model_ema_warmup',
+    'layer_decay', 'clip_grad', 'sched', 'sched_on_updates', 'decay_milestones', 'decay_epochs', 'decay_rate', 'min_lr',
+    'warmup_epochs', 'warmup_lr', 'img_size', 'crop_pct', 'mean', 'std', 'val_fraction', 'model_ema', 'model_ema_decay',
+    'model_ema_warmup',
 )
 
-__all__ = ['build_run', 'create_accelerator', 'create_datasets', 'create_task_model', 'enter_output_folder']
-
-
-def create_accelerator(mixed_precision: str | None = None) -> Accelerator:
-    """Return the Accelerator of this process.
-
-    Args:
-        mixed_precision: `no`, `bf16`, `fp16`; None takes what `accelerate launch` was told. On a CPU without bf16
-            instructions torch computes bf16 convolutions 15 times slower than fp32, so fp32 is used there instead, and
-            said.
-
-    Raises:
-        UserError: Several processes were launched that Accelerate does not see as one run; fp16 without a device.
-    """
-    on_cpu = not torch.accelerator.is_available()
-    mixed_precision = mixed_precision or os.environ.get('ACCELERATE_MIXED_PRECISION', 'no')
-    if on_cpu and mixed_precision == 'fp16':
-        raise UserError('--mixed-precision fp16 needs a device')
-    if on_cpu and mixed_precision == 'bf16' and not _cpu_has_bf16():
-        _logger.warning('mixed precision: bf16 was asked for and fp32 is used: this CPU has no bf16 instructions')
-        mixed_precision = 'no'
-    # without a device it must be told so, or its launcher's settings decide
-    try:
-        accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision)
-    except ValueError as e:
-        raise UserError(f'Accelerate: {e}') from e
-    world_size = int(os.environ.get('WORLD_SIZE', 1))
-    if world_size != accelerator.num_processes:
-        raise UserError(
-            f'{world_size} processes were launched, Accelerate sees {accelerator.num_processes}: '
-            'set ACCELERATE_USE_CPU=true on a machine without a device, or use distributed_train.sh'
-        )
-    return accelerator
-
-
-def _cpu_has_bf16() -> bool:
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+__all__ = ['build_run', 'create_datasets', 'enter_output_folder', 'loader_options', 'plain']
 
 
 def create_datasets(args: Namespace):
@@ -74,42 +37,17 @@ def create_datasets(args: Namespace):
     Raises:
         UserError: `--num-classes` contradicts the data set.
     """
-    options = dict(
-        data_dir=args.data_dir,
-        imbalance_factor=args.imbalance_factor,
-        seed=args.data_seed,
-        subset_order=args.subset_order,
-    )
+    options = dataset_options(args)
     train_set = create_dataset(args.dataset, 'train', **options)
     test_set = create_dataset(args.dataset, 'test', **options)
     if args.num_classes not in (None, train_set.num_classes):
         raise UserError(f'--num-classes {args.num_classes} contradicts {args.dataset}: {train_set.num_classes} classes')
+    if train_set.class_names != test_set.class_names:
+        raise UserError(f'{args.dataset}: the training and the test split have other classes')
     if args.val_fraction > 0:
         train_set, held_out = train_set.hold_out(args.val_fraction, args.data_seed)
         return train_set, held_out, test_set
     return train_set, test_set, test_set
-
-
-def create_task_model(args: Namespace, num_classes: int) -> nn.Module:
-    """Build the timm model that the method asks for, initialised from the training seed.
-
-    Raises:
-        UserError: An argument that the model does not take, or weights that do not fit it.
-    """
-    rng.seed_torch(args.seed, purpose='init')
-    num_outputs = method_class(args.method).num_outputs(num_classes)
-    if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
-        raise UserError(f'--initial-checkpoint {args.initial_checkpoint}: no such file')
-    model = create_timm_model(args.model, num_classes=num_outputs, **args.model_kwargs)
-    if args.initial_checkpoint:
-        _load_weights(model, Path(args.initial_checkpoint))
-    return model
-
-
-def _load_weights(model: nn.Module, path: Path):
-    weights = read_weights(path)
-    check_architecture(model.state_dict(), weights, str(path))
-    model.load_state_dict(weights)
 
 
 def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) -> Run:
@@ -118,8 +56,9 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
     Raises:
         UserError: Batch sizes that do not divide, unknown optimizer or schedule, options that the method does not take.
     """
-    model = create_task_model(args, train_set.num_classes)
-    _check_input(model, train_set.input_size)
+    preprocessing = choose_preprocessing(args, train_set)
+    model = create_task_model(args, train_set.num_classes, preprocessing.img_size)
+    _check_input(model, preprocessing.img_size)
     method = create_method(args.method, model, train_set.class_counts, **args.method_kwargs)
     if args.channels_last:
         method.to(memory_format=torch.channels_last)
@@ -132,7 +71,7 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
 
     batch_size = _batch_size(args, accelerator.num_processes)
     shard = dict(rank=accelerator.process_index, world_size=accelerator.num_processes)
-    common = dict(device=accelerator.device, mean=args.mean, std=args.std)
+    common = loader_options(args, preprocessing, accelerator.device)
     samplers = method.samplers(train_set.targets)
     loaders = [
         create_loader(
@@ -143,16 +82,17 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
     steps_per_epoch = min(map(len, loaders)) // args.grad_accum_steps
     if steps_per_epoch == 0:
         raise UserError(f'--grad-accum-steps {args.grad_accum_steps} exceeds the batches of an epoch')
-    optimizers, schedulers = _optimizers(args, method, steps_per_epoch)
+    optimizers, schedulers = create_optimizers(args, method, steps_per_epoch)
     evaluator = method.create_evaluator(train_set.shot_counts)
     task, *optimizers = accelerator.prepare(method, *optimizers)
     global_batch_size = batch_size * accelerator.num_processes * args.grad_accum_steps
     return Run(
         accelerator=accelerator, method=method, task=task, optimizers=optimizers, schedulers=schedulers,
         loaders=loaders,
-        eval_loader=create_loader(eval_set, ('eval',), **shard, **evaluation),
+        eval_loader=create_loader(eval_set, (preprocessing.eval_view,), **shard, **evaluation),
         evaluator=evaluator,
-        train_batches=TrainBatches(train_set, create_loader(train_set, ('eval',), **evaluation)),
+        train_batches=TrainBatches(train_set, create_loader(train_set, (preprocessing.eval_view,), **evaluation)),
+        preprocessing=preprocessing,
         steps_per_epoch=steps_per_epoch,
         images_per_step=global_batch_size,
         ema=_create_ema(args, method.model),
@@ -161,6 +101,11 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
         grad_accum_steps=args.grad_accum_steps, clip_grad=args.clip_grad,
         log_interval=args.log_interval, save_steps=args.save_steps, val_interval=args.val_interval,
         arch=args.model, args=plain(args),
+        about={
+            'model_args': {k: v for k, v in method.model._model_args.items() if k not in ('branches', 'pretrained')},
+            'shot_counts': list(train_set.shot_counts),
+            'preprocessing': asdict(preprocessing),
+        },
         protocol={
             'model': args.model, 'method': args.method, 'dataset': train_set.hash, 'seed': args.seed,
             'global_batch_size': global_batch_size, 'mixed_precision': accelerator.mixed_precision,
@@ -169,17 +114,25 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
     )
 
 
-def _check_input(model: nn.Module, input_size: tuple[int, int, int]):
-    """Raise a `UserError` unless the model takes the data set's images and has one classifier; before any file."""
+def loader_options(args: Namespace, preprocessing: Preprocessing, device: torch.device) -> dict[str, Any]:
+    """Return what all loaders of a run have in common."""
+    share = (os.cpu_count() or 1) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    return dict(
+        device=device, img_size=preprocessing.img_size, mean=preprocessing.mean, std=preprocessing.std,
+        num_workers=min(share, 8) if args.workers is None else args.workers, skip_bad_images=args.skip_bad_images)
+
+
+def _check_input(model: nn.Module, img_size: int):
+    """Raise a `UserError` unless the model takes images of this size and has one classifier; before any file."""
     if not isinstance(getattr(model, 'get_classifier', lambda: None)(), nn.Module):
         raise UserError(f'{type(model).__name__} has no single classifier')
     was_training = model.training
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, *input_size))
+            model.eval()(torch.zeros(1, 3, img_size, img_size))
     except (AssertionError, RuntimeError, ValueError) as e:
-        size = 'x'.join(map(str, input_size[1:]))
-        raise UserError(f'{type(model).__name__} does not take images of {size}: {" ".join(str(e).split())}') from e
+        size, reason = f'{img_size}x{img_size}', ' '.join(str(e).split())
+        raise UserError(f'{type(model).__name__} does not take images of {size}: {reason}; see --img-size') from e
     model.train(was_training)
 
 
@@ -199,44 +152,6 @@ def _batch_size(args: Namespace, num_processes: int) -> int:
             f'{args.grad_accum_steps} accumulated micro-batches'
         )
     return args.global_batch_size // parts
-
-
-def _optimizers(args: Namespace, method: Method, steps_per_epoch: int) -> tuple[list, list]:
-    optimizers = []
-    for phase in method.phases:
-        try:
-            optimizers.append(create_optimizer_v2(
-                method.param_groups(phase),
-                opt=args.opt, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay,
-            ))
-        except (ValueError, AssertionError) as e:
-            raise UserError(f'--opt {args.opt}: {e}') from e
-    return optimizers, [_create_scheduler(args, optimizer, steps_per_epoch) for optimizer in optimizers]
-
-
-def _create_scheduler(args: Namespace, optimizer, steps_per_epoch: int):
-    if args.sched == 'plateau':
-        raise UserError('--sched plateau depends on what was measured before; take cosine, multistep, step, poly, …')
-    milestones = args.decay_milestones
-    if args.sched_on_updates:  # timm's milestone takes effect one unit early, and the unit is the update here
-        milestones = [m - 1 + 1 / max(1, steps_per_epoch) for m in milestones]
-    try:
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            sched=args.sched,
-            num_epochs=args.epochs,
-            decay_epochs=args.decay_epochs,
-            decay_milestones=milestones,
-            decay_rate=args.decay_rate,
-            min_lr=args.min_lr,
-            warmup_epochs=args.warmup_epochs,
-            warmup_lr=args.warmup_lr,
-            step_on_epochs=not args.sched_on_updates,
-            updates_per_epoch=max(1, steps_per_epoch),
-        )
-    except (ValueError, AssertionError) as e:
-        raise UserError(f'--sched {args.sched}: {e}') from e
-    return scheduler
 
 
 def _create_ema(args: Namespace, model: nn.Module) -> ModelEmaV3 | None:

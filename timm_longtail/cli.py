@@ -1,10 +1,5 @@
 """Command lines of the entry points: timm's option names, recipes as defaults, errors as one line."""
 import argparse
-import logging
-import os
-import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +9,56 @@ import yaml
 from timm.utils import ParseKwargs
 from torch import nn
 
-from .data import default_imbalance_factor, list_datasets
-from .engine import Interrupted
+from .data import default_imbalance_factor, find_dataset, list_datasets
 from .errors import UserError, unknown_name
 from .methods import list_methods, method_class
 
-__all__ = ['check_names', 'create_timm_model', 'parse_train_args', 'run_main', 'train_parser']
+__all__ = [
+    'add_data_options', 'check_names', 'create_timm_model', 'dataset_options', 'parse_train_args', 'train_parser',
+]
 
 _RECIPE_FOLDER = Path(__file__).parent.parent / 'recipes'
 
 
-def _add_data(parser: argparse.ArgumentParser):
+def add_data_options(parser: argparse.ArgumentParser):
+    """Add what `create_dataset` may be told, as a group of options."""
     group = parser.add_argument_group('data')
     group.add_argument('--dataset', default='digits_lt', help=f'one of {", ".join(list_datasets())}')
     group.add_argument('--data-dir', help='folder of the data set; without it $TIMM_LONGTAIL_DATA, then the Hub')
     group.add_argument('--imbalance-factor', type=float, help='largest over smallest class; default of the data set')
+    group.add_argument('--imbalance-profile', choices=('exp', 'step'), default='exp', help='shape of the cut')
     group.add_argument('--subset-order', choices=('file', 'content'), default='file',
                        help='rows as stored (the published subsets, on the original order), or sorted by pixel digest')
     group.add_argument('--data-seed', type=int, default=0, help='seed of the subset and of the hold-out')
+    group.add_argument('--train-split', help='what the training split is called in a folder or a Hub data set')
+    group.add_argument('--test-split', '--val-split', help='what the split to evaluate on is called there')
+    group.add_argument('--input-key', help='image column of a Hub data set')
+    group.add_argument('--target-key', help='label column of a Hub data set')
+    group.add_argument('--loader', choices=('auto', 'resident', 'worker'), default='auto',
+                       help='decoded in memory, or by workers; auto: in memory if square, of one size, up to 96 pixels')
+    group.add_argument('--skip-bad-images', action='store_true',
+                       help='go on without images that cannot be read, and list them')
+
+
+def dataset_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what `add_data_options` was told as arguments of `create_dataset`."""
+    same = (
+        'data_dir', 'imbalance_factor', 'subset_order', 'loader', 'skip_bad_images', 'train_split', 'test_split',
+        'input_key', 'target_key')
+    return {'seed': args.data_seed, 'profile': args.imbalance_profile, **{name: getattr(args, name) for name in same}}
+
+
+def _add_images(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group('images')
     group.add_argument('--val-fraction', type=float, default=0.0, help='share of each class held out to choose by')
+    group.add_argument('--img-size', type=int, help='side of the model\'s input; default: of images in memory their '
+                       'own, of files that of the model')
+    group.add_argument('--crop-pct', type=float, help='share of the shorter side that evaluation looks at (files); '
+                       'default .875, with --pretrained that of the weights')
     group.add_argument('--mean', type=float, nargs=3, help='channel means, for values in [0, 1]')
     group.add_argument('--std', type=float, nargs=3, help='channel standard deviations')
+    group.add_argument('-j', '--workers', type=int, help='decoding processes for each training process; default: '
+                       'its share of the cores, at most 8')
 
 
 def _add_model(parser: argparse.ArgumentParser):
@@ -43,7 +67,9 @@ def _add_model(parser: argparse.ArgumentParser):
     group.add_argument('--model-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
                        help='options of the model\'s constructor')
     group.add_argument('--num-classes', type=int, help='must agree with the data set; checked, never needed')
-    group.add_argument('--initial-checkpoint', default='', help='exported or timm weights to start from')
+    group.add_argument('--pretrained', action='store_true', help='start from timm\'s weights for the model')
+    group.add_argument('--initial-checkpoint', default='',
+                       help='weights to start from: those that fit are taken, the others are named')
     group.add_argument('--method', help=f'one of {", ".join(list_methods())}; default: the model\'s own, else ce')
     group.add_argument('--method-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
                        help='options of the method, see the README\'s table')
@@ -63,6 +89,7 @@ def _add_optimizer(parser: argparse.ArgumentParser):
     group.add_argument('--lr', type=float, default=0.1, help='learning rate after the warm-up')
     group.add_argument('--momentum', type=float, default=0.9, help='of the optimizer')
     group.add_argument('--weight-decay', type=float, default=5e-4, help='on all weights, as in the papers')
+    group.add_argument('--layer-decay', type=float, help='factor of the learning rate from layer to layer downwards')
     group.add_argument('--clip-grad', type=float, help='largest norm of an update\'s gradient')
     group.add_argument('--sched', default='cosine', help='timm schedule: cosine, multistep, step, poly, constant, …')
     group.add_argument('--decay-milestones', type=int, nargs='+', default=[161, 181],
@@ -98,7 +125,7 @@ def train_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         'train.py', description='Train a model on long-tailed data.', allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for add in (_add_data, _add_model, _add_optimizer, _add_run):
+    for add in (add_data_options, _add_images, _add_model, _add_optimizer, _add_run):
         add(parser)
     return parser
 
@@ -141,8 +168,8 @@ def check_names(model: str, dataset: str, method: str | None = None):
     """Raise a `UserError` with the nearest names for a model, data set or method that does not exist."""
     if not model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(model):
         raise unknown_name('model', model, timm.list_models())
-    if not dataset.startswith('packed:') and dataset not in list_datasets():
-        raise unknown_name('data set', dataset, list_datasets())
+    if not dataset.startswith('packed:'):
+        find_dataset(dataset)
     if method is not None:
         method_class(method)
 
@@ -151,7 +178,10 @@ def _default_recipe(args: dict[str, Any], folder: Path) -> Path | None:
     if args['no_recipe']:
         return None
     factor = args['imbalance_factor'] or default_imbalance_factor(args['dataset'])
-    path = folder / f'{args["model"]}.{args["dataset"]}_if{factor:g}.yaml'
+    if args['imbalance_profile'] != 'exp':
+        return None
+    tag = '' if factor in (None, 1) else f'_if{factor:g}'
+    path = folder / f'{args["model"]}.{args["dataset"].replace("/", "_")}{tag}.yaml'
     if not path.is_file():
         return None
     fits = args['method'] in (None, _load_recipe(path).get('method'))
@@ -204,8 +234,9 @@ def _check_batch_size(args: dict[str, Any], typed: dict[str, Any]):
         args['global_batch_size'] = None
     elif args['global_batch_size'] is None and args['batch_size'] is None:
         args['batch_size'] = 128
-    positive = 'batch_size', 'global_batch_size', 'grad_accum_steps', 'epochs', 'log_interval', 'val_interval'
-    for name in positive:
+    for name in (
+            'batch_size', 'global_batch_size', 'grad_accum_steps', 'epochs', 'log_interval', 'val_interval',
+            'img_size', 'validation_batch_size'):
         if args[name] is not None and args[name] < 1:
             raise UserError(f'--{name.replace("_", "-")} must be at least 1, got {args[name]}')
 
@@ -213,6 +244,13 @@ def _check_batch_size(args: dict[str, Any], typed: dict[str, Any]):
 def _check_ranges(args: dict[str, Any]):
     if not 0 <= args['val_fraction'] < 1:
         raise UserError(f'--val-fraction must be in [0, 1), got {args["val_fraction"]}')
+    for name in ('crop_pct', 'layer_decay'):
+        if args[name] is not None and not 0 < args[name] <= 1:
+            raise UserError(f'--{name.replace("_", "-")} must be in (0, 1], got {args[name]}')
+    if args['workers'] is not None and args['workers'] < 0:
+        raise UserError(f'--workers must be at least 0, got {args["workers"]}')
+    if args['std'] is not None and min(args['std']) <= 0:
+        raise UserError(f'--std must be above 0, got {args["std"]}')
     for name in ('seed', 'data_seed'):
         if not 0 <= args[name] < 2 ** 32:
             raise UserError(f'--{name.replace("_", "-")} must be in [0, 2**32), got {args[name]}')
@@ -230,22 +268,3 @@ def create_timm_model(name: str, **kwargs) -> nn.Module:
     except (TypeError, ValueError, RuntimeError, OSError, AssertionError) as e:
         options = f' with {kwargs}' if kwargs else ''
         raise UserError(f'--model {name}{options}: {" ".join(str(e).split())}') from e
-
-
-def run_main(main: Callable[[], None]):
-    """Run an entry point: a `UserError` becomes one line and exit status 2, a signal 128 plus its number."""
-    is_main = os.environ.get('RANK', '0') == '0'
-    logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format='%(message)s', stream=sys.stdout)
-    logging.getLogger('timm').setLevel(logging.WARNING)
-    try:
-        main()
-    except UserError as e:
-        if is_main:
-            print(f'{Path(sys.argv[0]).name}: error: {e}', file=sys.stderr)
-        sys.exit(2)
-    except (Interrupted, KeyboardInterrupt) as e:
-        signum = getattr(e, 'signum', signal.SIGINT)
-        if is_main:
-            saved = isinstance(e, Interrupted)
-            print(f'{e}; continue with --resume auto' if saved else 'stopped', file=sys.stderr)
-        sys.exit(128 + signum)

@@ -97,6 +97,7 @@ def fit(run: Run, num_epochs: int) -> list[dict[str, Any]]:
                 row.update({f'eval_{k}': v for k, v in metrics.items() if not isinstance(v, list)})
                 if run.best is None or metrics[run.headline] > run.best[f'eval_{run.headline}']:
                     run.best = row
+            run.collect_bad_images()
             run.history.append(row)
             run.epoch, run.step = epoch + 1, 0
             run.save()

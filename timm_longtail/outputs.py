@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 
 from . import results
-from .build import plain
+from .build import loader_options, plain
 from .checkpoint import BEST, read_checkpoint
 from .data import create_loader
 from .data.longtail import shot_groups
@@ -19,13 +19,17 @@ from .evaluate import GROUPS, format_table
 from .export import deploy, export_model
 from .run import Run
 
-__all__ = ['data_tag', 'finish', 'results_path', 'start_lines', 'write_start', 'write_summary']
+__all__ = [
+    'data_tag', 'finish', 'results_path', 'start_lines', 'write_per_class', 'write_start',
+    'write_summary',
+]
 
 
 def data_tag(train_set) -> str:
     """Return the name of a data set in file names: `cifar100_lt_if100`, or without a factor where nothing was cut."""
-    name = Path(train_set.name.removeprefix('packed:')).stem if ':' in train_set.name else train_set.name
-    return name if train_set.imbalance_factor == 1 else f'{name}_if{train_set.imbalance_factor:g}'
+    profile = '' if train_set.profile == 'exp' else f'_{train_set.profile}'
+    name = train_set.name.rpartition('/')[2]
+    return name if train_set.imbalance_factor == 1 else f'{name}{profile}_if{train_set.imbalance_factor:g}'
 
 
 def results_path(args: Namespace, train_set) -> Path:
@@ -44,20 +48,12 @@ def results_path(args: Namespace, train_set) -> Path:
 def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -> list[str]:
     """Return what a run says before it trains: recipe, data, batches, model, machine."""
     accelerator, method = run.accelerator, run.method
-    counts = train_set.class_counts
-    groups = shot_groups(train_set.shot_counts)
     num_trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
     num_deployed = sum(p.numel() for n, p in method.model.named_parameters() if not n.startswith('branches.'))
-    micro_batch = run.images_per_step // run.grad_accum_steps
-    order = 'the original order' if train_set.original_order else 'not the original order'
     lines = [
         f'recipe: {results.relative_to_root(args.recipe) or "none"}',
-        f'data: {args.dataset}, {len(train_set)} images, {train_set.num_classes} classes of {max(counts)} to '
-        f'{min(counts)}, ' + ', '.join(f'{len(groups[name])} {name}' for name in GROUPS),
-        f'subset: {train_set.hash}, order {args.subset_order} ({order}), data seed {args.data_seed}',
-        f'batch: {run.images_per_step} images global = {accelerator.num_processes} processes x '
-        f'{run.grad_accum_steps} accumulated x {micro_batch // accelerator.num_processes}; '
-        f'{run.steps_per_epoch} steps an epoch, {args.epochs} epochs',
+        *_data_lines(args, run, train_set),
+        *_batch_lines(args, run),
         f'model: {args.model}, {num_deployed / 1e6:.2f} M parameters; {num_trained / 1e6:.2f} M are trained',
         f'method: {args.method}, views {" ".join(method.views)}',
         f'evaluation: each epoch on {"the hold-out" if args.val_fraction else "the test set"}',
@@ -65,14 +61,49 @@ def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -
         f'mixed precision {accelerator.mixed_precision}, seed {args.seed}',
         f'output: {run.output_dir}',
     ]
-    if method.contrastive_views:
-        samples = method.contrastive_views * micro_batch
-        lines.insert(4, f'contrast: {samples} samples ({method.contrastive_views} views x {micro_batch} images)')
-        if run.grad_accum_steps > 1:
-            lines.insert(5, 'warning: accumulation does not widen the contrast: it compares within a micro-batch')
     if checkpoint is not None:
         left = f'epoch {run.epoch + 1}, step {run.step}'
         lines.append(f'resumed: {checkpoint}, {left if run.epoch < args.epochs else "complete: nothing left to train"}')
+    return lines
+
+
+def _data_lines(args: Namespace, run: Run, train_set) -> list[str]:
+    counts, groups = train_set.class_counts, shot_groups(train_set.shot_counts)
+    order = 'the original order' if train_set.original_order else 'not the original order'
+    size = f'{run.preprocessing.img_size}x{run.preprocessing.img_size}'
+    if not train_set.resident:
+        images = f'files, {run.loaders[0].num_workers} workers a process, cropped to {size}'
+    elif train_set.input_size[-1] == run.preprocessing.img_size:
+        images = f'in memory, {size}'
+    else:
+        images = f'in memory, {train_set.input_size[-1]}x{train_set.input_size[-1]}, resized to {size}'
+    lines = [
+        f'data: {args.dataset}, {len(train_set)} images, {train_set.num_classes} classes of {max(counts)} to '
+        f'{min(counts)} (imbalance factor {train_set.real_imbalance_factor:.4g}), '
+        + ', '.join(f'{len(groups[name])} {name}' for name in GROUPS),
+        f'subset: {train_set.hash}, order {args.subset_order} ({order}), data seed {args.data_seed}',
+        f'images: {images}',
+    ]
+    if train_set.note:
+        lines.insert(1, f'note: {train_set.note}')
+    if train_set.bad_images:
+        lines.append(f'warning: {len(train_set.bad_images)} images cannot be read and are left out: '
+                     + ', '.join(train_set.bad_images[:3]) + (', …' if len(train_set.bad_images) > 3 else ''))
+    return lines
+
+
+def _batch_lines(args: Namespace, run: Run) -> list[str]:
+    micro_batch = run.images_per_step // run.grad_accum_steps
+    lines = [
+        f'batch: {run.images_per_step} images global = {run.accelerator.num_processes} processes x '
+        f'{run.grad_accum_steps} accumulated x {micro_batch // run.accelerator.num_processes}; '
+        f'{run.steps_per_epoch} steps an epoch, {args.epochs} epochs',
+    ]
+    views = run.method.contrastive_views
+    if views:
+        lines.append(f'contrast: {views * micro_batch} samples ({views} views x {micro_batch} images)')
+        if run.grad_accum_steps > 1:
+            lines.append('warning: accumulation does not widen the contrast: it compares within a micro-batch')
     return lines
 
 
@@ -111,9 +142,10 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
     batches, device = run.train_batches, run.accelerator.device
     write_summary(run)  # a run that was killed after its last epoch has nothing left to train
     run.method.finish(run.output_dir, batches)
+    preprocessing = run.preprocessing
     loader = create_loader(
-        test_set, ('eval',), batch_size=args.validation_batch_size, training=False,
-        device=device, mean=args.mean, std=args.std)
+        test_set, (preprocessing.eval_view,), batch_size=args.validation_batch_size, training=False,
+        **loader_options(args, preprocessing, device))
 
     def measure(model: nn.Module) -> dict[str, Any]:
         return evaluate(deploy(model).to(device), loader, run.evaluator, batches, reduce=False)
@@ -132,13 +164,16 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
     row = {**_protocol(args, run, train_set), **code, **_cost(run), 'last': last, 'best': best}
     results.write_json(run.output_dir / 'metrics.json', row)
     if 'class_correct' in last:
-        _write_per_class(run.output_dir / 'per_class.csv', train_set, last)
+        columns = train_set.class_names, train_set.class_counts, train_set.shot_counts
+        write_per_class(run.output_dir / 'per_class.csv', *columns, last)
     export_model(
         run.eval_model, run.output_dir / 'export',
         provenance={**_provenance(row), 'metrics': last},
-        mean=args.mean or train_set.mean, std=args.std or train_set.std, input_size=train_set.input_size,
+        mean=preprocessing.mean, std=preprocessing.std, crop_pct=preprocessing.crop_pct,
+        input_size=(3, preprocessing.img_size, preprocessing.img_size),
         class_names=list(train_set.class_names),
     )
+    _report_bad_images(run, loader, train_set, test_set)
     if args.results:
         results.write_json(results_path(args, train_set), row)
     rows = {'last epoch': last, f'best epoch ({best["epoch"] + 1}, by {best["selected_by"]})': best}
@@ -146,11 +181,24 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
     return row
 
 
+def _report_bad_images(run: Run, loader, train_set, test_set):
+    """List what could not be read in `bad_images.csv`, and count it."""
+    bad = {**{name: 'left out' for name in [*train_set.bad_images, *test_set.bad_images]},
+           **run.bad_images, **loader.bad_images}
+    if bad:
+        with open(run.output_dir / 'bad_images.csv', 'w', newline='') as f:
+            csv.writer(f).writerows([['image', 'reason'], *sorted(bad.items())])
+        print(f'\n{len(bad)} images could not be read and were skipped; they are listed in '
+              f'{run.output_dir / "bad_images.csv"}', flush=True)
+
+
 def _protocol(args: Namespace, run: Run, train_set) -> dict[str, Any]:
     return {
         'tag': data_tag(train_set),
         'model': args.model, 'method': args.method, 'method_kwargs': args.method_kwargs,
         'dataset': args.dataset, 'imbalance_factor': train_set.imbalance_factor,
+        'imbalance_profile': train_set.profile, 'img_size': run.preprocessing.img_size,
+        'pretrained': args.pretrained, 'initial_checkpoint': args.initial_checkpoint,
         'subset_hash': train_set.hash, 'subset_order': args.subset_order, 'original_order': train_set.original_order,
         'class_counts': list(train_set.class_counts), 'shot_counts': list(train_set.shot_counts),
         'seed': args.seed, 'data_seed': args.data_seed, 'val_fraction': args.val_fraction,
@@ -180,12 +228,21 @@ def _provenance(row: dict[str, Any]) -> dict[str, Any]:
     return {**{name: row[name] for name in names}, 'device_type': row['environment']['device_type']}
 
 
-def _write_per_class(path: Path, train_set, metrics: dict[str, Any]):
-    groups = shot_groups(train_set.shot_counts)
+def write_per_class(path: Path, class_names, class_counts, shot_counts, metrics: dict[str, Any]):
+    """Write one row a class: name, training images, group, correct, total, accuracy.
+
+    Args:
+        path: CSV file.
+        class_names: C names.
+        class_counts: Images of each class that were trained on [C].
+        shot_counts: Those that define the groups [C].
+        metrics: From `LongTailEvaluator.compute`.
+    """
+    groups = shot_groups(shot_counts)
     group_of = {int(c): name for name, classes in groups.items() for c in classes}
     with open(path, 'w', newline='') as f:
         writer = csv.writer(f)
         writer.writerow(['class', 'name', 'train_images', 'group', 'correct', 'total', 'accuracy'])
-        columns = train_set.class_names, train_set.class_counts, metrics['class_correct'], metrics['class_total']
-        for c, (name, count, correct, total) in enumerate(zip(*columns)):
+        columns = class_names, class_counts, metrics['class_correct'], metrics['class_total']
+        for c, (name, count, correct, total) in enumerate(zip(*columns, strict=True)):
             writer.writerow([c, name, count, group_of[c], correct, total, metrics['class_accuracy'][c]])

@@ -13,6 +13,7 @@ from torch import nn
 
 from . import rng
 from .checkpoint import BEST, LAST, load_method_state, method_state, write_checkpoint
+from .data import Preprocessing
 from .errors import UserError
 from .methods import Batch, Method
 from .models import deployed_state_dict
@@ -49,6 +50,7 @@ class Run:
         eval_loader: Images that each epoch is evaluated on, sharded over the processes.
         evaluator: From `Method.create_evaluator`.
         train_batches: Given to the method's hooks.
+        preprocessing: What becomes of an image, in training, evaluation and export.
         output_dir: Folder of the run; None keeps nothing.
         ema: timm's `ModelEmaV3` of the model, or None.
         seed: Training seed.
@@ -61,12 +63,14 @@ class Run:
         steps_per_epoch: Optimizer updates in an epoch.
         images_per_step: Images of the first stream in an update, over all processes.
         arch, args: Written to the checkpoint, under timm's keys.
+        about: What evaluating a checkpoint takes beyond its weights: `model_args`, `shot_counts`, `preprocessing`.
         protocol: What a checkpoint must agree on to be resumed, by name.
         epoch, step: Position: epochs finished, steps taken in the epoch that runs.
         history, best: One row of figures an epoch, and the best of them.
         tree_hashes: Hash of the code that trained, of all codes where a run was resumed by another.
         pending: Checkpoint from inside an epoch, until that epoch begins.
         stop_signal: Signal that this process received, or 0.
+        bad_images: Names of images that no process could read, and why.
     """
 
     accelerator: Accelerator
@@ -78,6 +82,7 @@ class Run:
     eval_loader: Any
     evaluator: Any
     train_batches: TrainBatches
+    preprocessing: Preprocessing
     steps_per_epoch: int
     images_per_step: int
     output_dir: Path | None = None
@@ -91,6 +96,7 @@ class Run:
     val_interval: int = 1
     arch: str = ''
     args: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
     on_epoch_end: Callable[['Run'], None] | None = None
     # where the run stands
@@ -105,6 +111,7 @@ class Run:
     method_rng: np.random.Generator | None = None
     pending: dict[str, Any] | None = None
     stop_signal: int = 0
+    bad_images: dict[str, str] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -125,6 +132,7 @@ class Run:
             'optimizer': self.optimizers[0].state_dict(),
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers[1:]],
             'args': self.args,
+            'about': self.about,
             'metric': self.best[f'eval_{self.headline}'] if self.best else None,
             'version': 2,
             'timm_longtail': __version__,
@@ -168,6 +176,13 @@ class Run:
         self.pending = state if self.step else None
         self.tree_hashes = list(dict.fromkeys([*state['tree_hashes'], *self.tree_hashes]))
         self.seconds_before = state['seconds']
+
+    def collect_bad_images(self):
+        """Gather what the loaders of all processes could not read. A collective call."""
+        loaders = [*self.loaders, self.eval_loader]
+        found = {name: reason for loader in loaders for name, reason in loader.bad_images.items()}
+        for part in gather_object([found]):
+            self.bad_images.update(part)
 
     def save(self):
         """Write `checkpoint-last.pth.tar`, keeping the one before."""

@@ -1,6 +1,9 @@
 """Long-tailed data sets, views and loaders."""
+from . import tables  # noqa: F401  registers its data sets
+from .batches import ShardedBatches
 from .datasets import create_dataset, default_imbalance_factor, list_datasets
-from .loaders import DeviceLoader, ShardedBatches, create_loader
+from .factory import Preprocessing, create_loader
+from .loaders import DeviceLoader
 from .longtail import (
     head_tail_groups,
     hold_out_indices,
@@ -13,20 +16,24 @@ from .longtail import (
 from .longtail_dataset import LongTailDataset
 from .packed import read_packed, write_packed
 from .samplers import EpochSampler, UniformSampler
-from .sources import register_dataset
+from .sources import find_dataset, register_dataset
 from .views import View, create_view, list_views, register_view
+from .worker_loader import WorkerLoader
 
 __all__ = [
     'DeviceLoader',
     'EpochSampler',
     'LongTailDataset',
+    'Preprocessing',
     'ShardedBatches',
     'UniformSampler',
     'View',
+    'WorkerLoader',
     'create_dataset',
     'create_loader',
     'create_view',
     'default_imbalance_factor',
+    'find_dataset',
     'head_tail_groups',
     'hold_out_indices',
     'image_digests',

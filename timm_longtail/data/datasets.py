@@ -1,30 +1,40 @@
-"""Data sets by name, resident in memory: one uint8 tensor of images, labels, and what a report must say about them.
+"""Data sets by name: labels, images, and what a report must say about them.
 
 N images, C classes.
 """
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..errors import UserError, unknown_name
+from .encoded import EncodedImages, decode_images, encoded_digests
 from .longtail import image_digests, long_tail_counts, long_tail_indices
 from .longtail_dataset import LongTailDataset, check_labels
 from .packed import read_packed
-from .sources import REGISTRY, Source
+from .sources import REGISTRY, Source, SourceOptions, find_dataset
 
 __all__ = ['create_dataset', 'default_imbalance_factor', 'list_datasets']
 
 SPLITS = ('train', 'test')
+LOADERS = ('auto', 'resident', 'worker')
+
+# images up to this side are kept decoded by default, where all are square and of one size
+_RESIDENT_SIDE = 96
+_IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 
 
 def list_datasets() -> list[str]:
-    """Return the names that `create_dataset` takes; a packed file is `packed:` and its path."""
-    return [*sorted(REGISTRY), 'packed:FILE.safetensors']
+    """Return the names that `create_dataset` takes; `packed:` and a name with a slash are followed by a place."""
+    return [*(f'{name}NAME' if name.endswith('/') else name for name in sorted(REGISTRY)), 'packed:FILE.safetensors']
 
 
-def default_imbalance_factor(name: str) -> float:
-    """Return the factor that a data set is cut by unless another is asked for; 1 for a set that is never cut."""
-    return REGISTRY[name][1] if name in REGISTRY else 1.
+def default_imbalance_factor(name: str) -> float | None:
+    """Return the factor that a data set is cut by unless another is asked for.
+
+    1 for a set that is never cut, None for one with natural counts.
+    """
+    return None if name.startswith('packed:') else find_dataset(name)[0].imbalance_factor
 
 
 def create_dataset(
@@ -34,61 +44,115 @@ def create_dataset(
         imbalance_factor: float | None = None,
         seed: int = 0,
         subset_order: str = 'file',
+        profile: str = 'exp',
+        loader: str = 'auto',
+        skip_bad_images: bool = False,
+        **storage: str | None,
 ) -> LongTailDataset:
     """Load one split of a data set by name.
 
-    The training split of a `*_lt` set is cut to the exponential profile; its test split is the full, balanced one.
+    The training split of a `*_lt` set is cut to a long-tailed profile, that of a set with natural counts where a factor
+    is given; the test split is never cut.
 
     Args:
         name: One of `list_datasets()`; `packed:FILE.safetensors` reads a packed file.
         split: `train` or `test`.
-        data_dir: Local copy of the set's Hub repository. None: the folder `$TIMM_LONGTAIL_DATA/<repository>` when it
-            exists, else the Hub.
-        imbalance_factor: None takes the set's default (100 for CIFAR, 20 for digits).
+        data_dir: Folder of the images, or a local copy of the set's Hub repository. None, for a set of the Hub: the
+            folder `$TIMM_LONGTAIL_DATA/<repository>` when it exists, else the Hub.
+        imbalance_factor: Largest class over smallest; None takes the set's default (100 for CIFAR, 20 for digits, the
+            natural counts for a set of your own). A class that has fewer images than its share keeps all it has.
         seed: Data seed that chooses the images; training has a seed of its own.
         subset_order: `file` applies LDAM's rule to the rows as stored; `content` sorts the images by pixel digest
             first, which gives the same subset whatever the storage order.
+        profile: Shape of the cut, `exp` or `step`.
+        loader: `resident` decodes all images into memory (one square size), `worker` leaves them encoded for the
+            workers of a loader; `auto` keeps square images of one size up to 96 pixels resident.
+        skip_bad_images: Leave unreadable images of a resident set out instead of raising.
+        **storage: What the storage calls things, see `SourceOptions`: `train_split`, `test_split`, `input_key`,
+            `target_key`.
 
     Raises:
-        UserError: An unknown name, split or order; missing files or columns; a factor below 1; a label out of range;
-            an empty class; an image that cannot be read.
+        UserError: An unknown name, split, order or profile; missing files or columns; a factor below 1; a label out of
+            range; a training class without images; an image that cannot be read.
     """
-    if split not in SPLITS:
-        raise unknown_name('split', split, SPLITS)
-    if subset_order not in ('file', 'content'):
-        raise unknown_name('subset order', subset_order, ('file', 'content'))
+    for what, value, known in (
+            ('split', split, SPLITS), ('subset order', subset_order, ('file', 'content')), ('loader', loader, LOADERS)):
+        if value not in known:
+            raise unknown_name(what, value, known)
     if name.startswith('packed:'):
-        return _open_packed(name, split, imbalance_factor)
-    if name not in REGISTRY:
-        raise unknown_name('data set', name, list_datasets())
-    load, default_factor = REGISTRY[name]
-    factor = default_factor if imbalance_factor is None else imbalance_factor
-    if default_factor == 1 and factor != 1:
-        raise UserError(f'{name} is the balanced set; name {name}_lt to cut it by a factor of {factor:g}')
-    long_tail_counts(1, 1, factor)  # refuses a bad factor before anything is read
-    source = load(split, None if data_dir is None else Path(data_dir))
+        return _open_packed(name, split, imbalance_factor, loader)
+    registered, argument = find_dataset(name)
+    factor = _factor(name, registered.imbalance_factor, imbalance_factor)
+    long_tail_counts(1, 1, 1. if factor is None else factor, profile)  # refuses bad values before anything is read
+    source = registered.load(split, SourceOptions(argument, None if data_dir is None else Path(data_dir), **storage))
     check_labels(name, source.targets, len(source.class_names))
-    rows = np.arange(len(source.targets))
-    if split == 'train' and default_factor != 1:
-        rows = _choose_rows(source, factor, seed, subset_order)
-    dataset = LongTailDataset(
-        name=name, split=split, images=source.decode(rows), targets=source.targets[rows],
-        class_names=source.class_names, mean=source.mean, std=source.std, indices=rows,
-        source_names=source.names(rows), imbalance_factor=float(factor), seed=seed, subset_order=subset_order,
-        original_order=source.original_order,
-    )
-    _check_classes(dataset)
+    cut = split == 'train' and factor not in (None, 1)
+    rows = _choose_rows(source, factor, seed, subset_order, profile) if cut else np.arange(len(source.targets))
+    dataset = _build(
+        name, split, source, rows, loader, skip_bad_images,
+        imbalance_factor=1. if factor is None else float(factor), seed=seed, subset_order=subset_order, profile=profile)
     if split == 'train':
+        _check_classes(dataset)
         dataset.shot_counts = list(dataset.class_counts)
     return dataset
 
 
-def _open_packed(name: str, split: str, imbalance_factor: float | None) -> LongTailDataset:
-    dataset = read_packed(name.removeprefix('packed:'), split)
+def _factor(name: str, default: float | None, asked: float | None) -> float | None:
+    """Return the factor to cut by; None for natural counts."""
+    if asked is None:
+        return default
+    if default == 1 and asked != 1:
+        hint = f'name {name}_lt to cut it' if f'{name}_lt' in REGISTRY else 'its counts are part of the benchmark'
+        raise UserError(f'{name} cannot be cut by a factor of {asked:g}: {hint}')
+    return asked
+
+
+def _build(name: str, split: str, source: Source, rows: np.ndarray, loader: str, skip_bad: bool, **cut):
+    """Return the data set of some rows, decoded or not."""
+    encoded, bad = None, []
+    if isinstance(source.images, torch.Tensor):
+        images, names = source.images[torch.from_numpy(rows)], [source.names[row] for row in rows]
+    else:
+        encoded = source.images.take(rows)
+        names, images = encoded.names(), None
+        if loader == 'resident' or source.published or (loader == 'auto' and _is_small(encoded)):
+            images, kept = decode_images(encoded, skip_bad)
+            bad = [names[position] for position in np.setdiff1d(np.arange(len(rows)), kept)]
+            rows, names, encoded = rows[kept], [names[position] for position in kept], None
+    constants = {'mean': source.mean, 'std': source.std} if source.mean else _measure(images)
+    return LongTailDataset(
+        name=name, split=split, images=images, encoded=encoded, targets=source.targets[rows],
+        class_names=source.class_names, indices=rows, source_names=names, original_order=source.original_order,
+        bad_images=bad, hub_id=source.hub_id, note=source.note, **constants, **cut)
+
+
+def _is_small(encoded: EncodedImages) -> bool:
+    """Whether all images are square, of one size, and small; headers are read, no pixels."""
+    first = encoded.image_size(0) if len(encoded) else None
+    if first is None or first[0] != first[1] or first[0] > _RESIDENT_SIDE:
+        return False
+    return all(encoded.image_size(position) in (first, None) for position in range(1, len(encoded)))
+
+
+def _measure(images: torch.Tensor | None) -> dict[str, tuple[float, ...]]:
+    """Return the channel constants of resident images, to four digits; ImageNet's for files."""
+    if images is None:
+        return dict(_IMAGENET)
+    # sums of bytes: exact, so that they do not depend on how they are added
+    pixels = images.shape[0] * images.shape[2] * images.shape[3]
+    histogram = [torch.bincount(channel.flatten(), minlength=256).double() for channel in images.unbind(1)]
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean = [(counts * levels).sum() / pixels for counts in histogram]
+    std = [((counts * (levels - m) ** 2).sum() / pixels).sqrt() for counts, m in zip(histogram, mean)]
+    # an image of one colour has no spread to divide by
+    return {'mean': tuple(round(float(m), 4) for m in mean), 'std': tuple(max(round(float(s), 4), 0.01) for s in std)}
+
+
+def _open_packed(name: str, split: str, imbalance_factor: float | None, loader: str) -> LongTailDataset:
+    dataset = read_packed(name.removeprefix('packed:'), split, loader)
     if imbalance_factor not in (None, dataset.imbalance_factor):
         raise UserError(f'{name} holds one subset, of factor {dataset.imbalance_factor:g}; it cannot be cut again')
     return dataset
-
 
 
 def _check_classes(dataset: LongTailDataset):
@@ -101,14 +165,15 @@ def _check_classes(dataset: LongTailDataset):
             f'class {label} ({dataset.class_names[label]}){more} has no image')
 
 
-def _choose_rows(source: Source, factor: float, seed: int, subset_order: str) -> np.ndarray:
+def _choose_rows(source: Source, factor: float, seed: int, subset_order: str, profile: str) -> np.ndarray:
     """Return the rows of a long-tailed training split, class after class."""
     num_classes = len(source.class_names)
     available = np.bincount(source.targets, minlength=num_classes)
-    counts = long_tail_counts(int(available.max(initial=1)), num_classes, factor)
+    counts = long_tail_counts(int(available.max(initial=1)), num_classes, factor, profile)
     if subset_order == 'file':
         return long_tail_indices(source.targets, counts, seed)
-    digests = image_digests(source.decode(np.arange(len(source.targets))))
+    decoded = isinstance(source.images, torch.Tensor)
+    digests = image_digests(source.images) if decoded else encoded_digests(source.images)
     # four big-endian words a digest, the first one decides: one order of all rows, whatever the storage order
     order = np.lexsort(digests.view('>u8').T[::-1])
     return order[long_tail_indices(source.targets[order], counts, seed)]

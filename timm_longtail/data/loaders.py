@@ -1,123 +1,66 @@
-"""Loaders: batches of views of a data set, the same for any number of processes.
+"""Loaders: batches of views of a data set, the same for any number of processes, workers and chunks.
 
-B batch of one process, W processes, N images, n samples of an epoch over all processes.
+B batch of one process, W processes, N images, n samples of an epoch over all processes, S side of a view.
 """
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from ..errors import UserError
 from ..rng import generator
-from .longtail_dataset import LongTailDataset
-from .samplers import EpochSampler, UniformSampler
-from .views import View, create_view
+from .batches import ShardedBatches
+from .samplers import EpochSampler
+from .views import View
 
-__all__ = ['DeviceLoader', 'ShardedBatches', 'create_loader']
+__all__ = ['Batch', 'DeviceLoader', 'Loader']
 
 Batch = tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class ShardedBatches:
-    """Cuts the positions 0..n-1 of a global epoch into batches of one process.
+class Loader:
+    """Base of the loaders: epochs, order, random numbers, normalisation.
 
-    Training: global batch b is positions `b * W * B` on, cut in W equal parts; the incomplete last one is dropped, so
-    all processes take the same number of steps. Evaluation: each process takes one contiguous part, every position
-    exactly once without padding; parts differ by at most one position.
-
-    Attributes:
-        num_samples: n.
-        batch_size: B.
-        rank: This process.
-        world_size: W.
-        training: Which of the two rules.
-    """
-    num_samples: int
-    batch_size: int
-    rank: int = 0
-    world_size: int = 1
-    training: bool = True
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise UserError(f'the batch size must be at least 1, got {self.batch_size}')
-        if not 0 <= self.rank < self.world_size:
-            raise UserError(f'rank {self.rank} is not one of {self.world_size} processes')
-        if self.training and len(self) == 0:
-            raise UserError(
-                f'no batch: an epoch has {self.num_samples} samples, fewer than the global batch of '
-                f'{self.global_batch_size} ({self.world_size} x {self.batch_size}); lower the batch size')
-
-    @property
-    def global_batch_size(self) -> int:
-        """W * B."""
-        return self.world_size * self.batch_size
-
-    @property
-    def _part(self) -> tuple[int, int]:
-        """First and last (exclusive) position of this process in evaluation."""
-        return tuple(self.num_samples * rank // self.world_size for rank in (self.rank, self.rank + 1))
-
-    def __len__(self) -> int:
-        if self.training:
-            return self.num_samples // self.global_batch_size
-        first, last = self._part
-        return -(-(last - first) // self.batch_size)
-
-    def span(self, batch: int) -> tuple[int, int]:
-        """Return the first and last (exclusive) position of a batch of this process."""
-        if self.training:
-            first = batch * self.global_batch_size + self.rank * self.batch_size
-            return first, first + self.batch_size
-        first, last = self._part
-        first += batch * self.batch_size
-        return first, min(first + self.batch_size, last)
-
-
-class DeviceLoader:
-    """Iterates over `(views, target, index)` of a data set that lies on the device as uint8.
-
-    `views` is a tuple of normalised float32 [B,3,S,S], one a view; `target` and `index` are int64 [B], `index` into the
-    data set; all on the device. Views are computed for a chunk of images at a time and normalised batch by batch. What
-    an image looks like depends on seed, epoch, stream, view and its position in the global epoch: on nothing else.
+    Iteration gives `(views, target, index)`: a tuple of normalised float32 [B,3,S,S], one a view; int64 [B] and int64
+    [B], `index` into the data set; all on the device. What an image looks like depends on seed, epoch, stream, view and
+    its position in the global epoch: on nothing else.
 
     Args:
-        images: uint8 [N,3,S,S] on the device.
-        targets: int64 [N] on the device.
+        targets: Class of each image, int64 [N].
         views: Views of each image.
         sampler: Order of an epoch; None is the order of the data set.
         batches: How positions are dealt.
         mean, std: Per-channel constants for pixels in [0, 1].
-        chunk_size: Images to compute views of at once.
+        img_size: S; what is of another size is resized, bilinear with antialiasing.
+        device: Where batches are.
         seed: Training seed of the views.
         stream: Data stream of the views.
     """
 
     def __init__(
             self,
-            images: torch.Tensor,
             targets: torch.Tensor,
             views: Sequence[View],
             sampler: EpochSampler | None,
             batches: ShardedBatches,
             mean: Sequence[float],
             std: Sequence[float],
-            chunk_size: int,
+            img_size: int,
+            device: torch.device,
             seed: int = 0,
             stream: int = 0,
     ):
-        self.images = images
-        self.targets = targets
+        self.targets = targets.to(device)
         self.views = tuple(views)
         self.sampler = sampler
         self.batches = batches
-        self.chunk_size = chunk_size
+        self.img_size = img_size
+        self.device = device
         self.seed = seed
         self.stream = stream
         self._mean, self._std = (
-            torch.tensor(values, dtype=torch.float32, device=images.device).view(1, -1, 1, 1) for values in (mean, std))
+            torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1) for values in (mean, std))
+        self.bad_images: dict[str, str] = {}
         self.set_epoch(0)
 
     @property
@@ -147,12 +90,56 @@ class DeviceLoader:
             self.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Batch]:
-        order = np.arange(self.num_samples) if self.sampler is None else self.sampler.order()
+        raise NotImplementedError
+
+    def _order(self) -> np.ndarray:
+        return np.arange(self.num_samples) if self.sampler is None else self.sampler.order()
+
+    def _uniforms(self, number: int, positions: np.ndarray) -> np.ndarray:
+        """Return the rows of the global epoch's uniforms [n,num_uniforms] at some positions.
+
+        PCG64 spends one step a number, so a generator moved ahead gives the same rows as drawing all that come before.
+        """
+        width = self.views[number].num_uniforms
+        runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
+        rows = []
+        for run in runs:
+            random = generator(self.seed, self.epoch, self.stream, f'view{number}')
+            random.bit_generator.advance(int(run[0]) * width)
+            rows.append(random.random((len(run), width)))
+        return np.concatenate(rows)
+
+    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        pixels = pixels.float()
+        if pixels.shape[-1] != self.img_size:
+            size = (self.img_size, self.img_size)
+            pixels = F.interpolate(pixels, size, mode='bilinear', antialias=True, align_corners=False)
+        return pixels.div_(255).sub_(self._mean).div_(self._std)
+
+
+class DeviceLoader(Loader):
+    """A loader over images that lie on the device as uint8.
+
+    Views are computed for a chunk of images at a time and normalised batch by batch.
+
+    Args:
+        images: uint8 [N,3,H,H].
+        chunk_size: Images to compute views of at once.
+        **kwargs: As `Loader`.
+    """
+
+    def __init__(self, images: torch.Tensor, *, chunk_size: int, **kwargs):
+        super().__init__(**kwargs)
+        self.images = images.to(self.device)
+        self.chunk_size = chunk_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = self._order()
         group = max(1, self.chunk_size // self.batches.batch_size)
         for first in range(self.start_batch, len(self), group):
             spans = [self.batches.span(batch) for batch in range(first, min(first + group, len(self)))]
             positions = np.concatenate([np.arange(*span) for span in spans])
-            index = torch.from_numpy(order[positions]).to(self.images.device)
+            index = torch.from_numpy(order[positions]).to(self.device)
             views = [self._compute(number, index, positions) for number in range(len(self.views))]
             sizes = [last - start for start, last in spans]
             for rows, *pixels in zip(index.split(sizes), *(view.split(sizes) for view in views), strict=True):
@@ -171,80 +158,3 @@ class DeviceLoader:
             )
         ]
         return torch.cat(parts)
-
-    def _uniforms(self, number: int, positions: np.ndarray) -> np.ndarray:
-        """Return the rows of the global epoch's uniforms [n,num_uniforms] at some positions.
-
-        PCG64 spends one step a number, so a generator moved ahead gives the same rows as drawing all that come before.
-        """
-        width = self.views[number].num_uniforms
-        runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
-        rows = []
-        for run in runs:
-            random = generator(self.seed, self.epoch, self.stream, f'view{number}')
-            random.bit_generator.advance(int(run[0]) * width)
-            rows.append(random.random((len(run), width)))
-        return np.concatenate(rows)
-
-    def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        return pixels.float().div_(255).sub_(self._mean).div_(self._std)
-
-
-def create_loader(
-        dataset: LongTailDataset,
-        views: Sequence[str] = ('eval',),
-        sampler: EpochSampler | None = None,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        stream: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        device: str | torch.device = 'cpu',
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        training: bool = True,
-        chunk_size: int | None = None,
-) -> DeviceLoader:
-    """Build the loader of one process over a resident data set.
-
-    Args:
-        dataset: What `create_dataset` returns.
-        views: Names of the views of each image (`list_views()`, arguments allowed).
-        sampler: Order of an epoch; gets `seed` and `stream`. None shuffles uniformly.
-        batch_size: B, of one process.
-        seed: Training seed.
-        stream: Data stream: a two-stream method has two loaders, of streams 0 and 1.
-        rank: This process.
-        world_size: Number of processes.
-        device: Where images are kept and views computed.
-        mean, std: Per-channel constants; None takes the data set's.
-        training: False gives the order of the data set, every image exactly once over all processes, the last batch
-            smaller; no sampler.
-        chunk_size: Images to compute views of at once; changes memory and speed, never a pixel.
-
-    Raises:
-        UserError: An unknown view, no complete batch, a sampler in evaluation, images that are not square.
-    """
-    _, height, width = dataset.input_size
-    if height != width:
-        raise UserError(f'{dataset.name} has images of {width}x{height} pixels; resident data must be square')
-    if not training and sampler is not None:
-        raise UserError('evaluation visits every image once in order and takes no sampler')
-    if training:
-        sampler = UniformSampler(len(dataset)) if sampler is None else sampler
-        sampler.seed, sampler.stream = seed, stream
-    device = torch.device(device)
-    return DeviceLoader(
-        images=dataset.images.to(device),
-        targets=torch.from_numpy(dataset.targets).to(device),
-        views=[create_view(name, height) for name in views],
-        sampler=sampler,
-        batches=ShardedBatches(len(sampler) if training else len(dataset), batch_size, rank, world_size, training),
-        mean=dataset.mean if mean is None else mean,
-        std=dataset.std if std is None else std,
-        # on a CPU a chunk should stay in the cache; on a GPU few launches matter more
-        chunk_size=chunk_size or (512 if device.type == 'cpu' else 8192),
-        seed=seed,
-        stream=stream,
-    )

@@ -27,7 +27,11 @@ def _exponential(class_index: int, num_classes: int, imbalance_factor: float) ->
     return imbalance_factor ** (-class_index / max(num_classes - 1, 1))
 
 
-_PROFILES = {'exp': _exponential}
+def _step(class_index: int, num_classes: int, imbalance_factor: float) -> float:
+    return 1. if class_index < num_classes / 2 else 1 / imbalance_factor
+
+
+_PROFILES = {'exp': _exponential, 'step': _step}
 
 
 def long_tail_counts(
@@ -36,13 +40,16 @@ def long_tail_counts(
         imbalance_factor: float,
         profile: str = 'exp',
 ) -> list[int]:
-    """Return how many images each class keeps: `int(max_count * imbalance_factor ** (-c / (C - 1)))`, truncated.
+    """Return how many images each class keeps, by LDAM's rules, truncated.
+
+    `exp`: `int(max_count * imbalance_factor ** (-c / (C - 1)))`. `step`: the first half of the classes (the larger half
+    of an odd number) keeps `max_count`, the others `int(max_count / imbalance_factor)`.
 
     Args:
         max_count: Images of class 0, the largest.
         num_classes: C.
         imbalance_factor: Largest count over smallest, at least 1 (1 keeps every class at `max_count`).
-        profile: Shape of the decay; `exp` is the one of the CIFAR-LT benchmarks.
+        profile: Shape of the decay, `exp` or `step`; `exp` is the one of the CIFAR-LT benchmarks.
 
     Returns:
         C counts in label order, never increasing. A factor too large for `max_count` gives zeros: the caller decides.

@@ -1,4 +1,4 @@
-"""A long-tailed data set in memory.
+"""A long-tailed data set, decoded in memory or encoded as it is stored.
 
 N images, C classes.
 """
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from .encoded import EncodedImages, encoded_digests, files_hash
 from .longtail import hold_out_indices, image_digests, subset_hash
 
 __all__ = ['LongTailDataset', 'check_labels']
@@ -17,12 +18,12 @@ __all__ = ['LongTailDataset', 'check_labels']
 
 @dataclass
 class LongTailDataset:
-    """A labelled set of images of one size, decoded.
+    """A labelled set of images: small ones of one size decoded, others as they are stored.
 
     Attributes:
         name: Name it was created by.
         split: `train` or `test`.
-        images: uint8 [N,3,H,W].
+        images: uint8 [N,3,H,W], or None for a set of files.
         targets: Class of each image, int64 [N].
         class_names: C names.
         class_counts: Images of each class in this very set [C].
@@ -35,10 +36,15 @@ class LongTailDataset:
         seed: Data seed that chose the images.
         subset_order: `file` or `content`: what the seed shuffled.
         original_order: Whether the source's rows are stored in the order of the original release.
+        profile: Shape of the cut, `exp` or `step`.
+        encoded: The N encoded images of a set of files, None where `images` is there.
+        bad_images: Names of images that could not be read and were left out.
+        hub_id: The Hub's name of the data set, where it has one.
+        note: A line that the user should read at the start, or ''.
     """
     name: str
     split: str
-    images: torch.Tensor
+    images: torch.Tensor | None
     targets: np.ndarray
     class_names: list[str]
     mean: tuple[float, ...]
@@ -50,6 +56,11 @@ class LongTailDataset:
     seed: int = 0
     subset_order: str = 'file'
     original_order: bool = True
+    profile: str = 'exp'
+    encoded: EncodedImages | None = None
+    bad_images: list[str] = field(default_factory=list)
+    hub_id: str | None = None
+    note: str = ''
     class_counts: list[int] = field(init=False)
 
     def __post_init__(self):
@@ -64,26 +75,51 @@ class LongTailDataset:
         return len(self.class_names)
 
     @property
-    def input_size(self) -> tuple[int, int, int]:
-        """(3, H, W)."""
-        return tuple(self.images.shape[1:])
+    def resident(self) -> bool:
+        """Whether the images are decoded in memory."""
+        return self.images is not None
+
+    @property
+    def input_size(self) -> tuple[int, int, int] | None:
+        """(3, H, W), or None for a set of files of any size."""
+        return tuple(self.images.shape[1:]) if self.resident else None
+
+    @property
+    def real_imbalance_factor(self) -> float:
+        """Largest class over smallest."""
+        return max(self.class_counts) / max(min(self.class_counts), 1)
+
+    def decode(self, position: int):
+        """Return one image of a set of files, a Pillow image in RGB.
+
+        Raises:
+            UserError: It cannot be read; names it.
+        """
+        return self.encoded.image(position)
 
     @cached_property
     def digests(self) -> np.ndarray:
-        """sha256 of each image's uint8 HWC pixels, uint8 [N,32]."""
-        return image_digests(self.images)
+        """sha256 of each image's uint8 HWC pixels, uint8 [N,32]; a set of files is decoded for it, image by image."""
+        return image_digests(self.images) if self.resident else encoded_digests(self.encoded)
 
     @cached_property
     def hash(self) -> str:
-        """Fingerprint of the images and labels, 12 hexadecimal digits; row order and codec do not matter."""
-        return subset_hash(self.images, self.targets)
+        """Fingerprint, 12 hexadecimal digits, whatever the order of the rows.
+
+        Of pixels and labels where the set is resident (container and codec do not matter), of names, lengths and labels
+        where it is one of files.
+        """
+        if self.resident:
+            return subset_hash(self.images, self.targets)
+        return files_hash(self.source_names, self.encoded.sizes(), self.targets)
 
     def subset(self, indices: Sequence[int]) -> 'LongTailDataset':
         """Return the set of the given positions; `indices` of the result still count rows of the source."""
         rows = np.asarray(indices, np.int64)
         return replace(
             self,
-            images=self.images[torch.from_numpy(rows)],
+            images=self.images[torch.from_numpy(rows)] if self.resident else None,
+            encoded=None if self.resident else self.encoded.take(rows),
             targets=self.targets[rows],
             indices=self.indices[rows],
             source_names=[self.source_names[row] for row in rows],

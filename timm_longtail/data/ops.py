@@ -4,6 +4,8 @@ Every function takes uint8 [n,3,H,W] and returns a new uint8 [n,3,h,w]; torchvis
 images are the reference. Sums are either integers or exact in float64, and everything else works pixel by pixel, so an
 image's result depends neither on the images beside it nor on the device. n images, S side of a square.
 """
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from einops import rearrange
@@ -20,12 +22,16 @@ __all__ = [
     'flip_where',
     'grayscale',
     'resample',
+    'resample_in_parts',
     'resize_weights',
 ]
 
 # weights are rounded to 22 binary digits: a pixel (8) weighed twice (2 x 22) fits the 53 of a float64, so the sums in
 # `resample` are exact in any order of summation
 _WEIGHT_SCALE = 2.0 ** 22
+
+# of images in double precision and their weights at any one time: 585 images of 32 pixels, 11 of 224
+_PART_BYTES = 128 * 2 ** 20
 
 
 def _column(values, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -167,10 +173,11 @@ def blur_weights(sigmas, size: int, radius: int, device=None) -> torch.Tensor:
     kernel /= kernel.sum(1, keepdims=True)
     source = np.abs(np.arange(size)[:, None] + taps)
     source = np.where(source >= size, 2 * (size - 1) - source, source)
-    weights = np.zeros((len(kernel), size, size))
+    weights = torch.zeros(len(kernel), size, size, dtype=torch.float64)
+    filled = weights.numpy()  # torch's memory: blocks of this size from NumPy stay with the process when freed
     for tap in range(len(taps)):
-        weights[:, np.arange(size), source[:, tap]] += kernel[:, tap, None]
-    return torch.from_numpy(weights).to(device)
+        filled[:, np.arange(size), source[:, tap]] += kernel[:, tap, None]
+    return weights.to(device)
 
 
 def resample(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -190,3 +197,25 @@ def resample(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) ->
     tall = rearrange(wide, 'n (c h) w -> n h (c w)', c=channels)
     pixels = rearrange(torch.bmm(rows, tall), 'n h (c w) -> n c h w', c=channels)
     return (pixels * _WEIGHT_SCALE ** -2).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def resample_in_parts(
+        images: torch.Tensor,
+        weights: Callable[[slice], tuple[torch.Tensor, torch.Tensor]],
+        out_size: int,
+) -> torch.Tensor:
+    """Do the work of `resample` for a part of the batch at a time: weights and sums are in double precision.
+
+    Args:
+        images: uint8 [n,3,H,W].
+        weights: Builds the vertical [m,h,H] and horizontal [m,w,W] weights of a part of the batch.
+        out_size: The larger of h and w.
+
+    Returns:
+        uint8 [n,3,h,w].
+    """
+    # numbers an image: six copies of three channels, five of two matrices
+    numbers = 28 * max(out_size, *images.shape[2:]) ** 2
+    step = max(1, _PART_BYTES // (8 * numbers))
+    parts = [slice(first, first + step) for first in range(0, max(1, len(images)), step)]
+    return torch.cat([resample(images[part], *weights(part)) for part in parts])

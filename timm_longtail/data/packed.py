@@ -1,8 +1,9 @@
 """One safetensors file a data set: encoded images of both splits, labels, names, digests and where it all comes from.
 
-A way to carry or publish an exact subset. Tensors of a split: `bytes` (uint8, the images end to end), `offsets` (int64
-[N+1] into them), `targets` (int64 [N]), `indices` (int64 [N], rows of the source), `digests` (uint8 [N,32], sha256 of
-the pixels) and `names` (uint8, UTF-8 lines). The rest is JSON in the file's header. Reading needs no `datasets`.
+A way to carry or publish an exact subset. Decoded images are stored as lossless WebP, files byte for byte. Tensors of a
+split: `bytes` (uint8, the images end to end), `offsets` (int64 [N+1] into them), `targets` (int64 [N]), `indices`
+(int64 [N], rows of the source), `digests` (uint8 [N,32], sha256 of the pixels) and `names` (uint8, UTF-8 lines). The
+rest is JSON in the file's header. Reading needs no `datasets`.
 """
 import io
 import json
@@ -14,13 +15,16 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from .encoded import EncodedImages, decode_images
 from .longtail_dataset import LongTailDataset
-from .sources import decode_images
 
 __all__ = ['read_packed', 'write_packed']
 
 _FORMAT = 'timm_longtail.packed/1'
-_SHARED = ('name', 'class_names', 'mean', 'std', 'imbalance_factor', 'seed', 'subset_order', 'original_order')
+_SHARED = (
+    'name', 'class_names', 'mean', 'std', 'imbalance_factor', 'seed', 'subset_order', 'original_order', 'profile',
+    'hub_id',
+)
 
 
 def _encode(image: np.ndarray) -> bytes:
@@ -32,15 +36,64 @@ def _encode(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+class PackedImages(EncodedImages):
+    """The encoded images of one split of a packed file.
+
+    Args:
+        path: The file.
+        split: `train` or `test`.
+        offsets: Where each image starts, int64 [N+1].
+        names: File name of each image.
+    """
+
+    block_size = 512
+
+    def __init__(self, path: Path, split: str, offsets: np.ndarray, names: list[str]):
+        super().__init__(f'{path}, {split}', len(names))
+        self.path = path
+        self.key = f'{split}.bytes'
+        self.offsets = offsets
+        self.stored_names = names
+
+    def describe(self, position: int) -> str:
+        row = self.rows[position]
+        return f'{self.place} row {row} ({self.stored_names[row]})'
+
+    def _read(self, rows: np.ndarray) -> list[bytes]:
+        from safetensors import safe_open
+        with safe_open(self.path, framework='numpy') as file:
+            data = file.get_slice(self.key)
+            return [data[int(self.offsets[row]):int(self.offsets[row + 1])].tobytes() for row in rows]
+
+    def _names(self, rows: np.ndarray) -> list[str]:
+        return [self.stored_names[row] for row in rows]
+
+    def _sizes(self, rows: np.ndarray) -> np.ndarray:
+        return np.diff(self.offsets)[rows]
+
+
+def _encoded(dataset: LongTailDataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return the encoded images end to end, and where each starts."""
+    if dataset.resident:
+        encoded = [_encode(image) for image in dataset.images.permute(0, 2, 3, 1).contiguous().numpy()]
+        return np.frombuffer(b''.join(encoded), np.uint8).copy(), np.cumsum([0, *map(len, encoded)])
+    offsets = np.cumsum([0, *dataset.encoded.sizes()])
+    data = np.empty(offsets[-1], np.uint8)
+    for position, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+        data[start:end] = np.frombuffer(dataset.encoded.read([position])[0], np.uint8)
+    return data, offsets
+
+
 def _split_tensors(dataset: LongTailDataset) -> dict[str, torch.Tensor]:
-    encoded = [_encode(image) for image in dataset.images.permute(0, 2, 3, 1).contiguous().numpy()]
+    digests = dataset.digests  # of files too: every image is decoded once, so none that is packed is unreadable
+    data, offsets = _encoded(dataset)
     names = '\n'.join(name.replace('\n', ' ') for name in dataset.source_names).encode()
     tensors = {
-        'bytes': np.frombuffer(b''.join(encoded), np.uint8).copy(),
-        'offsets': np.cumsum([0, *map(len, encoded)]),
+        'bytes': data,
+        'offsets': offsets,
         'targets': dataset.targets,
         'indices': dataset.indices,
-        'digests': dataset.digests,
+        'digests': digests,
         'names': np.frombuffer(names, np.uint8).copy(),
     }
     return {f'{dataset.split}.{key}': torch.from_numpy(value) for key, value in tensors.items()}
@@ -71,7 +124,8 @@ def write_packed(
         raise UserError('a packed file holds a train and a test split of the same classes')
     path = Path(path)
     header = {key: getattr(train, key) for key in _SHARED}
-    header |= {'shot_counts': train.shot_counts, 'hash': {'train': train.hash, 'test': test.hash}}
+    header |= {'resident': train.resident, 'shot_counts': train.shot_counts}
+    header |= {'hash': {'train': train.hash, 'test': test.hash}}
     metadata = {'format': _FORMAT, 'data': json.dumps(header), 'provenance': json.dumps(provenance)}
     temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
@@ -87,7 +141,7 @@ def _read_tensors(path: Path, split: str) -> tuple[dict[str, np.ndarray], dict]:
     from safetensors import SafetensorError, safe_open
     if not path.is_file():
         raise UserError(f'no packed data set at {path}')
-    keys = ('bytes', 'offsets', 'targets', 'indices', 'digests', 'names')
+    keys = ('offsets', 'targets', 'indices', 'digests', 'names')
     try:
         with safe_open(path, framework='numpy') as file:
             metadata = file.metadata() or {}
@@ -100,30 +154,31 @@ def _read_tensors(path: Path, split: str) -> tuple[dict[str, np.ndarray], dict]:
         raise UserError(f'{path} is not a packed data set, or is damaged: {error}') from error
 
 
-def read_packed(path: str | Path, split: str) -> LongTailDataset:
-    """Read one split of a packed file; every image is decoded and checked against its digest.
+def read_packed(path: str | Path, split: str, loader: str = 'auto') -> LongTailDataset:
+    """Read one split of a packed file; decoded images are checked against their digests.
 
     Args:
         path: File that `write_packed` wrote.
         split: `train` or `test`.
+        loader: `resident` or `worker`, see `create_dataset`; `auto` is what the set was packed from.
 
     Raises:
         UserError: No file, not a packed file, or an image that cannot be read or differs from its digest.
     """
     path = Path(path)
     tensors, header = _read_tensors(path, split)
-    data, offsets = tensors['bytes'].tobytes(), tensors['offsets'].tolist()
     names = tensors['names'].tobytes().decode().split('\n')
-    images = decode_images(
-        (data[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True)),
-        [f'{path}, {split} row {row} ({name})' for row, name in enumerate(names)],
-    )
+    encoded, images = PackedImages(path, split, tensors['offsets'], names), None
+    if loader == 'resident' or (loader == 'auto' and header.get('resident', True)):
+        images, _ = decode_images(encoded)
     dataset = LongTailDataset(
-        split=split, images=images, targets=tensors['targets'], indices=tensors['indices'], source_names=names,
+        split=split, images=images, encoded=encoded if images is None else None,
+        targets=tensors['targets'], indices=tensors['indices'], source_names=names,
         shot_counts=header.pop('shot_counts') if split == 'train' else None,
         **{key: tuple(value) if key in ('mean', 'std') else value for key, value in header.items() if key in _SHARED},
     )
-    damaged = np.flatnonzero((dataset.digests != tensors['digests']).any(1))
-    if len(damaged):
-        raise UserError(f'{path}, {split} row {damaged[0]} ({names[damaged[0]]}) differs from its digest')
+    if dataset.resident:
+        damaged = np.flatnonzero((dataset.digests != tensors['digests']).any(1))
+        if len(damaged):
+            raise UserError(f'{path}, {split} row {damaged[0]} ({names[damaged[0]]}) differs from its digest')
     return dataset

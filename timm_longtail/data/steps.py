@@ -1,17 +1,32 @@
 """Steps of a view: each maps uniform numbers to parameters of every image, and applies them to a batch.
 
 `sample` is NumPy on the CPU; `apply` is torch on the images' device, uint8 [n,3,S,S] to the same, and leaves its input
-as it was. The number of uniforms never depends on their values. n images, S side of the square image.
+as it was. A step of geometry also has `place`, for one image file of any size. The number of uniforms never depends on
+their values. n images, S side of the square image.
 """
+import math
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
+from torchvision.transforms import functional as F
 
 from ..errors import UserError
 from . import ops
 
-__all__ = ['ColorJitter', 'Cutout', 'Flip', 'GaussianBlur', 'Grayscale', 'PadCrop', 'ResizedCrop', 'Step']
+__all__ = [
+    'CentreCrop',
+    'ColorJitter',
+    'Cutout',
+    'Flip',
+    'GaussianBlur',
+    'GeometryStep',
+    'Grayscale',
+    'PadCrop',
+    'ResizedCrop',
+    'Step',
+]
 
 
 class Step(Protocol):
@@ -25,12 +40,35 @@ class Step(Protocol):
         """Return new images of uint8 [n,3,S,S]; the input is not changed."""
 
 
+class GeometryStep(Step, Protocol):
+    """A step that moves pixels. The first one of a view brings an image file to S x S, later ones keep that size.
+
+    A step without `sample` and `apply` says `files_only = True`.
+    """
+
+    def place(self, image: Image.Image, uniforms: np.ndarray) -> Image.Image:
+        """Return one RGB image as uniforms [num_uniforms] say; the input is not changed."""
+
+
+def _resize_shorter_side(image: Image.Image, size: int, crop_pct: float = 7 / 8) -> Image.Image:
+    """Resize so that a crop of `size` pixels is `crop_pct` of the shorter side, rounded down as timm does."""
+    return F.resize(image, math.floor(size / crop_pct))
+
+
 class PadCrop:
-    """Pad with zeros on all sides and cut the original size out at a uniform offset."""
+    """Pad with zeros on all sides and cut the original size out at a uniform offset.
+
+    An image file is not padded: its shorter side is resized to 8/7 S (256 for 224) and the crop's offset is uniform.
+
+    Args:
+        padding: Pixels on each side of resident images.
+        size: S, of the crop from an image file.
+    """
     num_uniforms = 2
 
-    def __init__(self, padding: int = 4):
+    def __init__(self, padding: int = 4, size: int = 32):
         self.padding = padding
+        self.size = size
 
     def sample(self, uniforms: np.ndarray) -> dict[str, np.ndarray]:
         top, left = (uniforms * (2 * self.padding + 1)).astype(np.int64).T
@@ -38,6 +76,38 @@ class PadCrop:
 
     def apply(self, images: torch.Tensor, params: dict[str, np.ndarray]) -> torch.Tensor:
         return ops.crop_windows(images, params['top'], params['left'], self.padding)
+
+    def place(self, image: Image.Image, uniforms: np.ndarray) -> Image.Image:
+        image = _resize_shorter_side(image, self.size)
+        top, left = (int(u * (side - self.size + 1)) for u, side in zip(uniforms, image.size[::-1], strict=True))
+        return image.crop((left, top, left + self.size, top + self.size))
+
+
+class CentreCrop:
+    """Resize the shorter side of an image file and cut out the centre: the evaluation transform of timm, bilinear.
+
+    Resident images have their final size and stay as they are.
+
+    Args:
+        size: S.
+        crop_pct: S over the shorter side of the resized image: 0.875 is 256 pixels for 224.
+    """
+    num_uniforms = 0
+
+    def __init__(self, size: int, crop_pct: float = 0.875):
+        if not 0 < crop_pct <= 1:
+            raise UserError(f'crop_pct lies in (0, 1], got {crop_pct}')
+        self.size = size
+        self.crop_pct = crop_pct
+
+    def sample(self, uniforms: np.ndarray) -> None:
+        return None
+
+    def apply(self, images: torch.Tensor, params: None) -> torch.Tensor:
+        return images
+
+    def place(self, image: Image.Image, uniforms: np.ndarray) -> Image.Image:
+        return F.center_crop(_resize_shorter_side(image, self.size, self.crop_pct), self.size)
 
 
 class Flip:
@@ -53,12 +123,15 @@ class Flip:
     def apply(self, images: torch.Tensor, params: np.ndarray) -> torch.Tensor:
         return ops.flip_where(images, params)
 
+    def place(self, image: Image.Image, uniforms: np.ndarray) -> Image.Image:
+        return F.hflip(image) if self.sample(uniforms[None])[0] else image
+
 
 class ResizedCrop:
     """Cut a box of random area and aspect ratio and resize it to S x S, bilinear with antialiasing.
 
-    As torchvision: ten tries of (area, ratio), the first box that fits; else the largest central box, which is all of
-    a square image. All ten are always drawn, so that the count of uniforms is fixed.
+    As torchvision: ten tries of (area, ratio), the first box that fits; else the largest central box whose ratio is in
+    the range, which is all of a square image. All ten are always drawn, so that the count of uniforms is fixed.
 
     Args:
         size: S.
@@ -73,25 +146,41 @@ class ResizedCrop:
             raise UserError(f'the area of a crop lies in (0, 1], got {scale[0]} to {scale[1]}')
         self.size = size
         self.scale = scale
+        self.ratio = ratio
         self.log_ratio = np.log(ratio)
 
     def sample(self, uniforms: np.ndarray) -> dict[str, np.ndarray]:
+        return self.boxes(uniforms, self.size, self.size)
+
+    def boxes(self, uniforms: np.ndarray, height: int, width: int) -> dict[str, np.ndarray]:
+        """Map uniforms [n,num_uniforms] to boxes in images of one size, `top`, `left`, `height`, `width` [n] each."""
         area, ratio = uniforms[:, :self.tries], uniforms[:, self.tries:2 * self.tries]
-        area = self.size ** 2 * (self.scale[0] + (self.scale[1] - self.scale[0]) * area)
+        area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * area)
         ratio = np.exp(self.log_ratio[0] + (self.log_ratio[1] - self.log_ratio[0]) * ratio)
-        width, height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
-        fits = (width > 0) & (width <= self.size) & (height > 0) & (height <= self.size)
-        first = np.arange(len(fits)), fits.argmax(1)
-        width, height = (
-            np.where(fits.any(1), length[first], self.size).astype(np.int64) for length in (width, height))
-        top = (uniforms[:, -2] * (self.size - height + 1)).astype(np.int64)
-        left = (uniforms[:, -1] * (self.size - width + 1)).astype(np.int64)
-        return {'top': top, 'left': left, 'height': height, 'width': width}
+        widths, heights = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+        fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+        some, first = fits.any(1), (np.arange(len(fits)), fits.argmax(1))
+        narrow = min(height, round(width / self.ratio[0])), min(width, round(height * self.ratio[1]))
+        heights, widths = (
+            np.where(some, lengths[first], central).astype(np.int64)
+            for lengths, central in zip((heights, widths), narrow, strict=True))
+        top, left = (
+            np.where(some, (uniforms[:, column] * (side - lengths + 1)).astype(np.int64), (side - lengths) // 2)
+            for column, side, lengths in ((-2, height, heights), (-1, width, widths)))
+        return {'top': top, 'left': left, 'height': heights, 'width': widths}
 
     def apply(self, images: torch.Tensor, params: dict[str, np.ndarray]) -> torch.Tensor:
-        rows = ops.resize_weights(params['top'], params['height'], images.shape[2], self.size, images.device)
-        columns = ops.resize_weights(params['left'], params['width'], images.shape[3], self.size, images.device)
-        return ops.resample(images, rows, columns)
+        def weights(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            box = {key: values[part] for key, values in params.items()}
+            rows = ops.resize_weights(box['top'], box['height'], images.shape[2], self.size, images.device)
+            columns = ops.resize_weights(box['left'], box['width'], images.shape[3], self.size, images.device)
+            return rows, columns
+        return ops.resample_in_parts(images, weights, self.size)
+
+    def place(self, image: Image.Image, uniforms: np.ndarray) -> Image.Image:
+        top, left, height, width = (int(v[0]) for v in self.boxes(uniforms[None], image.height, image.width).values())
+        # cropped first: with `resize(box=)` the filter would reach beyond the box
+        return image.crop((left, top, left + width, top + height)).resize([self.size] * 2, Image.Resampling.BILINEAR)
 
 
 class ColorJitter:
@@ -152,7 +241,12 @@ class Grayscale:
 
 
 class GaussianBlur:
-    """Blur with a standard deviation uniform in `sigma`, in pixels; taps reach three times the largest."""
+    """Blur with a standard deviation uniform in `sigma`, in pixels; taps reach three times the largest.
+
+    A Gaussian with the border mirrored, as torchvision's. PIL's `GaussianBlur(radius)`, which code bases for ImageNet
+    use, takes the same number as its standard deviation, but sums three box filters and repeats the border. The range
+    is the same for any size: 0.1 to 2 is meant for 224 pixels (SimCLR, MoCo v2).
+    """
     num_uniforms = 2
 
     def __init__(self, size: int, sigma: tuple[float, float] = (0.1, 2.), p: float = 0.5):
@@ -165,10 +259,11 @@ class GaussianBlur:
         return {'rows': rows, 'sigma': self.sigma[0] + (self.sigma[1] - self.sigma[0]) * uniforms[rows, 1]}
 
     def apply(self, images: torch.Tensor, params: dict[str, np.ndarray]) -> torch.Tensor:
+        def weights(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+            return tuple(
+                ops.blur_weights(params['sigma'][part], size, self.radius, images.device) for size in images.shape[2:])
         images, rows = images.clone(), torch.from_numpy(params['rows']).to(images.device)
-        vertical, horizontal = (
-            ops.blur_weights(params['sigma'], size, self.radius, images.device) for size in images.shape[2:])
-        images[rows] = ops.resample(images[rows], vertical, horizontal)
+        images[rows] = ops.resample_in_parts(images[rows], weights, images.shape[-1])
         return images
 
 

@@ -1,0 +1,83 @@
+"""Optimizers and learning-rate schedules: timm's."""
+from argparse import Namespace
+from typing import Any
+
+from timm.models import group_parameters
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+
+from .errors import UserError
+from .methods import Method
+
+__all__ = ['create_optimizers']
+
+
+def create_optimizers(args: Namespace, method: Method, steps_per_epoch: int) -> tuple[list, list]:
+    """Return timm's optimizers and schedules, one of each a phase of the method.
+
+    Args:
+        args: Options of `train.py`.
+        method: The method, which groups its parameters.
+        steps_per_epoch: Updates in an epoch.
+
+    Raises:
+        UserError: Unknown names, or options that the optimizer or the schedule refuses.
+    """
+    optimizers = []
+    for phase in method.phases:
+        try:
+            optimizers.append(create_optimizer_v2(
+                _decay_layers(args, method, method.param_groups(phase)),
+                opt=args.opt, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay,
+            ))
+        except (ValueError, AssertionError) as e:
+            raise UserError(f'--opt {args.opt}: {e}') from e
+    return optimizers, [_create_scheduler(args, optimizer, steps_per_epoch) for optimizer in optimizers]
+
+
+def _decay_layers(args: Namespace, method: Method, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Split groups by layer of the backbone, the highest first; timm's schedules multiply by `lr_scale`.
+
+    Layers are those of the model's `group_matcher`. Branches, the classifier and what the method adds keep the whole
+    rate.
+    """
+    if args.layer_decay is None:
+        return groups
+    if not hasattr(method.model, 'group_matcher'):
+        raise UserError(f'--layer-decay: {type(method.model).__name__} does not say what its layers are')
+    layer_of = group_parameters(method.model, method.model.group_matcher(coarse=False), reverse=True)
+    top = max(layer_of.values())
+    layers = {id(p): layer_of[name] for name, p in method.model.named_parameters()}
+    split = []
+    for group in groups:
+        members: dict[int, list] = {}
+        for parameter in group['params']:
+            members.setdefault(layers.get(id(parameter), top), []).append(parameter)
+        for layer in sorted(members, reverse=True):
+            split.append({**group, 'params': members[layer], 'lr_scale': args.layer_decay ** (top - layer)})
+    return split
+
+
+def _create_scheduler(args: Namespace, optimizer, steps_per_epoch: int):
+    if args.sched == 'plateau':
+        raise UserError('--sched plateau depends on what was measured before; take cosine, multistep, step, poly, …')
+    milestones = args.decay_milestones
+    if args.sched_on_updates:  # timm's milestone takes effect one unit early, and the unit is the update here
+        milestones = [m - 1 + 1 / max(1, steps_per_epoch) for m in milestones]
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer,
+            sched=args.sched,
+            num_epochs=args.epochs,
+            decay_epochs=args.decay_epochs,
+            decay_milestones=milestones,
+            decay_rate=args.decay_rate,
+            min_lr=args.min_lr,
+            warmup_epochs=args.warmup_epochs,
+            warmup_lr=args.warmup_lr,
+            step_on_epochs=not args.sched_on_updates,
+            updates_per_epoch=max(1, steps_per_epoch),
+        )
+    except (ValueError, AssertionError) as e:
+        raise UserError(f'--sched {args.sched}: {e}') from e
+    return scheduler

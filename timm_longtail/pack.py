@@ -1,0 +1,55 @@
+"""`python -m timm_longtail pack`: both splits of a data set in one safetensors file."""
+import argparse
+import time
+from pathlib import Path
+
+from . import results
+from .cli import add_data_options, check_names, dataset_options
+from .data import create_dataset, write_packed
+from .data.longtail import shot_groups
+from .errors import UserError
+from .evaluate import GROUPS
+
+__all__ = ['main']
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        'python -m timm_longtail pack', description='Write both splits of a data set into one file.',
+        allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_data_options(parser)
+    parser.add_argument('--packed', '-o', required=True, help='file to write: NAME.safetensors')
+    parser.add_argument('--license', default='', help='licence of the images, kept in the file')
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None):
+    """Run the command.
+
+    Args:
+        argv: Its arguments; None takes the command line.
+
+    Raises:
+        UserError: A bad data set, or a file that is there already.
+    """
+    args = parse_args(argv)
+    path = Path(args.packed)
+    check_names('resnet18', args.dataset)
+    if path.suffix != '.safetensors':
+        raise UserError(f'--packed {path}: name a file that ends in .safetensors')
+    if path.exists():
+        raise UserError(f'--packed {path} is there already; move it away or name another')
+    if not path.parent.is_dir():
+        raise UserError(f'--packed {path}: no folder {path.parent}')
+    start = time.perf_counter()
+    train, test = (create_dataset(args.dataset, split, **dataset_options(args)) for split in ('train', 'test'))
+    write_packed(path, train, test, {
+        'dataset': args.dataset, 'hub_id': train.hub_id, 'license': args.license,
+        'command': results.command_line(1), 'note': train.note})
+    groups = shot_groups(train.class_counts)
+    print(f'{path}: {path.stat().st_size / 1e6:.1f} MB in {time.perf_counter() - start:.1f} s')
+    print(f'train: {len(train)} images, {train.num_classes} classes of {max(train.class_counts)} to '
+          f'{min(train.class_counts)}, ' + ', '.join(f'{len(groups[name])} {name}' for name in GROUPS)
+          + f', subset {train.hash}')
+    print(f'test: {len(test)} images, subset {test.hash}')
+    print(f'use it: --dataset packed:{path}')
