@@ -13,6 +13,7 @@ from PIL import Image
 
 from timm_longtail.__main__ import COMMANDS, main, usage
 from timm_longtail.errors import UserError
+from timm_longtail.results import command_line
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = 'python -m timm_longtail'
@@ -104,7 +105,7 @@ def test_a_command_gets_its_arguments_and_its_errors_are_one_line(name, capsys, 
     module, seen = ModuleType(name), []
 
     def command(argv):
-        seen.append((argv, list(sys.argv)))
+        seen.append((argv, list(sys.argv), command_line(1)))
         raise UserError('no such thing')
 
     module.main = command
@@ -112,7 +113,7 @@ def test_a_command_gets_its_arguments_and_its_errors_are_one_line(name, capsys, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_text('raise SystemExit(5)')  # a file of that name does not hide the command
     assert run(capsys, monkeypatch, name, 'a', '-b') == (2, '', f'{PROGRAM} {name}: error: no such thing\n')
-    assert seen == [(['a', '-b'], [f'{PROGRAM} {name}', 'a', '-b'])]
+    assert seen == [(['a', '-b'], [f'{PROGRAM} {name}', 'a', '-b'], f'{PROGRAM} {name} a -b')]
 
 
 @pytest.mark.parametrize('name', COMMANDS)
