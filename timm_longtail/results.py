@@ -76,7 +76,9 @@ def require_clean_tree(recipe: str | None = None):
 def command_line(num_processes: int) -> str:
     """Return the command of this process as it can be typed again; the data folder becomes $TIMM_LONGTAIL_DATA."""
     several = ['./distributed_train.sh', str(num_processes)]
-    script = several if num_processes > 1 else ['python', Path(sys.argv[0]).name]
+    name = Path(sys.argv[0]).name
+    single = name.split() if name.startswith('python -m ') else ['python', name]  # a command of `__main__`, a script
+    script = several if num_processes > 1 else single
     line = shlex.join([*script, *sys.argv[1:]])
     folder = os.environ.get('TIMM_LONGTAIL_DATA')
     return line.replace(folder, '$TIMM_LONGTAIL_DATA') if folder else line

@@ -34,8 +34,8 @@ class BCL(Method):
         contrastive_weight: Weight of the contrastive loss, mu.
         temperature: Temperature of the contrastive loss.
         tau: Strength of the logit adjustment.
-        hidden_features: Hidden width of both MLPs, where they are added here.
-        out_features: Width E of the embeddings, likewise.
+        hidden_features: Hidden width of both MLPs, where they are added here; None is the model's own, else 512.
+        out_features: Width E of the embeddings, likewise; else 128.
         views: View of the classifier, then the two views of the contrast.
     """
 
@@ -50,8 +50,8 @@ class BCL(Method):
             contrastive_weight: float = 0.6,
             temperature: float = 0.1,
             tau: float = 1.0,
-            hidden_features: int = 512,
-            out_features: int = 128,
+            hidden_features: int | None = None,
+            out_features: int | None = None,
             views: tuple[str, str, str] = ('autoaugment', 'sim', 'sim'),
     ):
         if not hasattr(model, 'branches'):

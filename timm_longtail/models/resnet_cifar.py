@@ -11,12 +11,11 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import create_classifier, get_device_dtype
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices  # not exported by timm, its own model files import it so
 from timm.models.resnet import BasicBlock
 
-from ..layers import CosineLinear
+from ._cosine_head import CosineHead
 
 __all__ = ['ResNetCifar', 'cifar_cfg']
 
@@ -51,7 +50,7 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight)
 
 
-class ResNetCifar(nn.Module):
+class ResNetCifar(CosineHead, nn.Module):
     """ResNet for small images, [B, in_chans, H, W] -> [B, num_classes], with all of timm's model API."""
 
     def __init__(
@@ -104,12 +103,7 @@ class ResNetCifar(nn.Module):
 
     @torch.jit.ignore
     def _set_head(self, num_classes: int, global_pool: str, **dd) -> None:
-        cosine = self.cosine_scale is not None and num_classes > 0
-        self.global_pool, self.fc = create_classifier(
-            self.num_features, 0 if cosine else num_classes, pool_type=global_pool, **dd)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        if cosine:
-            self.fc = CosineLinear(self.head_hidden_size, num_classes, self.cosine_scale, **dd)
+        super()._set_head(num_classes, global_pool, **dd)
         self.fc.apply(_init_weights)
 
     @torch.jit.ignore
@@ -131,20 +125,6 @@ class ResNetCifar(nn.Module):
     def get_classifier(self) -> nn.Module:
         """Return the classifier, whose weight is [C, D]; `nn.Identity` when there are no classes."""
         return self.fc
-
-    @torch.jit.ignore
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by a fresh one of the same kind.
-
-        Args:
-            num_classes: Number of classes, 0 for no classifier.
-            global_pool: Pooling; None keeps the present one, '' is none.
-        """
-        self.num_classes = num_classes
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        self._set_head(num_classes, pool_type, **get_device_dtype(self))
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
 
     def forward_intermediates(
             self,

@@ -20,7 +20,7 @@ from ..errors import UserError, unknown_name
 from ..layers import CosineLinear, projection_mlp
 from .resnet_cifar import ResNetCifar, cifar_cfg
 
-__all__ = ['TwoBranchResNetCifar', 'attach_branches', 'deployed_state_dict']
+__all__ = ['TwoBranch', 'TwoBranchResNetCifar', 'attach_branches', 'deployed_state_dict']
 
 _PREFIX = 'branches.'
 
@@ -66,8 +66,9 @@ def attach_branches(
         model: A timm model with one `nn.Linear` or `CosineLinear` as its classifier.
         kind_or_modules: 'bcl' for the MLPs `projector` and `prototype`, both from D = `model.head_hidden_size`; or
             modules by name, also for a model without classes.
-        **kwargs: Sizes of the kind. 'bcl': `hidden_features` (512) and `out_features` (128), the values for CIFAR; the
-            paper takes 2048 and 1024 for ImageNet-LT and iNaturalist.
+        **kwargs: Sizes of the kind. 'bcl': `hidden_features` and `out_features`. A size that is left out or None is
+            the one that `model.branch_sizes` gives for the kind (`bcl_resnet50`: 2048 and 1024, the paper's for
+            ImageNet-LT and iNaturalist), else 512 and 128, the values for CIFAR.
 
     Returns:
         The same model.
@@ -91,7 +92,9 @@ def attach_branches(
     _check_classifier(model, needs_classes=is_kind)
     dd = get_device_dtype(model)
     if is_kind:
-        modules = _KINDS[kind_or_modules](model, **kwargs, **dd)
+        sizes = getattr(model, 'branch_sizes', {}).get(kind_or_modules, {})
+        given = {name: size for name, size in kwargs.items() if size is not None}
+        modules = _KINDS[kind_or_modules](model, **{**sizes, **given}, **dd)
     elif kwargs:
         raise TypeError(f'sizes ({", ".join(kwargs)}) are for a kind of branches, not for modules')
     else:
@@ -105,20 +108,23 @@ def deployed_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_PREFIX)}
 
 
-class TwoBranchResNetCifar(ResNetCifar):
-    """`ResNetCifar` with a cosine classifier and, on request, the branches of a method.
+class TwoBranch:
+    """Mixin over a model with `cosine_scale`: a cosine classifier by default and, on request, the branches of a method.
 
     The default build has no parameter that a plain forward leaves without a gradient.
     """
 
+    branch_sizes = {}
+    """Sizes of a kind of branches where they are not those for CIFAR: what `attach_branches` takes unless told."""
+
     def __init__(self, *args, kind: str = 'bcl', branches: bool = False, cosine_scale: float | None = 30., **kwargs):
         """
         Args:
-            *args: As `ResNetCifar`.
+            *args: As the model.
             kind: Kind of branches, which also names the method that `train.py` takes by default.
             branches: Add the branches; a model without classes never has any.
             cosine_scale: Scale of the `CosineLinear` classifier, BCL's 30; None is an `nn.Linear`.
-            **kwargs: As `ResNetCifar`.
+            **kwargs: As the model.
         """
         super().__init__(*args, cosine_scale=cosine_scale, **kwargs)
         self.default_method = kind
@@ -127,7 +133,7 @@ class TwoBranchResNetCifar(ResNetCifar):
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier as `ResNetCifar` does; branches that lost their classes or their width are removed.
+        """Replace the classifier as the model does; branches that lost their classes or their width are removed.
 
         Args:
             num_classes: Number of classes, 0 for no classifier.
@@ -137,6 +143,10 @@ class TwoBranchResNetCifar(ResNetCifar):
         super().reset_classifier(num_classes, global_pool)
         if hasattr(self, 'branches') and (num_classes == 0 or self.head_hidden_size != width):
             del self.branches
+
+
+class TwoBranchResNetCifar(TwoBranch, ResNetCifar):
+    """`ResNetCifar` with a cosine classifier and, on request, the branches of a method."""
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
