@@ -10,7 +10,7 @@ from torch import nn
 
 from . import results
 from .build import plain
-from .checkpoint import BEST, read_checkpoint
+from .checkpoint import BEST, read_checkpoint, writing
 from .data import create_loader
 from .data.longtail import shot_groups
 from .engine import evaluate
@@ -78,7 +78,8 @@ def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -
 
 def write_start(args: Namespace, folder: Path, train_set):
     """Write what is known before training: `args.yaml` and `class_counts.json`."""
-    (folder / 'args.yaml').write_text(yaml.safe_dump(plain(args), sort_keys=True))
+    with writing(folder / 'args.yaml'):
+        (folder / 'args.yaml').write_text(yaml.safe_dump(plain(args), sort_keys=True))
     results.write_json(folder / 'class_counts.json', {
         'class_names': list(train_set.class_names),
         'class_counts': list(train_set.class_counts),
@@ -90,7 +91,8 @@ def write_start(args: Namespace, folder: Path, train_set):
 def write_summary(run: Run):
     """Write `summary.csv`, one row an epoch, from the run's history: rows past a resumed checkpoint vanish."""
     names = list(dict.fromkeys(name for row in run.history for name in row))
-    with open(run.output_dir / 'summary.csv', 'w', newline='') as f:
+    path = run.output_dir / 'summary.csv'
+    with writing(path), open(path, 'w', newline='') as f:
         writer = csv.DictWriter(f, names)
         writer.writeheader()
         writer.writerows(run.history)
@@ -133,12 +135,13 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
     results.write_json(run.output_dir / 'metrics.json', row)
     if 'class_correct' in last:
         _write_per_class(run.output_dir / 'per_class.csv', train_set, last)
-    export_model(
-        run.eval_model, run.output_dir / 'export',
-        provenance={**_provenance(row), 'metrics': last},
-        mean=args.mean or train_set.mean, std=args.std or train_set.std, input_size=train_set.input_size,
-        class_names=list(train_set.class_names),
-    )
+    with writing(run.output_dir / 'export'):
+        export_model(
+            run.eval_model, run.output_dir / 'export',
+            provenance={**_provenance(row), 'metrics': last},
+            mean=args.mean or train_set.mean, std=args.std or train_set.std, input_size=train_set.input_size,
+            class_names=list(train_set.class_names),
+        )
     if args.results:
         results.write_json(results_path(args, train_set), row)
     rows = {'last epoch': last, f'best epoch ({best["epoch"] + 1}, by {best["selected_by"]})': best}
@@ -183,7 +186,7 @@ def _provenance(row: dict[str, Any]) -> dict[str, Any]:
 def _write_per_class(path: Path, train_set, metrics: dict[str, Any]):
     groups = shot_groups(train_set.shot_counts)
     group_of = {int(c): name for name, classes in groups.items() for c in classes}
-    with open(path, 'w', newline='') as f:
+    with writing(path), open(path, 'w', newline='') as f:
         writer = csv.writer(f)
         writer.writerow(['class', 'name', 'train_images', 'group', 'correct', 'total', 'accuracy'])
         columns = train_set.class_names, train_set.class_counts, metrics['class_correct'], metrics['class_total']
