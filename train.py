@@ -11,7 +11,7 @@ from timm_longtail.cli import parse_train_args
 from timm_longtail.engine import fit
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
-from timm_longtail.machine import create_accelerator
+from timm_longtail.machine import check_agreement, create_accelerator, wait_for_main
 from timm_longtail.outputs import data_tag, finish, results_path, start_lines, write_start, write_summary
 
 
@@ -21,8 +21,9 @@ def main(argv: list[str] | None = None):
     if args.results:
         results.require_clean_tree(recipe)
     code = results.code_state(recipe)  # now: files may change while the run trains
-    accelerator = create_accelerator(args.mixed_precision)
+    accelerator = create_accelerator(args.mixed_precision, args.dist_timeout)
     train_set, eval_set, test_set = create_datasets(args)
+    check_agreement(accelerator, args, train_set, test_set, code)
     if args.results:
         results_path(args, train_set)  # refused before hours of training
     run = build_run(args, accelerator, train_set, eval_set)
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None):
     fit(run, args.epochs)
     if accelerator.is_main_process:
         finish(args, run, train_set, test_set, code)
-    accelerator.wait_for_everyone()
+    wait_for_main(accelerator)
     accelerator.end_training()
 
 

@@ -281,7 +281,7 @@ def test_writing_json_leaves_a_whole_file(tmp_path, monkeypatch):
     path = tmp_path / 'new' / 'row.json'
     results.write_json(path, {'a': 1})
     monkeypatch.setattr(results.os, 'replace', lambda *args: (_ for _ in ()).throw(OSError('no space')))
-    with pytest.raises(OSError, match='no space'):
+    with pytest.raises(UserError, match='cannot write .*row.json: no space'):
         results.write_json(path, {'a': 2})
     assert json.loads(path.read_text()) == {'a': 1}
 

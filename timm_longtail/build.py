@@ -15,6 +15,7 @@ from .checkpoint import find_checkpoint, read_checkpoint
 from .cli import dataset_options
 from .data import Preprocessing, create_dataset, create_loader
 from .errors import UserError
+from .folder import create_folder, hold_folder
 from .methods import create_method
 from .optim import create_optimizers
 from .run import Run, TrainBatches
@@ -173,29 +174,34 @@ def enter_output_folder(args: Namespace, run: Run, name: str) -> Path | None:
     Returns:
         The checkpoint that was taken up, or None for a fresh run.
     """
-    folder, checkpoint = None, None
-    if run.accelerator.is_main_process:
-        folder, checkpoint = _output_folder(args, name)
-    folder, checkpoint = broadcast_object_list([folder, checkpoint])
-    run.output_dir = folder
+    found = None, None, None
+    if run.accelerator.is_main_process:  # other hosts need not see the folder
+        found = _hold_output_folder(args, name)
+    run.output_dir, checkpoint, state = broadcast_object_list(list(found))
     if checkpoint is not None:
-        found = find_checkpoint(checkpoint) if checkpoint.is_dir() else (checkpoint, read_checkpoint(checkpoint))
-        if found is None:
-            raise UserError(f'--resume {checkpoint}: no checkpoint in this folder')
-        checkpoint, state = found
         run.load_state_dict(state, str(checkpoint))
-    if run.accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
     return checkpoint
+
+
+def _hold_output_folder(args: Namespace, name: str) -> tuple[Path, Path | None, dict | None]:
+    """Return the folder, which is there and held from now on, and the checkpoint to resume with its content."""
+    folder, checkpoint = _output_folder(args, name)
+    hold_folder(folder)
+    if checkpoint is None:
+        return folder, None, None
+    found = find_checkpoint(checkpoint) if checkpoint.is_dir() else (checkpoint, read_checkpoint(checkpoint))
+    if found is None:
+        raise UserError(f'--resume {checkpoint}: no checkpoint in this folder')
+    return folder, *found
 
 
 def _output_folder(args: Namespace, name: str) -> tuple[Path, Path | None]:
     """Return the folder to write and the checkpoint, or the folder of one, to resume."""
     base = Path(args.output) / (args.experiment or name)
-    taken = [base] if base.exists() else []
-    while (following := base.with_name(f'{base.name}-{len(taken) + 1}')).exists() and taken:
-        taken.append(following)
     if args.resume == 'auto':
+        taken = [base] if base.exists() else []
+        while (following := base.with_name(f'{base.name}-{len(taken) + 1}')).exists() and taken:
+            taken.append(following)
         newest = taken[-1] if taken else base
         return newest, (newest if any(newest.glob('checkpoint-*.pth.tar')) else None)
     if args.resume:
@@ -203,4 +209,4 @@ def _output_folder(args: Namespace, name: str) -> tuple[Path, Path | None]:
         if not path.exists():
             raise UserError(f'--resume {path}: no such file or folder')
         return (path if path.is_dir() else path.parent), path
-    return (base.with_name(f'{base.name}-{len(taken) + 1}') if taken else base), None
+    return create_folder(base), None

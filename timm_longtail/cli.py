@@ -106,6 +106,8 @@ def _add_run(parser: argparse.ArgumentParser):
     group = parser.add_argument_group('run')
     group.add_argument('--seed', type=int, default=0, help='training seed: initialisation, order, views')
     group.add_argument('--mixed-precision', choices=('no', 'bf16', 'fp16'), help='default: what accelerate launch says')
+    group.add_argument('--dist-timeout', type=float, default=30, metavar='MINUTES',
+                       help='stop where another process does not answer for so long; not while results are written')
     group.add_argument('--channels-last', action='store_true', help='memory format of the weights')
     group.add_argument('--torchcompile', action='store_true', help='compile the backbone')
     group.add_argument('-vb', '--validation-batch-size', type=int, default=256, help='per process')

@@ -6,26 +6,61 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch.distributed as dist
+
+from .checkpoint import last_state
 from .engine import Interrupted
 from .errors import UserError
+from .folder import held_folder, release_folder
 
 __all__ = ['run_main']
 
+# gloo raises a bare RuntimeError, most often with the line of its source in front
+_GLOO = ('/gloo/', 'pair closure', 'closed by peer', 'reset by peer', 'Broken pipe')
+
 
 def run_main(main: Callable[[], None]):
-    """Run an entry point: a `UserError` becomes one line and exit status 2, a signal 128 plus its number."""
+    """Run an entry point and say how it ended, once a host.
+
+    A `UserError` becomes one line and exit status 2, a signal 128 plus its number, the loss of another process of the
+    run one line and status 1.
+    """
     is_main = os.environ.get('RANK', '0') == '0'
+    speaks = os.environ.get('LOCAL_RANK', '0') == '0'  # what goes wrong on one host only is said there
     logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format='%(message)s', stream=sys.stdout)
     logging.getLogger('timm').setLevel(logging.WARNING)
     try:
         main()
     except UserError as e:
-        if is_main:
-            print(f'{Path(sys.argv[0]).name}: error: {e}', file=sys.stderr)
-        sys.exit(2)
+        _stop(2, f'{Path(sys.argv[0]).name}: error: {e}', speaks)
     except (Interrupted, KeyboardInterrupt) as e:
         signum = getattr(e, 'signum', signal.SIGINT)
-        if is_main:
-            saved = isinstance(e, Interrupted)
-            print(f'{e}; continue with --resume auto' if saved else 'stopped', file=sys.stderr)
-        sys.exit(128 + signum)
+        saved = isinstance(e, Interrupted)
+        _stop(128 + signum, f'{e}; continue with --resume auto' if saved else 'stopped', is_main)
+    except RuntimeError as e:
+        reason = _why_lost(e)
+        if reason is None:
+            raise
+        kept = last_state(held_folder())
+        line = f'{Path(sys.argv[0]).name}: error: {reason}{kept and kept + ": continue with --resume auto"}'
+        _stop(1, line, speaks)
+    finally:
+        release_folder()
+
+
+def _stop(status: int, line: str, speaks: bool):
+    if speaks:
+        print(line, file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def _why_lost(error: RuntimeError) -> str | None:
+    """Return what an error of a collective means; None for any other error."""
+    words = ' '.join(str(error).split())
+    is_collective = isinstance(error, dist.DistError) or any(part in words for part in _GLOO)
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1 or not is_collective:
+        return None
+    words = words.rpartition('] ')[2].partition('. ')[0]  # without the line of the library's source, without advice
+    if 'timed out' in words.lower() or 'timeout' in words.lower():
+        return f'another process of this run did not answer within --dist-timeout ({words})'
+    return f'another process of this run has died or lost its connection ({words})'

@@ -10,7 +10,7 @@ from torch import nn
 
 from . import results
 from .build import loader_options, plain
-from .checkpoint import BEST, read_checkpoint
+from .checkpoint import BEST, read_checkpoint, writing
 from .data import create_loader
 from .data.longtail import shot_groups
 from .engine import evaluate
@@ -109,7 +109,8 @@ def _batch_lines(args: Namespace, run: Run) -> list[str]:
 
 def write_start(args: Namespace, folder: Path, train_set):
     """Write what is known before training: `args.yaml` and `class_counts.json`."""
-    (folder / 'args.yaml').write_text(yaml.safe_dump(plain(args), sort_keys=True))
+    with writing(folder / 'args.yaml'):
+        (folder / 'args.yaml').write_text(yaml.safe_dump(plain(args), sort_keys=True))
     results.write_json(folder / 'class_counts.json', {
         'class_names': list(train_set.class_names),
         'class_counts': list(train_set.class_counts),
@@ -121,7 +122,8 @@ def write_start(args: Namespace, folder: Path, train_set):
 def write_summary(run: Run):
     """Write `summary.csv`, one row an epoch, from the run's history: rows past a resumed checkpoint vanish."""
     names = list(dict.fromkeys(name for row in run.history for name in row))
-    with open(run.output_dir / 'summary.csv', 'w', newline='') as f:
+    path = run.output_dir / 'summary.csv'
+    with writing(path), open(path, 'w', newline='') as f:
         writer = csv.DictWriter(f, names)
         writer.writeheader()
         writer.writerows(run.history)
@@ -166,13 +168,14 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
     if 'class_correct' in last:
         columns = train_set.class_names, train_set.class_counts, train_set.shot_counts
         write_per_class(run.output_dir / 'per_class.csv', *columns, last)
-    export_model(
-        run.eval_model, run.output_dir / 'export',
-        provenance={**_provenance(row), 'metrics': last},
-        mean=preprocessing.mean, std=preprocessing.std, crop_pct=preprocessing.crop_pct,
-        input_size=(3, preprocessing.img_size, preprocessing.img_size),
-        class_names=list(train_set.class_names),
-    )
+    with writing(run.output_dir / 'export'):
+        export_model(
+            run.eval_model, run.output_dir / 'export',
+            provenance={**_provenance(row), 'metrics': last},
+            mean=preprocessing.mean, std=preprocessing.std, crop_pct=preprocessing.crop_pct,
+            input_size=(3, preprocessing.img_size, preprocessing.img_size),
+            class_names=list(train_set.class_names),
+        )
     _report_bad_images(run, loader, train_set, test_set)
     if args.results:
         results.write_json(results_path(args, train_set), row)
@@ -242,7 +245,7 @@ def write_per_class(path: Path, class_names, class_counts, shot_counts, metrics:
     """
     groups = shot_groups(shot_counts)
     group_of = {int(c): name for name, classes in groups.items() for c in classes}
-    with open(path, 'w', newline='') as f:
+    with writing(path), open(path, 'w', newline='') as f:
         writer = csv.writer(f)
         writer.writerow(['class', 'name', 'train_images', 'group', 'correct', 'total', 'accuracy'])
         columns = class_names, class_counts, metrics['class_correct'], metrics['class_total']

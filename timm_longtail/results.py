@@ -13,6 +13,7 @@ import accelerate
 import timm
 import torch
 
+from .checkpoint import writing
 from .errors import UserError
 from .version import __version__
 
@@ -75,7 +76,8 @@ def require_clean_tree(recipe: str | None = None):
 
 def command_line(num_processes: int) -> str:
     """Return the command of this process as it can be typed again; the data folder becomes $TIMM_LONGTAIL_DATA."""
-    several = ['./distributed_train.sh', str(num_processes)]
+    hosts = int(os.environ.get('GROUP_WORLD_SIZE', 1))
+    several = [*[f'NNODES={hosts}'][:hosts - 1], './distributed_train.sh', str(num_processes // hosts)]
     name = Path(sys.argv[0]).name
     single = name.split() if name.startswith('python -m ') else ['python', name]  # a command of `__main__`, a script
     script = several if num_processes > 1 else single
@@ -110,10 +112,11 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 def write_json(path: Path, value: Any):
     """Write JSON so that a crash leaves the former file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + '.tmp')
-    temporary.write_text(json.dumps(value, indent=1) + '\n')
-    os.replace(temporary, path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(value, indent=1) + '\n')
+        os.replace(temporary, path)
 
 
 def relative_to_root(path: Path | None) -> str | None:

@@ -1,0 +1,161 @@
+"""One run on several hosts: two of one process each, in network namespaces of their own where this machine lets us."""
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from timm_longtail.checkpoint import LAST
+
+from .runs import TINY
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = str(ROOT / 'distributed_train.sh')
+SHORT = [*TINY, '--dataset', 'digits_lt', '--no-recipe', '--method', 'bcl', '--batch-size', '32', '--epochs', '2',
+         '--save-steps', '2', '--log-interval', '1']
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '',
+       'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
+pytestmark = [pytest.mark.script, pytest.mark.ddp]
+
+
+def ip(words):
+    return subprocess.run(['ip', *words.split()], capture_output=True).returncode == 0
+
+
+@pytest.fixture(scope='module')
+def hosts():
+    """Two hosts: what a command on each begins with, and the address of the first."""
+    names = [f'host{rank}-{os.getpid()}' for rank in range(2)]
+    veths = [f'v{rank}-{os.getpid()}' for rank in range(2)]
+    try:
+        made = all(ip(f'netns add {name}') for name in names)
+        made = made and ip(f'link add {veths[0]} netns {names[0]} type veth peer name {veths[1]} netns {names[1]}')
+        for rank, (name, veth) in enumerate(zip(names, veths)):
+            for words in (f'addr add 10.77.0.{rank + 1}/24 dev {veth}', f'link set {veth} up', 'link set lo up'):
+                made = made and ip(f'-n {name} {words}')
+        if made:
+            yield [['ip', 'netns', 'exec', name] for name in names], '10.77.0.1'
+        else:
+            yield [[], []], '127.0.0.1'
+    except FileNotFoundError:  # no iproute2
+        yield [[], []], '127.0.0.1'
+    else:
+        for name in names:
+            ip(f'netns del {name}')
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def start(hosts, folder, *options):
+    """Start `distributed_train.sh` on both hosts, each in a working folder of its own."""
+    prefixes, address = hosts
+    several = {**ENV, 'NNODES': '2', 'MASTER_ADDR': address, 'MASTER_PORT': str(free_port())}
+    processes = []
+    for rank, prefix in enumerate(prefixes):
+        cwd = folder / f'host{rank}'
+        cwd.mkdir(exist_ok=True)
+        processes.append(subprocess.Popen(
+            [*prefix, SCRIPT, '1', *SHORT, *options], cwd=cwd, env={**several, 'NODE_RANK': str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    return processes
+
+
+def trainer(launcher):
+    """Return the id of the `train.py` that a launcher started."""
+    return int(Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text().split()[0])
+
+
+def our_lines(error):
+    return [line for line in error.splitlines() if line.startswith('train.py: error: ')]
+
+
+def test_a_host_dies_and_the_run_goes_on_to_the_weights_of_one_host(hosts, tmp_path):
+    main, other = start(hosts, tmp_path, '--experiment', 'run')
+    try:
+        for line in main.stdout:
+            if line.startswith('epoch') and 'step 4' in line:
+                break
+        os.kill(trainer(other), signal.SIGKILL)
+        died = time.monotonic()
+        _, error = main.communicate(timeout=60)
+        other.communicate(timeout=60)
+    finally:
+        main.kill(), other.kill()
+    assert time.monotonic() - died < 30
+    assert main.returncode > 0 and other.returncode > 0
+    kept = Path('output', 'run', LAST)
+    line, = our_lines(error)
+    assert 'another process of this run has died or lost its connection (' in line
+    assert line.endswith(f'; the last good state is in {kept}: continue with --resume auto')
+    assert f'{ROOT}/timm_longtail' not in error  # no traceback of ours
+    assert torch.load(tmp_path / 'host0' / kept, weights_only=True)['step'] > 0
+
+    outputs = [p.communicate(timeout=200) for p in start(hosts, tmp_path, '--experiment', 'run', '--resume', 'auto')]
+    assert f'resumed: {kept}, epoch 1, step' in outputs[0][0], outputs
+    assert '2 processes x' in outputs[0][0] and outputs[0][0].count('| last epoch') == 1 and not outputs[1][0]
+    assert not (tmp_path / 'host1' / 'output').exists()
+
+    one = subprocess.run([SCRIPT, '2', *SHORT, '--experiment', 'run'], cwd=tmp_path, env=ENV, capture_output=True)
+    assert one.returncode == 0, one.stderr
+    first, second = (torch.load(folder / kept, weights_only=True) for folder in (tmp_path / 'host0', tmp_path))
+    for part in ('state_dict', 'method_state'):
+        assert first[part].keys() == second[part].keys()
+        assert not [k for k, v in first[part].items() if not torch.equal(v, second[part][k])]
+    assert 'NNODES=2 ./distributed_train.sh 1' in (tmp_path / 'host0/output/run/metrics.json').read_text()
+
+
+def ranks(case, *options):
+    return subprocess.run(
+        [sys.executable, '-m', 'tests.ranks', case, *map(str, options)], cwd=ROOT, env=ENV, capture_output=True,
+        text=True, timeout=200)
+
+
+def test_ranks_of_other_options_and_data_are_told(tmp_path):
+    result = ranks('agree', *SHORT, '--output', tmp_path / 'output')
+    assert result.returncode == 2
+    line, = our_lines(result.stderr)
+    assert 'rank 1 is started for another run than rank 0: --data-seed 1 there, 0 on rank 0' in line
+    assert '--lr 0.2 there, 0.1 on rank 0' in line and 'training images' in line
+    assert not (tmp_path / 'output').exists()
+
+
+def test_a_rank_that_stalls(tmp_path):
+    result = ranks('stall', *SHORT, '--output', tmp_path, '--experiment', 'run')
+    assert result.returncode == 1
+    line, = our_lines(result.stderr)
+    assert 'another process of this run did not answer within --dist-timeout (' in line
+    assert line.endswith(f'{tmp_path / "run" / LAST}: continue with --resume auto')
+    assert 'Traceback' not in result.stderr
+    assert torch.load(tmp_path / 'run' / LAST, weights_only=True)['epoch'] == 1
+
+
+def test_the_main_process_may_work_alone_for_long():
+    result = ranks('long_finish')
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_rank_that_never_comes():
+    result = ranks('missing_rank')
+    assert result.returncode == 1
+    assert 'did not answer within --dist-timeout (' in our_lines(result.stderr)[0]
+    assert 'Traceback' not in result.stderr
+
+
+@pytest.mark.parametrize('variables, words', [
+    (dict(NNODES='2'), 'NNODES=2 needs MASTER_ADDR'),
+    (dict(NNODES='2', MASTER_ADDR='10.0.0.1'), 'NODE_RANK'),
+    (dict(NNODES='2', MASTER_ADDR='10.0.0.1', NODE_RANK='2'), 'from 0 to 1'),
+    (dict(NNODES='1:4'), 'NNODES is the number of hosts'),
+])
+def test_hosts_that_are_not_named(variables, words):
+    result = subprocess.run([SCRIPT, '1', '--epochs', '1'], env={**ENV, **variables}, capture_output=True, text=True)
+    assert result.returncode == 2 and words in result.stderr and len(result.stderr.splitlines()) == 1
