@@ -16,7 +16,7 @@ from .cli import dataset_options
 from .data import Preprocessing, create_dataset, create_loader
 from .errors import UserError
 from .folder import create_folder, hold_folder
-from .methods import create_method
+from .methods import Method, create_method
 from .optim import create_optimizers
 from .run import Run, TrainBatches
 from .weights import choose_preprocessing, create_task_model
@@ -63,25 +63,17 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
     model = create_task_model(args, train_set.num_classes, preprocessing.img_size)
     _check_input(model, preprocessing.img_size)
     method = create_method(args.method, model, train_set.class_counts, **args.method_kwargs)
-    if args.channels_last:
-        method.to(memory_format=torch.channels_last)
-    if args.torchcompile:
-        method.compile_features()
-    if args.sync_bn:
-        if accelerator.device.type != 'cuda':
-            raise UserError('--sync-bn needs CUDA devices')
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
-
+    method = _prepare_method(args, method, accelerator)
     batch_size = _batch_size(args, accelerator.num_processes)
     shard = dict(rank=accelerator.process_index, world_size=accelerator.num_processes)
     common = loader_options(args, preprocessing, accelerator.device)
-    samplers = method.samplers(train_set.targets)
     loaders = [
         create_loader(
             train_set, method.views, sampler, batch_size=batch_size, seed=args.seed, stream=stream, **shard, **common)
-        for stream, sampler in enumerate(samplers)
+        for stream, sampler in enumerate(method.samplers(train_set.targets))
     ]
-    evaluation = dict(batch_size=args.validation_batch_size, training=False, **common)
+    evaluation = dict(
+        views=(preprocessing.eval_view,), batch_size=args.validation_batch_size, training=False, **common)
     steps_per_epoch = min(map(len, loaders)) // args.grad_accum_steps
     if steps_per_epoch == 0:
         raise UserError(f'--grad-accum-steps {args.grad_accum_steps} exceeds the batches of an epoch')
@@ -92,9 +84,9 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
     return Run(
         accelerator=accelerator, method=method, task=task, optimizers=optimizers, schedulers=schedulers,
         loaders=loaders,
-        eval_loader=create_loader(eval_set, (preprocessing.eval_view,), **shard, **evaluation),
+        eval_loader=create_loader(eval_set, **shard, **evaluation),
         evaluator=evaluator,
-        train_batches=TrainBatches(train_set, create_loader(train_set, (preprocessing.eval_view,), **evaluation)),
+        train_batches=TrainBatches(train_set, create_loader(train_set, **evaluation)),
         preprocessing=preprocessing,
         steps_per_epoch=steps_per_epoch,
         images_per_step=global_batch_size,
@@ -104,17 +96,34 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
         grad_accum_steps=args.grad_accum_steps, clip_grad=args.clip_grad,
         log_interval=args.log_interval, save_steps=args.save_steps, val_interval=args.val_interval,
         arch=args.model, args=plain(args),
-        about={
-            'model_args': {k: v for k, v in method.model._model_args.items() if k not in ('branches', 'pretrained')},
-            'shot_counts': list(train_set.shot_counts),
-            'preprocessing': asdict(preprocessing),
-        },
+        about=_about(method.model, train_set, preprocessing),
         protocol={
             'model': args.model, 'method': args.method, 'dataset': train_set.hash, 'seed': args.seed,
             'global_batch_size': global_batch_size, 'mixed_precision': accelerator.mixed_precision,
             **{name: getattr(args, name) for name in _PROTOCOL},
         },
     )
+
+
+def _prepare_method(args: Namespace, method: Method, accelerator: Accelerator) -> Method:
+    if args.channels_last:
+        method.to(memory_format=torch.channels_last)
+    if args.torchcompile:
+        method.compile_features()
+    if args.sync_bn:
+        if accelerator.device.type != 'cuda':
+            raise UserError('--sync-bn needs CUDA devices')
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    return method
+
+
+def _about(model: nn.Module, train_set, preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return what evaluating a checkpoint takes beyond its weights, in plain types."""
+    return {
+        'model_args': {k: v for k, v in model._model_args.items() if k not in ('branches', 'pretrained')},
+        'shot_counts': list(train_set.shot_counts),
+        'preprocessing': asdict(preprocessing),
+    }
 
 
 def loader_options(args: Namespace, preprocessing: Preprocessing, device: torch.device) -> dict[str, Any]:

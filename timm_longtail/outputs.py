@@ -228,7 +228,8 @@ def _cost(run: Run) -> dict[str, Any]:
 def _provenance(row: dict[str, Any]) -> dict[str, Any]:
     names = (
         'tag', 'method', 'method_kwargs', 'dataset', 'hub_id', 'imbalance_factor', 'imbalance_profile', 'subset_hash',
-        'subset_order', 'class_counts', 'shot_counts', 'pretrained', 'initial_checkpoint', 'seed', 'data_seed', 'val_fraction', 'epochs', 'recipe', 'command', 'tree_hash',
+        'subset_order', 'class_counts', 'shot_counts', 'pretrained', 'initial_checkpoint',
+        'seed', 'data_seed', 'val_fraction', 'epochs', 'recipe', 'command', 'tree_hash',
     )
     return {**{name: row[name] for name in names}, 'device_type': row['environment']['device_type']}
 

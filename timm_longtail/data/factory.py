@@ -12,7 +12,7 @@ from .batches import ShardedBatches
 from .loaders import DeviceLoader, Loader
 from .longtail_dataset import LongTailDataset
 from .samplers import EpochSampler, UniformSampler
-from .views import create_view
+from .views import View, create_view
 from .worker_loader import WorkerLoader
 
 __all__ = ['Preprocessing', 'create_loader']
@@ -66,16 +66,15 @@ def create_loader(
         batch_size: B, of one process.
         seed: Training seed.
         stream: Data stream: a two-stream method has two loaders, of streams 0 and 1.
-        rank: This process.
-        world_size: Number of processes.
+        rank, world_size: This process, and how many there are.
         device: Where images are kept, or batches sent, and views computed.
         mean, std: Per-channel constants; None takes the data set's.
         img_size: S. Resident images are seen at their own size and then resized to it, which is also the default;
             files have no size of their own and must be given one.
         training: False gives the order of the data set, every image exactly once over all processes, the last batch
             smaller; no sampler.
-        chunk_size: Resident images to compute views of at once; changes memory and speed, never a pixel.
-        num_workers: Processes that decode files; changes speed, never a pixel.
+        chunk_size, num_workers: Resident images to compute views of at once, and processes that decode files: they
+            change memory and speed, never a pixel.
         skip_bad_images: See `WorkerLoader`.
 
     Raises:
@@ -87,22 +86,25 @@ def create_loader(
     if training:
         sampler = UniformSampler(len(dataset)) if sampler is None else sampler
         sampler.seed, sampler.stream = seed, stream
-    device = torch.device(device)
-    side = _side(dataset, img_size)
+    device, side = torch.device(device), _side(dataset, img_size)
     common = dict(
         targets=torch.from_numpy(dataset.targets), views=[create_view(name, side) for name in views], sampler=sampler,
         batches=ShardedBatches(len(sampler) if training else len(dataset), batch_size, rank, world_size, training),
         mean=dataset.mean if mean is None else mean, std=dataset.std if std is None else std,
         img_size=img_size or side, device=device, seed=seed, stream=stream)
-    if dataset.resident:
-        for view in common['views']:
-            if view.files_only:
-                raise UserError(f'view {view.name} works on image files only, and {dataset.name} is decoded in memory: '
-                                'take another view, or --loader worker')
-        # on a CPU a chunk should stay in the cache; on a GPU few launches matter more
-        chunk_size = chunk_size or (512 if device.type == 'cpu' else 8192)
-        return DeviceLoader(dataset.images, chunk_size=chunk_size, **common)
-    return WorkerLoader(dataset.encoded, num_workers=num_workers, skip_bad_images=skip_bad_images, **common)
+    if not dataset.resident:
+        return WorkerLoader(dataset.encoded, num_workers=num_workers, skip_bad_images=skip_bad_images, **common)
+    _check_resident(dataset, common['views'])
+    # on a CPU a chunk should stay in the cache; on a GPU few launches matter more
+    chunk_size = chunk_size or (512 if device.type == 'cpu' else 8192)
+    return DeviceLoader(dataset.images, chunk_size=chunk_size, **common)
+
+
+def _check_resident(dataset: LongTailDataset, views: Sequence[View]):
+    for view in views:
+        if view.files_only:
+            raise UserError(f'view {view.name} works on image files only, and {dataset.name} is decoded in memory: '
+                            'take another view, or --loader worker')
 
 
 def _side(dataset: LongTailDataset, img_size: int | None) -> int:
