@@ -1,6 +1,7 @@
 """Where images come from: folders, published lists, whatever `datasets` opens; all of it made up and small."""
 import dataclasses
 import os
+import pickle
 import time
 
 import numpy as np
@@ -371,6 +372,9 @@ def test_a_set_without_a_test_split(tmp_path):
     assert train.class_counts == [4] * 3 and test.class_counts == [1] * 3
     assert sorted([*train.source_names, *test.source_names]) == sorted(f'{row}.png' for row in range(15))
     assert train.note == test.note and 'no test split: 20 %' in train.note
+    other = write_parquet(tmp_path / 'other', {'train': [0, 1, 2], 'validation': [0, 1, 2] * 5})
+    for split, count in (('train', 4), ('test', 1)):  # what is trained on is not tested on
+        assert create_dataset(f'hfds/{other}', split, train_split='validation').class_counts == [count] * 3
     refused("no split 'test'; it has train", f'hfds/{root}', test_split='test')
     refused("no split 'fold'.*train", f'hfds/{root}', train_split='fold')
 
@@ -518,5 +522,5 @@ def test_tiny_imagenet_is_read_from_a_copy(tmp_path):
 def test_the_first_rows_of_a_split_decode_alike(tmp_path):
     root = write_parquet(tmp_path / 'set', LABELS)
     dataset = create_dataset(f'hfds/{root}', 'train', loader='worker')
-    pixels, kept = decode_images(dataset.encoded)
+    pixels, kept = decode_images(pickle.loads(pickle.dumps(dataset.encoded)))  # as it travels to a worker
     assert len(kept) == 21 and np.array_equal(pixels[0].permute(1, 2, 0), dataset.decode(0))
