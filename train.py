@@ -13,10 +13,18 @@ from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
 from timm_longtail.machine import check_agreement, create_accelerator, wait_for_main
 from timm_longtail.outputs import data_tag, finish, results_path, start_lines, write_start, write_summary
+from timm_longtail.run import Run
+from timm_longtail.trackers import check_trackers, log_epoch, log_final, tracking
+
+
+def end_epoch(run: Run):
+    write_summary(run)
+    log_epoch(run)
 
 
 def main(argv: list[str] | None = None):
     args = parse_train_args(argv)
+    check_trackers(args.tracker)
     recipe = results.relative_to_root(args.recipe)
     if args.results:
         results.require_clean_tree(recipe)
@@ -35,10 +43,12 @@ def main(argv: list[str] | None = None):
     if accelerator.is_main_process:
         write_start(args, run.output_dir, train_set)
         print('\n'.join(start_lines(args, run, train_set, checkpoint)), flush=True)
-        run.on_epoch_end = write_summary
-    fit(run, args.epochs)
-    if accelerator.is_main_process:
-        finish(args, run, train_set, test_set, code)
+        run.on_epoch_end = end_epoch
+    with tracking(args, run, train_set):
+        fit(run, args.epochs)
+        if accelerator.is_main_process:
+            row = finish(args, run, train_set, test_set, code)
+            log_final(run, row['last'])
     wait_for_main(accelerator)
     accelerator.end_training()
 

@@ -117,6 +117,9 @@ def _add_run(parser: argparse.ArgumentParser):
     group.add_argument('--output', default='output', help='folder of all runs')
     group.add_argument('--experiment', help='folder in --output; without it <model>.<method>.<dataset>_if<IF>.s<seed>')
     group.add_argument('--resume', help='auto, or a checkpoint or output folder')
+    group.add_argument('--tracker', nargs='+', choices=('tensorboard', 'wandb', 'trackio'), default=[], metavar='NAME',
+                       help='follow the run in tensorboard, wandb or trackio too, or in several of them')
+    group.add_argument('--project', default='timm_longtail', help='project of the run in the trackers')
     group.add_argument('--results', help='folder for the row of results; refused where the code is not committed')
     group.add_argument('-c', '--config', help='recipe (YAML) whose values become the defaults')
     group.add_argument('--no-recipe', action='store_true', help='do not take recipes/<model>.<dataset>_if<IF>.yaml')
@@ -213,8 +216,11 @@ def _read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
                 recipe[key] = actions[key].type(value)  # YAML 1.1 reads 5e-4 as a string
             except ValueError as e:
                 raise UserError(f'{path}: {key}: {e}') from e
-        if actions[key].choices and value not in actions[key].choices:
-            raise UserError(f'{path}: {key}: {value} is not one of {", ".join(actions[key].choices)}')
+        if actions[key].nargs == '+' and not isinstance(value, list):
+            recipe[key] = [recipe[key]]
+        for chosen in value if isinstance(value, list) else [value]:
+            if actions[key].choices and chosen not in actions[key].choices:
+                raise UserError(f'{path}: {key}: {chosen} is not one of {", ".join(actions[key].choices)}')
     return recipe
 
 

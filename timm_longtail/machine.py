@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 # options that may differ from host to host: paths, and what the main process alone reads
 _OWN = ('config', 'data_dir', 'dataset', 'experiment', 'initial_checkpoint', 'no_recipe', 'output', 'recipe', 'results',
-        'resume', 'workers')
+        'resume', 'tracker', 'project', 'workers')
 
 
 def create_accelerator(mixed_precision: str | None = None, dist_timeout: float = 30.) -> Accelerator:
