@@ -16,7 +16,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 import timm_longtail  # noqa: F401  registers the models
-from timm_longtail.checkpoint import check_architecture, read_checkpoint
+from timm_longtail.checkpoint import check_architecture, read_checkpoint, writing
 from timm_longtail.cli import add_data_options, check_names, create_timm_model, dataset_options
 from timm_longtail.data import LongTailDataset, Preprocessing, create_dataset, create_loader
 from timm_longtail.engine import evaluate
@@ -135,7 +135,7 @@ def measure(args: argparse.Namespace, candidate: Candidate, test_set: LongTailDa
 
 def _write_predictions(path: Path, test_set: LongTailDataset, recorder: Recorder):
     rows = torch.cat(recorder.predictions).tolist()
-    with open(path, 'w', newline='') as f:
+    with writing(path), open(path, 'w', newline='') as f:
         writer = csv.writer(f)
         writer.writerow(['image', 'target', 'predicted', 'confidence', 'target_name', 'predicted_name'])
         for index, (target, predicted, confidence) in zip(recorder.index, rows, strict=True):

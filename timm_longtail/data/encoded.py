@@ -131,9 +131,19 @@ def _decode(data: bytes, formats: Sequence[str] | None):
         image = Image.open(io.BytesIO(data), formats=formats)
     except Image.UnidentifiedImageError:
         image = Image.open(io.BytesIO(data))
-    rgb = image.convert('RGB')
+    rgb = _eight_bits(image).convert('RGB')
     rgb.format = image.format
     return rgb
+
+
+def _eight_bits(image):
+    """Scale 16-bit grey levels, which Pillow's conversion would clip to white."""
+    from PIL import Image
+    if image.mode == 'F':
+        raise ValueError('its pixels are floating-point numbers, of unknown range')
+    if not image.mode.startswith('I'):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def _reason(error: Exception) -> str:
