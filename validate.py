@@ -17,7 +17,7 @@ from torch import nn
 
 import timm_longtail  # noqa: F401  registers the models
 from timm_longtail.checkpoint import check_architecture, read_checkpoint, writing
-from timm_longtail.cli import add_data_options, check_names, create_timm_model, dataset_options
+from timm_longtail.cli import Parser, add_data_options, check_names, create_timm_model, dataset_options
 from timm_longtail.data import LongTailDataset, Preprocessing, create_dataset, create_loader
 from timm_longtail.engine import evaluate
 from timm_longtail.entry import run_main
@@ -59,9 +59,7 @@ class Recorder(LongTailEvaluator):
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        'validate.py', description=__doc__.splitlines()[0], allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser('validate.py', description=__doc__.splitlines()[0])
     add_data_options(parser)
     parser.set_defaults(dataset=None)
     parser.add_argument('--model', help='local-dir:FOLDER, hf-hub:USER/NAME or a timm model; '

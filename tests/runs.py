@@ -1,14 +1,18 @@
 """Small runs for the tests: a tiny network on a few digits, built by the same code as `train.py`."""
+import sys
 from functools import cache
 
 import numpy as np
+import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+import train
 from timm_longtail import methods
 from timm_longtail.build import build_run
 from timm_longtail.cli import parse_train_args
 from timm_longtail.data import create_dataset
+from timm_longtail.entry import run_main
 from timm_longtail.machine import create_accelerator
 from timm_longtail.methods._registry import _METHODS
 
@@ -70,3 +74,15 @@ def assert_same_state(first, second):
     for row, other in zip(figures(first), figures(second), strict=True):
         differing = {k: (v, other.get(k)) for k, v in row.items() if v != other.get(k)}
         assert not differing, differing
+
+
+def refused(capsys, monkeypatch, *args):
+    """Run `train.py` in this process; it must end in one line, which is returned, and status 2."""
+    monkeypatch.setattr(sys, 'argv', ['train.py'])
+    AcceleratorState._reset_state(reset_partial_state=False)
+    with pytest.raises(SystemExit) as stop:
+        run_main(lambda: train.main([str(arg) for arg in args]))
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith('train.py: error: '), lines
+    return lines[0]

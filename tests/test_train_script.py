@@ -12,13 +12,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import PartialState
 
-import train
 from timm_longtail.checkpoint import LAST, PREVIOUS, write_checkpoint
-from timm_longtail.entry import run_main
 
-from .runs import TINY
+from .runs import TINY, refused
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.script
@@ -160,48 +158,6 @@ def test_two_processes(tmp_path):
     # sharded evaluation of the epoch = evaluation of the export by one process
     assert float(row['eval_all']) == pytest.approx(metrics['last']['all'], abs=0.3)
     assert int(row['eval_num_images']) == metrics['last']['num_images']
-
-
-BAD_INPUT = {
-    'model': (['--model', 'bcl_resnet23'], "unknown model 'bcl_resnet23'; did you mean bcl_resnet32, bcl_resnet20"),
-    'method': (['--method', 'bcll'], "unknown method 'bcll'; did you mean bcl"),
-    'data set': (['--dataset', 'cifar100lt'], "unknown data set 'cifar100lt'; did you mean cifar100_lt"),
-    'data folder': (['--dataset', 'cifar100_lt', '--data-dir', '/nowhere'], 'looked for'),
-    'factor': (['--imbalance-factor', '0.5'], '>= 1, got 0.5'),
-    'empty class': (['--imbalance-factor', '5000'], 'has no image'),
-    'classes': (['--num-classes', '7'], '--num-classes 7 contradicts digits_lt: 10 classes'),
-    'zero batches': (['--batch-size', '4096'], 'no batch: an epoch has'),
-    'both batch sizes': (['--global-batch-size', '8'], 'not both'),
-    'optimizer': (['--opt', 'momentun'], '--opt momentun'),
-    'method option': (['--method-kwargs', 'temp=1'], "method 'bcl' has no option 'temp'"),
-    'model option': (['--model-kwargs', 'depth=3'], "unexpected keyword argument 'depth'"),
-    'model folder': (['--model', 'local-dir:/nowhere'], '--model local-dir:/nowhere'),
-    'seed': (['--data-seed', '-1'], '--data-seed must be in'),
-    'hold-out': (['--val-fraction', '-0.5'], '--val-fraction must be in [0, 1)'),
-    'view': (['--method-kwargs', 'views=sim'], 'bcl takes three views'),
-    'image size': (['--model', 'vit_tiny_patch16_224', '--model-kwargs', 'depth=1'], 'does not take images of 32x32'),
-    'recipe': (['-c', 'nowhere.yaml'], 'no recipe at nowhere.yaml'),
-    'resume': (['--resume', 'nowhere'], '--resume nowhere: no such file or folder'),
-}
-
-
-def refused(capsys, monkeypatch, *args):
-    """Run `train.py` in this process; it must end in one line, which is returned, and status 2."""
-    monkeypatch.setattr(sys, 'argv', ['train.py'])
-    AcceleratorState._reset_state(reset_partial_state=False)
-    with pytest.raises(SystemExit) as stop:
-        run_main(lambda: train.main([str(arg) for arg in args]))
-    assert stop.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith('train.py: error: '), lines
-    return lines[0]
-
-
-@pytest.mark.parametrize('case', BAD_INPUT)
-def test_bad_input_is_one_line(case, tmp_path, capsys, monkeypatch):
-    options, message = BAD_INPUT[case]
-    assert message in refused(capsys, monkeypatch, *SHORT, '--output', tmp_path / 'output', *options)
-    assert not (tmp_path / 'output').exists()
 
 
 def test_processes_that_accelerate_does_not_see(tmp_path, capsys, monkeypatch):

@@ -104,8 +104,8 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:  # torch raises five kinds of error here, by where the file ends
         with open(path, 'rb') as f:
-            is_archive = b'PK'.startswith(f.read(2))  # or what is left of one
-        whole = not is_archive or zipfile.is_zipfile(path)
+            start = f.read(1)
+        whole = zipfile.is_zipfile(path) if start == b'P' else start == b'\x80'  # an archive of torch's, or a pickle
         if isinstance(e, pickle.UnpicklingError) and whole:
             raise UserError(f'{path} refused: it is a pickle that holds more than tensors and plain types') from e
         raise UserError(f'{path} is truncated or is not a checkpoint') from e

@@ -14,10 +14,26 @@ from .errors import UserError, unknown_name
 from .methods import list_methods, method_class
 
 __all__ = [
-    'add_data_options', 'check_names', 'create_timm_model', 'dataset_options', 'parse_train_args', 'train_parser',
+    'Parser', 'add_data_options', 'check_names', 'create_timm_model', 'dataset_options', 'parse_train_args',
+    'train_parser',
 ]
 
 _RECIPE_FOLDER = Path(__file__).parent.parent / 'recipes'
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like all others, and not a page of usage."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(
+            *args, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def error(self, message: str):
+        """Raise a `UserError` with what argparse found, and the nearest option for an unknown one."""
+        word = message.removeprefix('unrecognized arguments: ').split(' ')[0].partition('=')[0]
+        if word != message.split(' ')[0] and word.startswith('--'):
+            raise unknown_name('option', word, [o for action in self._actions for o in action.option_strings])
+        raise UserError(f'{message} (--help lists all options)')
 
 
 def add_data_options(parser: argparse.ArgumentParser):
@@ -127,9 +143,7 @@ def _add_run(parser: argparse.ArgumentParser):
 
 def train_parser() -> argparse.ArgumentParser:
     """Return the parser of `train.py`."""
-    parser = argparse.ArgumentParser(
-        'train.py', description='Train a model on long-tailed data.', allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser('train.py', description='Train a model on long-tailed data.')
     for add in (add_data_options, _add_images, _add_model, _add_optimizer, _add_run):
         add(parser)
     return parser

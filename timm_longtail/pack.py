@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from . import results
-from .cli import add_data_options, check_names, dataset_options
+from .cli import Parser, add_data_options, check_names, dataset_options
 from .data import create_dataset, write_packed
 from .data.longtail import shot_groups
 from .errors import UserError
@@ -14,9 +14,7 @@ __all__ = ['main']
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        'python -m timm_longtail pack', description='Write both splits of a data set into one file.',
-        allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser('python -m timm_longtail pack', description='Write both splits of a data set into one file.')
     add_data_options(parser)
     parser.add_argument('--packed', '-o', required=True, help='file to write: NAME.safetensors')
     parser.add_argument('--license', default='', help='licence of the images, kept in the file')

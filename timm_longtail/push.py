@@ -26,7 +26,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from .card import is_ours, model_name, shown_metrics
-from .cli import create_timm_model
+from .cli import Parser, create_timm_model
 from .errors import UserError, unknown_name
 from .evaluate import format_table
 from .version import __version__
@@ -212,8 +212,7 @@ def _flat(error) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        'python -m timm_longtail push', description='Upload an exported model to the Hub.', allow_abbrev=False)
+    parser = Parser('python -m timm_longtail push', description='Upload an exported model to the Hub.')
     parser.add_argument('folder', help='folder that train.py exported, or one of hub/')
     parser.add_argument('--repo-id', required=True, metavar='USER/NAME', help='model repository; created if need be')
     parser.add_argument('--private', action='store_true', help='create it private')

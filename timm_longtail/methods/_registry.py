@@ -46,13 +46,15 @@ def create_method(name: str, model: nn.Module, class_counts, **kwargs) -> Method
         **kwargs: The method's hyper-parameters; its constructor has the defaults of its paper on CIFAR.
 
     Raises:
-        UserError: Unknown method or hyper-parameter; a class without images.
+        UserError: Unknown method or hyper-parameter, words for a number; a class without images.
     """
     cls = method_class(name)
     if min(float(n) for n in class_counts) < 1:
         raise UserError(f'class_counts must be at least 1 for every class, got {min(float(n) for n in class_counts):g}')
-    known = [p.name for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for key in kwargs:
+    known = {p.name: p.default for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    for key, value in kwargs.items():
         if key not in known:
             raise UserError(f'method {name!r} has no option {key!r}; it takes {", ".join(known) or "none"}')
+        if isinstance(known[key], (int, float)) and not isinstance(value, (int, float)):
+            raise UserError(f'option {key!r} of method {name!r} is a number, got {value!r}')
     return cls(model, class_counts, **kwargs)
