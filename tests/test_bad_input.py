@@ -87,7 +87,9 @@ BAD_INPUT = {
     'sizes in memory': (
         ['--dataset', 'folder', '--data-dir', 'PLACE/photos', '--loader', 'resident'],
         'a resident data set has one size'),
-    'split': (['--dataset', 'folder', '--data-dir', 'PLACE/extra', '--test-split', 'none'], "has no split 'none'; it has test, train"),
+    'split': (
+        ['--dataset', 'folder', '--data-dir', 'PLACE/extra', '--test-split', 'none'],
+        "has no split 'none'; it has test, train"),
     'streamed': (['--dataset', 'hfids/user/set'], 'hfids/'),
     'hub set': (['--dataset', 'hfds/'], 'what stands behind the slash is missing'),
     'hub folder': (['--dataset', 'hfds/PLACE/one/cat'], 'has no label column'),
