@@ -1,4 +1,5 @@
 """One run on several hosts: two of one process each, in network namespaces of their own where this machine lets us."""
+import json
 import os
 import signal
 import socket
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from timm_longtail.checkpoint import LAST
+from timm_longtail.entry import run_main
 
 from .runs import TINY
 
@@ -113,41 +116,66 @@ def test_a_host_dies_and_the_run_goes_on_to_the_weights_of_one_host(hosts, tmp_p
     assert 'NNODES=2 ./distributed_train.sh 1' in (tmp_path / 'host0/output/run/metrics.json').read_text()
 
 
-def ranks(case, *options):
-    return subprocess.run(
-        [sys.executable, '-m', 'tests.ranks', case, *map(str, options)], cwd=ROOT, env=ENV, capture_output=True,
-        text=True, timeout=200)
+@pytest.fixture(scope='module')
+def ended(tmp_path_factory):
+    """Exit status of rank 0 and what was written to stderr in each case of `tests/ranks.py`; and its folder."""
+    folder = tmp_path_factory.mktemp('ranks')
+    result = subprocess.run(
+        [sys.executable, '-m', 'tests.ranks', str(folder), *SHORT], cwd=ROOT, env=ENV, capture_output=True, text=True,
+        timeout=200)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout), folder
 
 
-def test_ranks_of_other_options_and_data_are_told(tmp_path):
-    result = ranks('agree', *SHORT, '--output', tmp_path / 'output')
-    assert result.returncode == 2
-    line, = our_lines(result.stderr)
+def test_ranks_of_other_options_and_data_are_told(ended):
+    (status, error), folder = ended[0]['disagree'], ended[1]
+    assert status == 2
+    line, = our_lines(error)
     assert 'rank 1 is started for another run than rank 0: --data-seed 1 there, 0 on rank 0' in line
     assert '--lr 0.2 there, 0.1 on rank 0' in line and 'training images' in line
-    assert not (tmp_path / 'output').exists()
+    assert not (folder / 'disagree').exists()
 
 
-def test_a_rank_that_stalls(tmp_path):
-    result = ranks('stall', *SHORT, '--output', tmp_path, '--experiment', 'run')
-    assert result.returncode == 1
-    line, = our_lines(result.stderr)
+def test_a_rank_that_stalls(ended):
+    (status, error), folder = ended[0]['stall'], ended[1]
+    assert status == 1
+    line, = our_lines(error)
     assert 'another process of this run did not answer within --dist-timeout (' in line
-    assert line.endswith(f'{tmp_path / "run" / LAST}: continue with --resume auto')
-    assert 'Traceback' not in result.stderr
-    assert torch.load(tmp_path / 'run' / LAST, weights_only=True)['epoch'] == 1
+    assert line.endswith(f'{folder / "stall" / LAST}: continue with --resume auto')
+    assert 'Traceback' not in error
+    assert torch.load(folder / 'stall' / LAST, weights_only=True)['epoch'] == 1
 
 
-def test_the_main_process_may_work_alone_for_long():
-    result = ranks('long_finish')
-    assert result.returncode == 0, result.stderr
+def test_the_main_process_may_work_alone_for_long(ended):
+    assert ended[0]['long_finish'] == [0, '']
 
 
-def test_a_rank_that_never_comes():
-    result = ranks('missing_rank')
-    assert result.returncode == 1
-    assert 'did not answer within --dist-timeout (' in our_lines(result.stderr)[0]
-    assert 'Traceback' not in result.stderr
+def test_a_rank_that_never_comes(ended):
+    status, error = ended[0]['missing']
+    assert status == 1
+    assert 'did not answer within --dist-timeout (' in our_lines(error)[0] and 'Traceback' not in error
+
+
+@pytest.mark.parametrize('error, words', [
+    (dist.DistBackendError('NCCL error in: x.cpp:1, remote process exited or there was a network error. More'),
+     'has died or lost its connection (NCCL error in: x.cpp:1, remote process exited or there was a network error)'),
+    (dist.DistStoreError('wait timeout after 1800000ms'), 'within --dist-timeout (wait timeout after 1800000ms)'),
+    (RuntimeError('Application timeout caused pair closure'), 'within --dist-timeout (Application timeout'),
+    (RuntimeError('The size of tensor a (3) must match'), None),
+])
+def test_errors_of_collectives_are_told_from_others(error, words, capsys, monkeypatch):
+    def fail():
+        raise error
+    with pytest.raises(type(error)):
+        run_main(fail)  # no other process, no excuse
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    if words is None:
+        with pytest.raises(type(error)):
+            run_main(fail)
+    else:
+        with pytest.raises(SystemExit) as stop:
+            run_main(fail)
+        assert stop.value.code == 1 and words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('variables, words', [

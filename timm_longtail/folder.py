@@ -50,7 +50,8 @@ def hold_folder(folder: Path):
         os.close(descriptor)
         descriptor = None
         if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise UserError(f'{folder} is being written by another run: wait for its end, or name another') from e
+            raise UserError(
+                f'{folder} is being written by another run; wait for its end, or name another folder') from e
     _held[folder] = descriptor
 
 
