@@ -13,6 +13,7 @@ from pathlib import Path
 
 import train
 from timm_longtail.entry import run_main
+from timm_longtail.errors import UserError
 from timm_longtail.machine import create_accelerator, wait_for_main
 
 
@@ -42,7 +43,17 @@ def missing(rank, folder, options):
         create_accelerator(dist_timeout=0.02)
 
 
-CASES = disagree, stall, long_finish, missing
+def alone(rank, folder, options):
+    """The last rank cannot read an image."""
+    def fit(run, num_epochs):
+        if rank:
+            raise UserError('cannot read the image of a.png')
+        run.accelerator.wait_for_everyone()
+    train.fit = fit
+    train.main([*options, '--output', folder, '--experiment', 'alone'])
+
+
+CASES = disagree, stall, long_finish, missing, alone
 
 
 def fork_rank(case, rank, port, folder, options):

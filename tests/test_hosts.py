@@ -187,3 +187,10 @@ def test_errors_of_collectives_are_told_from_others(error, words, capsys, monkey
 def test_hosts_that_are_not_named(variables, words):
     result = subprocess.run([SCRIPT, '1', '--epochs', '1'], env={**ENV, **variables}, capture_output=True, text=True)
     assert result.returncode == 2 and words in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_what_one_rank_alone_finds_wrong_is_said(ended):
+    status, error = ended[0]['alone']
+    lines = [line for line in error.splitlines() if line.startswith('train.py: error:')]
+    assert status == 1 and sorted(lines)[1:] == ['train.py: error: cannot read the image of a.png']
+    assert 'another process of this run has died' in sorted(lines)[0] and 'Traceback' not in error

@@ -3,10 +3,12 @@ import logging
 import os
 import signal
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _get_default_store
 
 from .checkpoint import last_state
 from .engine import Interrupted
@@ -20,7 +22,7 @@ _GLOO = ('/gloo/', 'pair closure', 'closed by peer', 'reset by peer', 'Broken pi
 
 
 def run_main(main: Callable[[], None]):
-    """Run an entry point and say how it ended, once a host.
+    """Run an entry point and say how it ended, once a host; what one process alone finds wrong, it says itself.
 
     A `UserError` becomes one line and exit status 2, a signal 128 plus its number, the loss of another process of the
     run one line and status 1.
@@ -32,7 +34,8 @@ def run_main(main: Callable[[], None]):
     try:
         main()
     except UserError as e:
-        _stop(2, f'{Path(sys.argv[0]).name}: error: {e}', speaks)
+        line = f'{Path(sys.argv[0]).name}: error: {e}'
+        _stop(2, line, _is_first(line, speaks))
     except (Interrupted, KeyboardInterrupt) as e:
         signum = getattr(e, 'signum', signal.SIGINT)
         saved = isinstance(e, Interrupted)
@@ -52,6 +55,17 @@ def _stop(status: int, line: str, speaks: bool):
     if speaks:
         print(line, file=sys.stderr, flush=True)
     sys.exit(status)
+
+
+def _is_first(line: str, speaks: bool) -> bool:
+    """Whether no other process of this host has said this line; before they are one group, the first of them does."""
+    if not dist.is_initialized():
+        return speaks
+    key = f'timm_longtail/said/{os.environ.get("GROUP_RANK", 0)}/{zlib.crc32(line.encode())}'
+    try:
+        return _get_default_store().add(key, 1) == 1
+    except RuntimeError:  # the store went with the main process
+        return True
 
 
 def _why_lost(error: RuntimeError) -> str | None:
