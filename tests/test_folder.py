@@ -1,6 +1,7 @@
 """The output folder: full disks, folders that cannot be written, two runs at one folder. Real disks and processes."""
 import csv
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -42,6 +43,19 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     assert not temporary.is_symlink()
     write_checkpoint(state(4), tmp_path / LAST, keep_previous=True)
     assert epochs_on_disk(tmp_path) == {LAST: 4, PREVIOUS: 2}
+
+
+def test_a_disk_that_fills_up_inside_a_file(tmp_path):
+    """Then torch.save raises an error of its own, which does not name the reason."""
+    write_checkpoint(state(1), tmp_path / LAST)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=f'{LAST}: File too large; the last good state is in .*{LAST}$'):
+            write_checkpoint({'state_dict': {'weight': torch.zeros(100_000)}}, tmp_path / LAST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]
 
 
 def test_a_full_disk_stops_each_kind_of_file(tmp_path):
