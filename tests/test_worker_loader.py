@@ -66,7 +66,7 @@ def test_workers_change_no_pixel(folder, whole):
     loader = create_loader(dataset, VIEWS, batch_size=6, img_size=24, num_workers=2)
     first = list(loader)
     loader.set_epoch(2)
-    assert_equal(list(loader), whole)  # the same workers in a second epoch
+    assert_equal(list(loader), whole)  # a second epoch
     loader.set_epoch(0)
     half = [batch for batch, _ in zip(loader, range(2), strict=False)]  # an epoch that is left in the middle
     assert_equal(half, first[:2])

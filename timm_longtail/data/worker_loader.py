@@ -98,7 +98,7 @@ class WorkerLoader(Loader):
 
     Args:
         encoded: N encoded images.
-        num_workers: Processes that decode; 0 decodes in this one.
+        num_workers: Processes that decode, started for each epoch; 0 decodes in this one.
         skip_bad_images: In training, take another image of the class for one that cannot be read; in evaluation leave
             it out. `bad_images` then holds their names and reasons.
         **kwargs: As `Loader`.
@@ -119,7 +119,6 @@ class WorkerLoader(Loader):
             num_workers=num_workers,
             collate_fn=_collate,
             pin_memory=self.device.type == 'cuda',
-            persistent_workers=num_workers > 0 and training,
             generator=torch.Generator(),  # its own: the global one would be moved on by every epoch
         )
 
