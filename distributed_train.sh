@@ -26,7 +26,7 @@ if [[ $num_processes -eq 1 && $num_hosts -eq 1 ]]; then
 fi
 
 if [[ $num_hosts -gt 1 ]]; then
-    if [[ -z ${MASTER_ADDR:-} || ! ${NODE_RANK:-} =~ ^[0-9]+$ || ${NODE_RANK:-0} -ge $num_hosts ]]; then
+    if [[ -z ${MASTER_ADDR:-} || ! ${NODE_RANK:-} =~ ^[0-9]+$ || $((10#${NODE_RANK:-0})) -ge $num_hosts ]]; then
         echo "$0: error: NNODES=$num_hosts needs MASTER_ADDR, the address of host 0, and NODE_RANK, this host's number" \
             "from 0 to $((num_hosts - 1))" >&2
         exit 2

@@ -10,6 +10,7 @@ import argparse
 import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.data import resolve_model_data_config
@@ -31,12 +32,19 @@ _EXPORTS = 'local-dir:', 'hf-hub:', 'hf_hub:'
 
 @dataclass
 class Candidate:
-    """A model to evaluate, and what is known about it: its name, its data set, shot counts, preprocessing."""
+    """A model to evaluate, and what is known about it.
+
+    Attributes:
+        model: The model.
+        name: Its architecture.
+        preprocessing: What it wants of an image.
+        trained: What it was trained on, as far as it says: `dataset`, `class_names`, `class_counts`, `shot_counts`,
+            `resident`.
+    """
     model: nn.Module
     name: str
-    dataset: str | None
-    shot_counts: list[int] | None
     preprocessing: Preprocessing
+    trained: dict[str, Any]
 
 
 class Recorder(LongTailEvaluator):
@@ -87,17 +95,17 @@ def load_candidate(args: argparse.Namespace) -> Candidate:
         raise UserError('say what to evaluate: --model or --checkpoint')
     if args.model.startswith(_EXPORTS):
         model, config = load_exported(args.model)
-        trained = config.get('timm_longtail', {})
-        name, dataset, counts = config['architecture'], trained.get('dataset'), trained.get('shot_counts')
+        name, trained = config['architecture'], config.get('timm_longtail', {})
+        trained = {**trained, 'class_names': config.get('label_names')}
     else:
         check_names(args.model, args.dataset or 'digits_lt')
         if not args.pretrained:
             raise UserError(f'--model {args.model} has no weights: add --pretrained or --checkpoint')
-        model, name, dataset, counts = create_timm_model(args.model, pretrained=True), args.model, None, None
+        model, name, trained = create_timm_model(args.model, pretrained=True), args.model, {}
     config = resolve_model_data_config(model)
-    crop_pct = config['crop_pct']
-    return Candidate(model, name, dataset, counts, Preprocessing(
-        config['input_size'][-1], config['mean'], config['std'], crop_pct))
+    preprocessing = Preprocessing(
+        config['input_size'][-1], config['mean'], config['std'], config['crop_pct'], config['interpolation'])
+    return Candidate(model, name, preprocessing, trained)
 
 
 def _from_checkpoint(args: argparse.Namespace) -> Candidate:
@@ -111,8 +119,8 @@ def _from_checkpoint(args: argparse.Namespace) -> Candidate:
     weights = state.get('state_dict_ema', state['state_dict'])
     check_architecture(model.state_dict(), weights, args.checkpoint, state['arch'])
     model.load_state_dict(weights)
-    dataset = state['args']['dataset']
-    return Candidate(model, state['arch'], dataset, about['shot_counts'], Preprocessing(**about['preprocessing']))
+    trained = {**about, 'dataset': state['args']['dataset']}
+    return Candidate(model, state['arch'], Preprocessing(**about['preprocessing']), trained)
 
 
 def measure(args: argparse.Namespace, candidate: Candidate, test_set: LongTailDataset, shot_counts: list[int]):
@@ -131,9 +139,38 @@ def measure(args: argparse.Namespace, candidate: Candidate, test_set: LongTailDa
     return metrics, recorder
 
 
+def load_test_set(args: argparse.Namespace, candidate: Candidate) -> tuple[LongTailDataset, list[int]]:
+    """Return the test split, and the counts that define the groups: of the training set, or of that of the data set.
+
+    Raises:
+        UserError: No data set is named, or one of other classes.
+    """
+    trained, name = candidate.trained, args.dataset or candidate.trained.get('dataset')
+    if name is None:
+        raise UserError(f'{candidate.name} does not say what it was trained on: add --dataset')
+    try:
+        check_names(candidate.name, name)
+    except UserError as e:
+        if args.dataset is None:
+            raise UserError(f'{candidate.name} was trained on {name}, which has to be named by --dataset: {e}') from e
+        raise
+    options = dataset_options(args)
+    if options['loader'] == 'auto' and trained.get('resident') is False:
+        options['loader'] = 'worker'
+    # not the training subset: a test split is whole, whatever the factor and the seed
+    test_set = create_dataset(name, 'test', **options)
+    counts = trained.get('shot_counts') or create_dataset(name, 'train', **options).shot_counts
+    if not candidate.model.num_classes == test_set.num_classes == len(counts):
+        raise UserError(f'{name} has {test_set.num_classes} classes, the model {candidate.model.num_classes}')
+    for theirs, ours in zip(trained.get('class_names') or (), test_set.class_names):
+        if theirs != ours:
+            raise UserError(f'{name} has other classes than the model: {ours!r} where it has {theirs!r}')
+    return test_set, counts
+
+
 def _write_predictions(path: Path, test_set: LongTailDataset, recorder: Recorder):
     rows = torch.cat(recorder.predictions).tolist()
-    with writing(path), open(path, 'w', newline='') as f:
+    with writing(path), open(path, 'w', newline='', errors='backslashreplace') as f:
         writer = csv.writer(f)
         writer.writerow(['image', 'target', 'predicted', 'confidence', 'target_name', 'predicted_name'])
         for index, (target, predicted, confidence) in zip(recorder.index, rows, strict=True):
@@ -144,27 +181,13 @@ def _write_predictions(path: Path, test_set: LongTailDataset, recorder: Recorder
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
     candidate = load_candidate(args)
-    name = args.dataset or candidate.dataset
-    if name is None:
-        raise UserError(f'{candidate.name} does not say what it was trained on: add --dataset')
-    try:
-        check_names(candidate.name, name)
-    except UserError as e:
-        if args.dataset is None:
-            raise UserError(f'{candidate.name} was trained on {name}, which has to be named by --dataset: {e}') from e
-        raise
-    # not the training subset: a test split is whole, whatever the factor and the seed
-    test_set = create_dataset(name, 'test', **dataset_options(args))
-    counts = candidate.shot_counts
-    if counts is None:
-        counts = create_dataset(name, 'train', **dataset_options(args)).shot_counts
-    if not candidate.model.num_classes == test_set.num_classes == len(counts):
-        raise UserError(f'{name} has {test_set.num_classes} classes, the model {candidate.model.num_classes}')
+    test_set, counts = load_test_set(args, candidate)
     metrics, recorder = measure(args, candidate, test_set, counts)
     print(format_table({candidate.name: metrics}, ('all', 'many', 'medium', 'few', 'balanced', 'ece')))
     print(f'{sum(metrics["class_correct"])} of {metrics["num_images"]} images correct')
     if args.per_class:
-        write_per_class(Path(args.per_class), test_set.class_names, counts, counts, metrics)
+        images = candidate.trained.get('class_counts') or [''] * len(counts)
+        write_per_class(Path(args.per_class), test_set.class_names, images, counts, metrics)
     if args.predictions:
         _write_predictions(Path(args.predictions), test_set, recorder)
 

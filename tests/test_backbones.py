@@ -159,6 +159,19 @@ def test_layers_decay(backbone):
         assert np.log2(ratio) == pytest.approx(round(np.log2(ratio)))
 
 
+@pytest.mark.parametrize('schedule', ['none', 'constant', 'cosine'])
+def test_layers_decay_under_every_schedule(schedule):
+    args = arguments(*CONVNEXT, '--layer-decay', '0.5', '--sched', schedule, '--warmup-epochs', '2')
+    method = create_method('ce', create_task_model(args, 3), [3, 2, 1])
+    (optimizer,), (scheduler,) = create_optimizers(args, method, 5)
+    for epoch in (0, 1, 4):
+        if scheduler is not None:
+            scheduler.step(epoch)
+        rates = [group['lr'] for group in optimizer.param_groups]
+        assert rates == pytest.approx([rates[0] * group['lr_scale'] for group in optimizer.param_groups])
+        assert schedule != 'none' or rates[0] == 0.1
+
+
 def test_without_layer_decay_there_is_one_group():
     args = arguments(*CONVNEXT)
     (optimizer,), _ = create_optimizers(args, create_method('ce', create_task_model(args, 3), [3, 2, 1]), 5)

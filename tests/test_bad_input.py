@@ -96,6 +96,8 @@ BAD_INPUT = {
     'lists': (['--dataset', 'imagenet_lt', '--data-dir', 'PLACE'], 'ImageNet_LT_train.txt'),
     'packed file': (['--dataset', 'packed:PLACE/none.safetensors'], 'no packed data set at'),
     'packed weights': (['--dataset', 'packed:PLACE/resnet18.safetensors'], 'is not a packed data set'),
+    'folder of a packed file': (['--dataset', 'packed:x.safetensors', '--data-dir', 'PLACE'], 'it takes no folder'),
+    'crop in memory': (['--crop-pct', '0.9'], 'images in memory are looked at whole'),
     'factor of a benchmark': (['--dataset', 'cifar10', '--imbalance-factor', '10'], 'name cifar10_lt to cut it'),
     # folders
     'resume of nothing': (['--resume', 'PLACE/one'], 'no checkpoint in this folder'),
@@ -141,7 +143,3 @@ def test_bad_input_is_one_line(case, place, tmp_path, capsys, monkeypatch):
     assert message in refused(capsys, monkeypatch, *SHORT, '--output', tmp_path / 'output', *options)
     assert case == 'image in an epoch' or not (tmp_path / 'output').exists()
     assert sorted(place.rglob('*')) == before
-
-
-def test_the_table_is_long_enough():
-    assert len(BAD_INPUT) >= 60

@@ -23,7 +23,7 @@ from timm_longtail.engine import fit
 from timm_longtail.errors import UserError
 from timm_longtail.methods import create_method
 
-from .runs import make_run
+from .runs import digits, make_run
 
 
 def state(epoch):
@@ -252,3 +252,21 @@ def test_timm_loads_the_file(tmp_path):
         result = timm.models.load_checkpoint(model, str(tmp_path / LAST), use_ema=use_ema)
         assert not result.missing_keys and not result.unexpected_keys
         assert all(torch.equal(value, trained.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_run_is_resumed_on_the_same_images_in_the_same_order_prepared_alike():
+    _, run = make_run('ce')
+    fit(run, 1)
+    saved = run.state_dict()
+    turned = digits().subset(range(63, -1, -1))
+    turned.shot_counts = list(turned.class_counts)
+    assert turned.hash == digits().hash
+    for options, dataset, words in (
+            (['--img-size', '16'], None, 'img_size 32 there, 16 here'),
+            (['--mean', '0', '0', '0'], None, 'mean .* there'),
+            ([], turned, 'order .* there')):
+        _, other = make_run('ce', *options, dataset=dataset)
+        with pytest.raises(UserError, match=f'of another run: {words}'):
+            other.load_state_dict(saved)
+    _, other = make_run('ce')
+    other.load_state_dict(saved)

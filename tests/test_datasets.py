@@ -230,6 +230,24 @@ def test_a_packed_file_cannot_be_cut_again(packed):
         create_dataset(f'packed:{packed[0]}', 'train', imbalance_factor=100)
 
 
+def test_files_are_packed_byte_for_byte(tmp_path):
+    from .test_sources import draw, write_classes
+    for split in ('train', 'test'):
+        write_classes(tmp_path / split, {'ant': 3, 'bee': 2}, end='jpg', size=(40, 30))
+    draw(tmp_path / 'train' / 'bee' / 'other.png', (50, 60))
+    splits = [create_dataset('folder', split, tmp_path) for split in ('train', 'test')]
+    path = write_packed(tmp_path / 'photos.safetensors', *splits, {})
+    for one in splits:
+        back = create_dataset(f'packed:{path}', one.split)
+        assert not back.resident and back.hash == one.hash and back.class_names == ['ant', 'bee']
+        assert [back.encoded.read([n]) for n in range(len(one))] == [one.encoded.read([n]) for n in range(len(one))]
+        assert np.array_equal(back.decode(1), one.decode(1)) and np.array_equal(back.digests, one.digests)
+    (tmp_path / 'train' / 'ant' / '00.jpg').write_bytes(b'no image')
+    splits = [create_dataset('folder', split, tmp_path) for split in ('train', 'test')]
+    with pytest.raises(UserError, match='00.jpg: not an image'):  # nothing unreadable is packed
+        write_packed(tmp_path / 'bad.safetensors', *splits, {})
+
+
 def test_what_is_not_a_packed_file(tmp_path, packed):
     path, train, test = packed
     with pytest.raises(UserError, match='no packed data set at'):

@@ -22,7 +22,8 @@ PROTOCOL = {
     'original_order', 'class_counts', 'shot_counts', 'seed', 'data_seed', 'val_fraction', 'epochs',
     'global_batch_size', 'mixed_precision', 'num_processes', 'command', 'environment',
 }
-ADDED = {'hub_id', 'imbalance_profile', 'img_size', 'pretrained', 'initial_checkpoint'}  # since the first rows
+# since the first rows
+ADDED = {'hub_id', 'imbalance_profile', 'img_size', 'pretrained', 'initial_checkpoint', 'resident'}
 PROTOCOL |= ADDED
 CODE = {'recipe', 'tree_hash', 'dirty'}
 COST = {'images_seen', 'forward_passes', 'seconds', 'train_seconds_per_epoch', 'peak_rss_gb'}

@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from timm_longtail.build import create_datasets
+from timm_longtail.cli import parse_train_args
 from timm_longtail.data import create_dataset, lists, long_tail_counts, sources
 from timm_longtail.data.encoded import decode_images
 from timm_longtail.data.folders import list_images
@@ -114,6 +116,25 @@ def test_sixteen_bits_are_scaled_and_floats_refused(tmp_path):
     assert np.array_equal(np.asarray(images.image(0))[..., 1], levels // 256)
     with pytest.raises(UserError, match='float.tiff: its pixels are floating-point'):
         images.image(1)
+
+
+def test_the_size_of_a_small_set_does_not_hang_on_its_first_image(tmp_path):
+    write_classes(tmp_path / 'train', {'ant': 3, 'bee': 2})
+    write_classes(tmp_path / 'test', {'ant': 1, 'bee': 1})
+    (tmp_path / 'train' / 'ant' / '00.png').write_bytes(b'no image')
+    with pytest.raises(UserError, match='00.png: not an image'):
+        create_dataset('folder', 'train', tmp_path)
+    dataset = create_dataset('folder', 'train', tmp_path, skip_bad_images=True)
+    assert dataset.resident and dataset.class_counts == [2, 2] and dataset.bad_images == ['ant/00.png']
+
+
+def test_both_splits_are_kept_alike(tmp_path):
+    write_classes(tmp_path / 'train', {'ant': 3, 'bee': 2})
+    write_classes(tmp_path / 'test', {'ant': 1, 'bee': 1})
+    draw(tmp_path / 'train' / 'bee' / 'large.png', (9, 9))
+    assert create_dataset('folder', 'test', tmp_path).resident
+    args = parse_train_args(['--dataset', 'folder', '--data-dir', str(tmp_path), '--method', 'ce'])
+    assert [dataset.resident for dataset in create_datasets(args)] == [False] * 3
 
 
 def test_a_flat_folder_gives_a_fifth_to_the_test(tmp_path):

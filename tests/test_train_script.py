@@ -17,6 +17,7 @@ from accelerate.state import PartialState
 from timm_longtail.checkpoint import LAST, PREVIOUS, write_checkpoint
 
 from .runs import TINY, refused
+from .test_sources import write_classes
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.script
@@ -128,6 +129,24 @@ def test_ctrl_c_saves_and_exits_130(finished, tmp_path):
     assert weights(tmp_path / 'run')['step'] > 0
     assert launch(*args, '--resume', 'auto').returncode == 0
     assert_same_weights(weights(finished[0]), weights(tmp_path / 'run'))
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_their_master(tmp_path):
+    for split, count in (('train', 40), ('test', 2)):
+        write_classes(tmp_path / split, {'ant': count, 'bee': count}, size=(40, 30))
+    options = ['--model', 'resnet20_cifar', '--method', 'ce', '--dataset', 'folder', '--data-dir', str(tmp_path),
+               '--img-size', '32', '-j', '2', '-b', '8', '--epochs', '500', '--log-interval', '1',
+               '--output', str(tmp_path / 'out'), '--experiment', 'run']
+    process = subprocess.Popen(
+        [sys.executable, '-u', str(ROOT / 'train.py'), *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, start_new_session=True)
+    for line in process.stdout:
+        if line.startswith('epoch 2'):
+            os.killpg(process.pid, signal.SIGTERM)
+            break
+    _, error = process.communicate(timeout=120)
+    assert (process.returncode, error.strip()) == (128 + 15, 'stopped by SIGTERM; continue with --resume auto')
+    assert weights(tmp_path / 'out' / 'run')['epoch'] >= 1
 
 
 def test_truncated_checkpoint_falls_back(finished, tmp_path):

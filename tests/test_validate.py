@@ -96,6 +96,13 @@ def test_bad_input(run, options, message):
     assert message in str(error.value) and '\n' not in str(error.value)
 
 
+def test_classes_of_other_names(run, tmp_path):
+    for split in ('train', 'test'):
+        write_classes(tmp_path / split, {str(name): 1 for name in (*range(9), 'ten')})
+    with pytest.raises(UserError, match="has other classes than the model: 'ten' where it has '9'"):
+        validate.main(['--model', f'local-dir:{run / "export"}', '--dataset', 'folder', '--data-dir', str(tmp_path)])
+
+
 def test_a_model_of_other_classes(run, tmp_path):
     for split in ('train', 'test'):
         write_classes(tmp_path / split, {'cat': 3, 'dog': 2, 'owl': 1})

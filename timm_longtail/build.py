@@ -25,7 +25,7 @@ from .weights import choose_preprocessing, create_task_model
 _PROTOCOL = (
     'epochs', 'model_kwargs', 'method_kwargs', 'grad_accum_steps', 'opt', 'lr', 'momentum', 'weight_decay',
     'layer_decay', 'clip_grad', 'sched', 'sched_on_updates', 'decay_milestones', 'decay_epochs', 'decay_rate', 'min_lr',
-    'warmup_epochs', 'warmup_lr', 'img_size', 'crop_pct', 'mean', 'std', 'val_fraction', 'model_ema', 'model_ema_decay',
+    'warmup_epochs', 'warmup_lr', 'pretrained', 'initial_checkpoint', 'val_fraction', 'model_ema', 'model_ema_decay',
     'model_ema_warmup',
 )
 
@@ -39,8 +39,10 @@ def create_datasets(args: Namespace):
         UserError: `--num-classes` contradicts the data set.
     """
     options = dataset_options(args)
-    train_set = create_dataset(args.dataset, 'train', **options)
-    test_set = create_dataset(args.dataset, 'test', **options)
+    train_set, test_set = (create_dataset(args.dataset, split, **options) for split in ('train', 'test'))
+    if train_set.resident != test_set.resident:  # what becomes of an image must not depend on its split
+        options['loader'] = 'worker'
+        train_set, test_set = (create_dataset(args.dataset, split, **options) for split in ('train', 'test'))
     if args.num_classes not in (None, train_set.num_classes):
         raise UserError(f'--num-classes {args.num_classes} contradicts {args.dataset}: {train_set.num_classes} classes')
     if train_set.class_names != test_set.class_names:
@@ -98,8 +100,9 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
         arch=args.model, args=plain(args),
         about=_about(method.model, train_set, preprocessing),
         protocol={
-            'model': args.model, 'method': args.method, 'dataset': train_set.hash, 'seed': args.seed,
-            'global_batch_size': global_batch_size, 'mixed_precision': accelerator.mixed_precision,
+            'model': args.model, 'method': args.method, 'dataset': train_set.hash, 'order': train_set.order,
+            'evaluated on': eval_set.hash, 'seed': args.seed, 'global_batch_size': global_batch_size,
+            'mixed_precision': accelerator.mixed_precision, **asdict(preprocessing),
             **{name: getattr(args, name) for name in _PROTOCOL},
         },
     )
@@ -121,14 +124,17 @@ def _about(model: nn.Module, train_set, preprocessing: Preprocessing) -> dict[st
     """Return what evaluating a checkpoint takes beyond its weights, in plain types."""
     return {
         'model_args': {k: v for k, v in model._model_args.items() if k not in ('branches', 'pretrained')},
+        'class_names': list(train_set.class_names),
+        'class_counts': list(train_set.class_counts),
         'shot_counts': list(train_set.shot_counts),
+        'resident': train_set.resident,
         'preprocessing': asdict(preprocessing),
     }
 
 
 def loader_options(args: Namespace, preprocessing: Preprocessing, device: torch.device) -> dict[str, Any]:
     """Return what all loaders of a run have in common."""
-    share = (os.cpu_count() or 1) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    share = len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     return dict(
         device=device, img_size=preprocessing.img_size, mean=preprocessing.mean, std=preprocessing.std,
         num_workers=min(share, 8) if args.workers is None else args.workers, skip_bad_images=args.skip_bad_images)

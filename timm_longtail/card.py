@@ -56,7 +56,7 @@ def model_card(config: dict[str, Any]) -> ModelCard:
         tags=['image-classification', 'timm', 'long-tailed'],
         library_name='timm',
         pipeline_tag='image-classification',
-        license=config['pretrained_cfg']['license'],
+        license=config['pretrained_cfg'].get('license') or None,
         datasets=[provenance['hub_id']] if provenance.get('hub_id') else None,
         metrics=['accuracy'] if shown else None,
         eval_results=[_eval_result(dataset, label, value) for label, value in shown.items()] or None,

@@ -136,6 +136,8 @@ def _add_run(parser: argparse.ArgumentParser):
     group.add_argument('--tracker', nargs='+', choices=('tensorboard', 'wandb', 'trackio'), default=[], metavar='NAME',
                        help='follow the run in tensorboard, wandb or trackio too, or in several of them')
     group.add_argument('--project', default='timm_longtail', help='project of the run in the trackers')
+    group.add_argument('--license', help='licence of the exported weights, for their card; default: that of the '
+                       'pretrained weights')
     group.add_argument('--results', help='folder for the row of results; refused where the code is not committed')
     group.add_argument('-c', '--config', help='recipe (YAML) whose values become the defaults')
     group.add_argument('--no-recipe', action='store_true', help='do not take recipes/<model>.<dataset>_if<IF>.yaml')

@@ -41,7 +41,7 @@ def run_main(main: Callable[[], None]):
         saved = isinstance(e, Interrupted)
         _stop(128 + signum, f'{e}; continue with --resume auto' if saved else 'stopped', is_main)
     except RuntimeError as e:
-        reason = _why_lost(e)
+        reason = _why_lost(e) or _why_starved(e)
         if reason is None:
             raise
         kept = last_state(held_folder())
@@ -66,6 +66,14 @@ def _is_first(line: str, speaks: bool) -> bool:
         return _get_default_store().add(key, 1) == 1
     except RuntimeError:  # the store went with the main process
         return True
+
+
+def _why_starved(error: RuntimeError) -> str | None:
+    """Return what the loss of a loader's worker means; None for any other error."""
+    words = ' '.join(str(error).split())
+    if not words.startswith('DataLoader worker'):
+        return None
+    return f'a decoding process was killed ({words}); where memory is short, lower --workers'
 
 
 def _why_lost(error: RuntimeError) -> str | None:

@@ -40,8 +40,9 @@ def export_model(
         std: tuple[float, ...] | None = None,
         input_size: tuple[int, int, int] | None = None,
         class_names: list[str] | None = None,
-        crop_pct: float = 1.0,
-        license: str = 'apache-2.0',
+        crop_pct: float | None = None,
+        interpolation: str | None = None,
+        license: str | None = None,
 ) -> Path:
     """Write a model as a folder that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads bit for bit.
 
@@ -55,8 +56,10 @@ def export_model(
         mean, std: Normalisation of the images, per channel, for values in [0, 1].
         input_size: Channels, height and width of the training images.
         class_names: Name of each class.
-        crop_pct: Share of the shorter side of an image that evaluation looks at.
-        license: Licence of the weights.
+        crop_pct: Share of the shorter side of an image that evaluation looks at; None, here and for the other figures
+            of the input, keeps those of the model.
+        interpolation: How evaluation resizes it.
+        license: Licence of the weights; None is that of the model's pretrained weights, '' leaves it open.
 
     Raises:
         UserError: The model was not built by timm.
@@ -67,17 +70,17 @@ def export_model(
     folder = Path(folder)
     temporary = folder.with_name(folder.name + '.tmp')
     shutil.rmtree(temporary, ignore_errors=True)
-    # what the reported counts were measured with, whatever the backbone's own recipe does
     data_config = {
-        'mean': mean, 'std': std, 'input_size': input_size, 'crop_pct': crop_pct, 'crop_mode': 'center',
-        'interpolation': 'bilinear',
+        'mean': mean, 'std': std, 'input_size': input_size, 'crop_pct': crop_pct, 'interpolation': interpolation,
+        'crop_mode': 'center',
     }
+    about = {'tag': provenance.get('tag', ''), 'license': license}
     save_for_hf(
         deploy(model),
         str(temporary),
         model_config={
             'label_names': class_names,
-            'pretrained_cfg': {'tag': provenance.get('tag', ''), 'license': license},
+            'pretrained_cfg': {k: v for k, v in about.items() if v is not None},
             'timm_longtail': provenance,
         },
         safe_serialization=True,

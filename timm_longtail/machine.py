@@ -3,7 +3,6 @@ import logging
 import os
 import socket
 import time
-import zlib
 from argparse import Namespace
 from datetime import timedelta
 from typing import Any
@@ -102,7 +101,7 @@ def check_agreement(accelerator: Accelerator, args: Namespace, train_set, test_s
         **{f'--{name.replace("_", "-")}': value for name, value in vars(args).items() if name not in _OWN},
         'mixed precision': accelerator.mixed_precision,
         'training images': train_set.hash,
-        'order of the training images': zlib.crc32(train_set.indices.tobytes() + train_set.targets.tobytes()),
+        'order of the training images': train_set.order,
         'test images': test_set.hash,
         'code': code['tree_hash'][:12],
         'torch': torch.__version__,

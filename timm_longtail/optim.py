@@ -32,7 +32,12 @@ def create_optimizers(args: Namespace, method: Method, steps_per_epoch: int) -> 
             ))
         except (ValueError, AssertionError) as e:
             raise UserError(f'--opt {args.opt}: {e}') from e
-    return optimizers, [_create_scheduler(args, optimizer, steps_per_epoch) for optimizer in optimizers]
+    schedulers = [_create_scheduler(args, optimizer, steps_per_epoch) for optimizer in optimizers]
+    for optimizer, scheduler in zip(optimizers, schedulers):
+        if scheduler is None:  # it would multiply by `lr_scale`
+            for group in optimizer.param_groups:
+                group['lr'] *= group.get('lr_scale', 1.)
+    return optimizers, schedulers
 
 
 def _decay_layers(args: Namespace, method: Method, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from . import results
 from .build import loader_options, plain
+from .card import is_ours
 from .checkpoint import BEST, read_checkpoint, writing
 from .data import create_loader
 from .data.longtail import shot_groups
@@ -28,7 +29,7 @@ __all__ = [
 def data_tag(train_set) -> str:
     """Return the name of a data set in file names: `cifar100_lt_if100`, or without a factor where nothing was cut."""
     profile = '' if train_set.profile == 'exp' else f'_{train_set.profile}'
-    name = train_set.name.rpartition('/')[2]
+    name = train_set.name.rstrip('/').rpartition('/')[2]
     return name if train_set.imbalance_factor == 1 else f'{name}{profile}_if{train_set.imbalance_factor:g}'
 
 
@@ -81,7 +82,7 @@ def _data_lines(args: Namespace, run: Run, train_set) -> list[str]:
         f'data: {args.dataset}, {len(train_set)} images, {train_set.num_classes} classes of {max(counts)} to '
         f'{min(counts)} (imbalance factor {train_set.real_imbalance_factor:.4g}), '
         + ', '.join(f'{len(groups[name])} {name}' for name in GROUPS),
-        f'subset: {train_set.hash}, order {args.subset_order} ({order}), data seed {args.data_seed}',
+        f'subset: {train_set.hash}, order {train_set.subset_order} ({order}), data seed {train_set.seed}',
         f'images: {images}',
     ]
     if train_set.note:
@@ -173,6 +174,7 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
             run.eval_model, run.output_dir / 'export',
             provenance={**_provenance(row), 'metrics': last},
             mean=preprocessing.mean, std=preprocessing.std, crop_pct=preprocessing.crop_pct,
+            interpolation=preprocessing.interpolation, license=_license(args),
             input_size=(3, preprocessing.img_size, preprocessing.img_size),
             class_names=list(train_set.class_names),
         )
@@ -184,12 +186,20 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
     return row
 
 
+def _license(args: Namespace) -> str | None:
+    """Return the licence of the weights: of ours or of pretrained ones their own, of others not known."""
+    known = args.pretrained or is_ours(args.model)
+    return args.license or (None if known and not args.initial_checkpoint else '')
+
+
 def _report_bad_images(run: Run, loader, train_set, test_set):
     """List what could not be read in `bad_images.csv`, and count it."""
     bad = {**{name: 'left out' for name in [*train_set.bad_images, *test_set.bad_images]},
            **run.bad_images, **loader.bad_images}
     if bad:
-        with open(run.output_dir / 'bad_images.csv', 'w', newline='') as f:
+        path = run.output_dir / 'bad_images.csv'
+        # names need not be UTF-8
+        with writing(path), open(path, 'w', newline='', errors='backslashreplace') as f:
             csv.writer(f).writerows([['image', 'reason'], *sorted(bad.items())])
         print(f'\n{len(bad)} images could not be read and were skipped; they are listed in '
               f'{run.output_dir / "bad_images.csv"}', flush=True)
@@ -204,9 +214,10 @@ def _protocol(args: Namespace, run: Run, train_set) -> dict[str, Any]:
         'hub_id': train_set.hub_id, 'imbalance_factor': train_set.imbalance_factor,
         'imbalance_profile': train_set.profile, 'img_size': run.preprocessing.img_size,
         'pretrained': args.pretrained, 'initial_checkpoint': args.initial_checkpoint,
-        'subset_hash': train_set.hash, 'subset_order': args.subset_order, 'original_order': train_set.original_order,
+        'subset_hash': train_set.hash, 'subset_order': train_set.subset_order,
+        'original_order': train_set.original_order, 'resident': train_set.resident,
         'class_counts': list(train_set.class_counts), 'shot_counts': list(train_set.shot_counts),
-        'seed': args.seed, 'data_seed': args.data_seed, 'val_fraction': args.val_fraction,
+        'seed': args.seed, 'data_seed': train_set.seed, 'val_fraction': args.val_fraction,
         'epochs': args.epochs, 'global_batch_size': run.images_per_step,
         'mixed_precision': run.accelerator.mixed_precision, 'num_processes': run.accelerator.num_processes,
         'command': results.command_line(run.accelerator.num_processes),
@@ -228,7 +239,7 @@ def _cost(run: Run) -> dict[str, Any]:
 def _provenance(row: dict[str, Any]) -> dict[str, Any]:
     names = (
         'tag', 'method', 'method_kwargs', 'dataset', 'hub_id', 'imbalance_factor', 'imbalance_profile', 'subset_hash',
-        'subset_order', 'class_counts', 'shot_counts', 'pretrained', 'initial_checkpoint',
+        'subset_order', 'class_counts', 'shot_counts', 'resident', 'pretrained', 'initial_checkpoint',
         'seed', 'data_seed', 'val_fraction', 'epochs', 'recipe', 'command', 'tree_hash',
     )
     return {**{name: row[name] for name in names}, 'device_type': row['environment']['device_type']}

@@ -46,11 +46,12 @@ def push_model(
         private: bool = False,
         revision: str | None = None,
         commit_message: str | None = None,
+        replace: bool = False,
 ) -> str:
     """Upload an exported folder to a model repository of the Hub, which is created where it does not exist.
 
-    The repository then holds the three files and nothing else: other files, of an earlier upload, are deleted in the
-    same commit, and stay in its history. Nothing is sent before the folder has passed `check_export`.
+    The repository then holds the three files and nothing else. Nothing is sent before the folder has passed
+    `check_export`.
 
     Args:
         folder: Folder that `export_model` wrote.
@@ -59,6 +60,7 @@ def push_model(
         private: Create the repository private; refused where it is there and public.
         revision: Branch to write to, created where it does not exist; None is `main`.
         commit_message: First line of the commit.
+        replace: Delete other files that the repository holds, in the same commit; without it they are refused.
 
     Returns:
         URL of the commit; of the last one, where nothing has changed since.
@@ -85,8 +87,9 @@ def push_model(
             raise UserError(f'{repo_id} is there already and public: make it private on the Hub, or leave out private')
         # .gitattributes is the Hub's: it says which files are large
         stale = sorted({file.rfilename for file in info.siblings} - {*FILES, '.gitattributes'})
-        if stale:
-            _logger.info(f'{repo_id}: the commit deletes {", ".join(stale)}')
+        if stale and not replace:
+            raise UserError(f'{repo_id} holds other files, such as {stale[0]}: name another repository, or '
+                            'add --replace to delete them')
         # not `upload_folder`: it may split an upload into several commits
         commit = api.create_commit(
             repo_id,
@@ -218,6 +221,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--private', action='store_true', help='create it private')
     parser.add_argument('--revision', help='branch, created if need be; without it main')
     parser.add_argument('--message', help='first line of the commit')
+    parser.add_argument('--replace', action='store_true', help='delete other files that the repository holds')
     return parser.parse_args(argv)
 
 
@@ -231,7 +235,8 @@ def main(argv: list[str] | None = None):
         print(format_table({'last epoch': config['timm_longtail']['metrics']}))
     print(f'to {name}', flush=True)
     url = push_model(
-        folder, args.repo_id, private=args.private, revision=args.revision, commit_message=args.message)
+        folder, args.repo_id, private=args.private, revision=args.revision, commit_message=args.message,
+        replace=args.replace)
     print(url)
     print('load it with' + (', after `import timm_longtail`,' if is_ours(config['architecture']) else ''))
     print(f'timm.create_model(\'hf-hub:{name}\', pretrained=True)')

@@ -27,7 +27,7 @@ class TrainBatches:
 
     def __init__(self, dataset, loader):
         self._dataset = dataset
-        self._loader = loader
+        self.loader = loader
 
     @property
     def digests(self):
@@ -35,7 +35,7 @@ class TrainBatches:
         return self._dataset.digests
 
     def __call__(self) -> Iterator[Batch]:
-        return iter(self._loader)
+        return iter(self.loader)
 
 
 @dataclass
@@ -142,6 +142,7 @@ class Run:
             'seconds': self.seconds,
             'history': self.history,
             'best': self.best,
+            'bad_images': self.bad_images,
         }
         if self.ema is not None:
             state['state_dict_ema'] = deployed_state_dict(self.ema.module)
@@ -173,13 +174,14 @@ class Run:
             self.accelerator.scaler.load_state_dict(state['scaler'])
         self.epoch, self.step = state['epoch'], state['step']
         self.history, self.best = list(state['history']), state['best']
+        self.bad_images = dict(state.get('bad_images', {}))
         self.pending = state if self.step else None
         self.tree_hashes = list(dict.fromkeys([*state['tree_hashes'], *self.tree_hashes]))
         self.seconds_before = state['seconds']
 
     def collect_bad_images(self):
         """Gather what the loaders of all processes could not read. A collective call."""
-        loaders = [*self.loaders, self.eval_loader]
+        loaders = [*self.loaders, self.eval_loader, self.train_batches.loader]
         found = {name: reason for loader in loaders for name, reason in loader.bad_images.items()}
         for part in gather_object([found]):
             self.bad_images.update(part)

@@ -15,6 +15,7 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
 from .build import plain
+from .checkpoint import writing
 from .errors import UserError
 from .run import Run
 
@@ -123,7 +124,8 @@ def _run_id(folder: Path) -> str:
     """Return the id of the run of an output folder: drawn once, kept in it, so that a new folder is a new run."""
     path = folder / RUN_ID
     if not path.exists():
-        path.write_text(secrets.token_hex(4) + '\n')
+        with writing(path):
+            path.write_text(secrets.token_hex(4) + '\n')
     return path.read_text().strip()
 
 

@@ -37,6 +37,8 @@ def choose_preprocessing(args: Namespace, dataset: LongTailDataset) -> Preproces
     free = not cfg.get('fixed_input_size', False)
     default = dataset.input_size[-1] if dataset.resident and free and not args.pretrained else own_size
     weights = cfg if args.pretrained else {}
+    if dataset.resident and args.crop_pct not in (None, 1):
+        raise UserError('--crop-pct is for image files: images in memory are looked at whole')
     crop_pct = 1.0 if dataset.resident else args.crop_pct or weights.get('crop_pct', 0.875)
     return Preprocessing(
         img_size=args.img_size or int(default if isinstance(default, int) else default[-1]),

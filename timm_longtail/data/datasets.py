@@ -80,7 +80,8 @@ def create_dataset(
         if value not in known:
             raise unknown_name(what, value, known)
     if name.startswith('packed:'):
-        return _open_packed(name, split, imbalance_factor, loader)
+        asked = {'imbalance_factor': imbalance_factor, 'subset_order': subset_order, 'profile': profile}
+        return _open_packed(name, split, loader, asked, alone=data_dir is None and not any(storage.values()))
     registered, argument = find_dataset(name)
     factor = _factor(name, registered.imbalance_factor, imbalance_factor)
     long_tail_counts(1, 1, 1. if factor is None else factor, profile)  # refuses bad values before anything is read
@@ -128,10 +129,12 @@ def _build(name: str, split: str, source: Source, rows: np.ndarray, loader: str,
 
 def _is_small(encoded: EncodedImages) -> bool:
     """Whether all images are square, of one size, and small; headers are read, no pixels."""
-    first = encoded.image_size(0) if len(encoded) else None
-    if first is None or first[0] != first[1] or first[0] > _RESIDENT_SIDE:
-        return False
-    return all(encoded.image_size(position) in (first, None) for position in range(1, len(encoded)))
+    first = None
+    for size in encoded.image_sizes():
+        first = first or size
+        if size != first or size[0] != size[1] or size[0] > _RESIDENT_SIDE:
+            return False
+    return first is not None
 
 
 def _measure(images: torch.Tensor | None) -> dict[str, tuple[float, ...]]:
@@ -148,10 +151,14 @@ def _measure(images: torch.Tensor | None) -> dict[str, tuple[float, ...]]:
     return {'mean': tuple(round(float(m), 4) for m in mean), 'std': tuple(max(round(float(s), 4), 0.01) for s in std)}
 
 
-def _open_packed(name: str, split: str, imbalance_factor: float | None, loader: str) -> LongTailDataset:
+def _open_packed(name: str, split: str, loader: str, asked: dict, alone: bool) -> LongTailDataset:
+    if not alone:
+        raise UserError(f'{name} is one file of both splits: it takes no folder, and no names of splits and columns')
     dataset = read_packed(name.removeprefix('packed:'), split, loader)
-    if imbalance_factor not in (None, dataset.imbalance_factor):
-        raise UserError(f'{name} holds one subset, of factor {dataset.imbalance_factor:g}; it cannot be cut again')
+    for key, value in asked.items():
+        held = getattr(dataset, key)
+        if value not in (None, 'file', 'exp', held):  # the defaults ask for nothing
+            raise UserError(f'{name} holds one subset, of {key.replace("_", " ")} {held}; it cannot be cut again')
     return dataset
 
 

@@ -74,20 +74,31 @@ class EncodedImages:
         Raises:
             UserError: It cannot be read; names it.
         """
-        from PIL import Image
         try:
-            return _decode(data or self.read([position])[0], formats)
-        except (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            data = data or self.read([position])[0]
+        except OSError as error:
+            raise UserError(f'cannot read the image of {self.describe(position)}: {_reason(error)}') from error
+        if data is None:
+            raise UserError(f'cannot read the image of {self.describe(position)}: there is none')
+        try:
+            return _decode(data, formats)
+        except Exception as error:  # Pillow's plugins have no error in common
             raise UserError(f'cannot read the image of {self.describe(position)}: {_reason(error)}') from error
 
-    def image_size(self, position: int) -> tuple[int, int] | None:
-        """Return (width, height) from the header of one image; None where it has none that can be read."""
+    def image_sizes(self) -> Iterator[tuple[int, int]]:
+        """Yield (width, height) of each image from its header; those that cannot be read are left out."""
         from PIL import Image
-        try:
-            with Image.open(io.BytesIO(self.read([position])[0])) as image:
-                return image.size
-        except (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return None
+        for start in range(0, len(self), self.block_size):
+            try:
+                block = self.read(range(start, min(start + self.block_size, len(self))))
+            except OSError:
+                continue
+            for data in filter(None, block):
+                try:
+                    with Image.open(io.BytesIO(data)) as image:
+                        yield image.size
+                except Exception:  # as above; decoding will name it
+                    continue
 
     def _read(self, rows: np.ndarray) -> list[bytes | None]:
         raise NotImplementedError
@@ -147,10 +158,9 @@ def _eight_bits(image):
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, TypeError):
-        return 'there is no image'
     # Pillow names the buffer, not the image
-    return 'not an image, or cut short' if 'cannot identify' in str(error) else str(error).splitlines()[0]
+    lines = str(error).splitlines() or [type(error).__name__]
+    return 'not an image, or cut short' if 'cannot identify' in lines[0] else lines[0]
 
 
 def _decoded(encoded: EncodedImages, skip_bad: bool) -> Iterator[tuple[int, np.ndarray]]:

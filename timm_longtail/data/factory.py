@@ -26,16 +26,18 @@ class Preprocessing:
         img_size: S, side of the model's input.
         mean, std: Per-channel constants for pixels in [0, 1].
         crop_pct: Share of the shorter side that evaluation looks at; images in memory are looked at whole.
+        interpolation: How evaluation resizes files; training is bilinear, and so are images in memory.
     """
     img_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_pct: float = 1.0
+    interpolation: str = 'bilinear'
 
     @property
     def eval_view(self) -> str:
         """Name of the view that is evaluated."""
-        return f'eval(crop_pct={self.crop_pct:g})'
+        return f'eval(crop_pct={self.crop_pct:g}, interpolation={self.interpolation!r})'
 
 
 def create_loader(

@@ -87,7 +87,7 @@ def _encoded(dataset: LongTailDataset) -> tuple[np.ndarray, np.ndarray]:
 def _split_tensors(dataset: LongTailDataset) -> dict[str, torch.Tensor]:
     digests = dataset.digests  # of files too: every image is decoded once, so none that is packed is unreadable
     data, offsets = _encoded(dataset)
-    names = '\n'.join(name.replace('\n', ' ') for name in dataset.source_names).encode()
+    names = '\n'.join(name.replace('\n', ' ') for name in dataset.source_names).encode(errors='surrogateescape')
     tensors = {
         'bytes': data,
         'offsets': offsets,
@@ -167,7 +167,7 @@ def read_packed(path: str | Path, split: str, loader: str = 'auto') -> LongTailD
     """
     path = Path(path)
     tensors, header = _read_tensors(path, split)
-    names = tensors['names'].tobytes().decode().split('\n')
+    names = tensors['names'].tobytes().decode(errors='surrogateescape').split('\n')
     encoded, images = PackedImages(path, split, tensors['offsets'], names), None
     if loader == 'resident' or (loader == 'auto' and header.get('resident', True)):
         images, _ = decode_images(encoded)

@@ -50,9 +50,14 @@ class GeometryStep(Step, Protocol):
         """Return one RGB image as uniforms [num_uniforms] say; the input is not changed."""
 
 
-def _resize_shorter_side(image: Image.Image, size: int, crop_pct: float = 7 / 8) -> Image.Image:
+def _resize_shorter_side(
+        image: Image.Image,
+        size: int,
+        crop_pct: float = 7 / 8,
+        interpolation: F.InterpolationMode = F.InterpolationMode.BILINEAR,
+) -> Image.Image:
     """Resize so that a crop of `size` pixels is `crop_pct` of the shorter side, rounded down as timm does."""
-    return F.resize(image, math.floor(size / crop_pct))
+    return F.resize(image, math.floor(size / crop_pct), interpolation)
 
 
 class PadCrop:
@@ -84,21 +89,23 @@ class PadCrop:
 
 
 class CentreCrop:
-    """Resize the shorter side of an image file and cut out the centre: the evaluation transform of timm, bilinear.
+    """Resize the shorter side of an image file and cut out the centre: the evaluation transform of timm.
 
     Resident images have their final size and stay as they are.
 
     Args:
         size: S.
         crop_pct: S over the shorter side of the resized image: 0.875 is 256 pixels for 224.
+        interpolation: `bilinear`, `bicubic` or another that torchvision names.
     """
     num_uniforms = 0
 
-    def __init__(self, size: int, crop_pct: float = 0.875):
+    def __init__(self, size: int, crop_pct: float = 0.875, interpolation: str = 'bilinear'):
         if not 0 < crop_pct <= 1:
             raise UserError(f'crop_pct lies in (0, 1], got {crop_pct}')
         self.size = size
         self.crop_pct = crop_pct
+        self.interpolation = F.InterpolationMode(interpolation)
 
     def sample(self, uniforms: np.ndarray) -> None:
         return None
@@ -107,7 +114,7 @@ class CentreCrop:
         return images
 
     def place(self, image: Image.Image, uniforms: np.ndarray) -> Image.Image:
-        return F.center_crop(_resize_shorter_side(image, self.size, self.crop_pct), self.size)
+        return F.center_crop(_resize_shorter_side(image, self.size, self.crop_pct, self.interpolation), self.size)
 
 
 class Flip:

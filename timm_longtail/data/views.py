@@ -236,6 +236,6 @@ def flip(size: int, crop_pct: float = 0.875) -> Steps:
 
 
 @register_view
-def eval(size: int, crop_pct: float = 0.875) -> Steps:
+def eval(size: int, crop_pct: float = 0.875, interpolation: str = 'bilinear') -> Steps:
     """The image as it is; the centre of an image file, `crop_pct` of its shorter side, as timm evaluates."""
-    return [CentreCrop(size, crop_pct)], []
+    return [CentreCrop(size, crop_pct, interpolation)], []

@@ -3,6 +3,7 @@
 B batch of one process, S side of a view, G views.
 """
 import logging
+import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -71,6 +72,12 @@ def _collate(rows: list) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor
     return stacked, torch.tensor([rows[row][1] for row in kept], dtype=torch.int64), torch.tensor(kept), bad
 
 
+def _ignore_signals(worker: int):
+    """Leave Ctrl-C and SIGTERM, which reach the whole group, to the training process; torch ends orphans itself."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+
+
 class _Epoch:
     """The batches that workers are to prepare: items in, and beside them the uniforms of the photometry."""
 
@@ -119,6 +126,7 @@ class WorkerLoader(Loader):
             num_workers=num_workers,
             collate_fn=_collate,
             pin_memory=self.device.type == 'cuda',
+            worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # its own: the global one would be moved on by every epoch
         )
 
