@@ -168,7 +168,9 @@ def test_pushed_twice(hub, push, folder):
     stale = {'pytorch_model.bin': b'of another', 'runs/events.out': b'log'}
     found.commit('main', {**hub.files('alice/twice'), **stale}, 'by hand')
     alter(folder, seed=7)
-    second, error = push(folder, 'alice/twice', '--message', 'Seed 7')
+    assert 'holds other files, such as pytorch_model.bin' in push(folder, 'alice/twice')[1]
+    assert hub.files('alice/twice').keys() >= stale.keys()
+    second, error = push(folder, 'alice/twice', '--message', 'Seed 7', '--replace')
     assert error is None and second[-3] != first[-3]
     assert found.messages[2:] == ['by hand', 'Seed 7'] and len(hub.repositories) == number
     assert sorted(hub.files('alice/twice')) == ['.gitattributes', *FILES]
