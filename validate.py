@@ -17,7 +17,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 import timm_longtail  # noqa: F401  registers the models
-from timm_longtail.checkpoint import check_architecture, read_checkpoint, writing
+from timm_longtail.checkpoint import check_architecture, find_checkpoint, read_checkpoint, writing
 from timm_longtail.cli import Parser, add_data_options, check_names, create_timm_model, dataset_options
 from timm_longtail.data import LongTailDataset, Preprocessing, create_dataset, create_loader
 from timm_longtail.engine import evaluate
@@ -27,6 +27,8 @@ from timm_longtail.evaluate import LongTailEvaluator, format_table
 from timm_longtail.export import load_exported
 from timm_longtail.outputs import write_per_class
 
+# where a run found its data: a checkpoint knows, an export, which is published, does not
+_STORAGE = 'data_dir', 'train_split', 'test_split', 'input_key', 'target_key'
 _EXPORTS = 'local-dir:', 'hf-hub:', 'hf_hub:'
 
 
@@ -109,7 +111,11 @@ def load_candidate(args: argparse.Namespace) -> Candidate:
 
 
 def _from_checkpoint(args: argparse.Namespace) -> Candidate:
-    state = read_checkpoint(Path(args.checkpoint))
+    path = Path(args.checkpoint)
+    found = find_checkpoint(path) if path.is_dir() else (path, read_checkpoint(path))
+    if found is None:
+        raise UserError(f'--checkpoint {path}: no checkpoint in this folder')
+    _, state = found
     about = state.get('about')
     if about is None:
         raise UserError(f'{args.checkpoint} is not a checkpoint of train.py: it does not say how to evaluate it')
@@ -119,7 +125,7 @@ def _from_checkpoint(args: argparse.Namespace) -> Candidate:
     weights = state.get('state_dict_ema', state['state_dict'])
     check_architecture(model.state_dict(), weights, args.checkpoint, state['arch'])
     model.load_state_dict(weights)
-    trained = {**about, 'dataset': state['args']['dataset']}
+    trained = {**about, **{name: state['args'].get(name) for name in ('dataset', *_STORAGE)}}
     return Candidate(model, state['arch'], Preprocessing(**about['preprocessing']), trained)
 
 
@@ -152,9 +158,12 @@ def load_test_set(args: argparse.Namespace, candidate: Candidate) -> tuple[LongT
         check_names(candidate.name, name)
     except UserError as e:
         if args.dataset is None:
-            raise UserError(f'{candidate.name} was trained on {name}, which has to be named by --dataset: {e}') from e
+            raise UserError(f'{candidate.name} was trained on {name}: name it by --dataset, a folder by '
+                            '--dataset folder --data-dir …, a packed file by --dataset packed:FILE') from e
         raise
     options = dataset_options(args)
+    if args.dataset is None:
+        options.update({key: options[key] or trained.get(key) for key in _STORAGE})
     if options['loader'] == 'auto' and trained.get('resident') is False:
         options['loader'] = 'worker'
     # not the training subset: a test split is whole, whatever the factor and the seed
@@ -180,6 +189,9 @@ def _write_predictions(path: Path, test_set: LongTailDataset, recorder: Recorder
 
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
+    for path in filter(None, (args.per_class, args.predictions)):
+        if not Path(path).parent.is_dir():
+            raise UserError(f'cannot write {path}: no folder {Path(path).parent}')
     candidate = load_candidate(args)
     test_set, counts = load_test_set(args, candidate)
     metrics, recorder = measure(args, candidate, test_set, counts)

@@ -54,6 +54,8 @@ BAD_INPUT = {
     'schedule': (['--sched', 'cosin'], '--sched cosin'),
     'plateau': (['--sched', 'plateau'], '--sched plateau depends on what was measured before'),
     'method number': (['--method-kwargs', 'temperature=warm'], "option 'temperature' of method 'bcl' is a number"),
+    'pair': (['--method-kwargs', 'temperature'], 'take pairs of K=V'),
+    'folder as a model': (['--model', 'PLACE/one'], 'is a folder: write local-dir:'),
     'unknown view': (['--method', 'ce', '--method-kwargs', 'view=crop'], "unknown view 'crop'"),
     'view argument': (['--method', 'ce', '--method-kwargs', 'view="rrc(size=3)"'], "view rrc takes scale, jitter"),
     'view of files': (['--method', 'ce', '--method-kwargs', 'view=rand'], 'works on image files only'),

@@ -23,7 +23,8 @@ PROTOCOL = {
     'global_batch_size', 'mixed_precision', 'num_processes', 'command', 'environment',
 }
 # since the first rows
-ADDED = {'hub_id', 'imbalance_profile', 'img_size', 'pretrained', 'initial_checkpoint', 'resident'}
+ADDED = {'hub_id', 'imbalance_profile', 'img_size', 'pretrained', 'initial_checkpoint', 'resident',
+         'dataset_name'}
 PROTOCOL |= ADDED
 CODE = {'recipe', 'tree_hash', 'dirty'}
 COST = {'images_seen', 'forward_passes', 'seconds', 'train_seconds_per_epoch', 'peak_rss_gb'}
@@ -310,3 +311,13 @@ def test_committed_rows_come_from_a_commit(path):
     needs_history()
     row = json.loads(path.read_text())
     assert row['tree_hash'] in history()[row['recipe']], 'no commit of this repository has the code of this row'
+
+
+@pytest.mark.parametrize('command, published', [
+    ('python train.py --data-dir /home/me/client/photos --lr 0.1', 'python train.py --data-dir photos --lr 0.1'),
+    ('python train.py --dataset packed:/a/b.safetensors --data-dir $TIMM_LONGTAIL_DATA/x',
+     'python train.py --dataset packed:b.safetensors --data-dir $TIMM_LONGTAIL_DATA/x'),
+    *[("python train.py --output 'runs/a b' --model hf-hub:me/x",) * 2],
+])
+def test_folders_of_a_machine_are_not_published(command, published):
+    assert results.without_folders(command) == published

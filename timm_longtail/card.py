@@ -96,7 +96,8 @@ def _summary(config: dict[str, Any]) -> str:
         lines.append(f'- Method: `{provenance["method"]}`')
     if 'dataset' in provenance:
         images = counts and f', {sum(counts)} images: {max(counts)} of the largest class, {min(counts)} of the smallest'
-        lines.append(f'- Training set: `{provenance["dataset"]}`{images or ""}')
+        name = provenance.get('dataset_name', provenance['dataset'])
+        lines.append(f'- Training set: `{name}`{images or ""}')
     lines.append(f'- Made with: timm_longtail {provenance["version"]}')
     kind = 'An image classifier trained on classes of very different size.' if counts else 'An image classifier.'
     return f'{kind}\n\n' + '\n'.join(lines)

@@ -28,6 +28,15 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             *args, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
 
+    def parse_args(self, args=None, namespace=None):
+        """Parse; an option of `K=V` pairs without a `=` is an error like any other."""
+        try:
+            return super().parse_args(args, namespace)
+        except ValueError as e:
+            if isinstance(e, UserError):
+                raise
+            raise UserError('--method-kwargs and --model-kwargs take pairs of K=V') from e
+
     def error(self, message: str):
         """Raise a `UserError` with what argparse found, and the nearest option for an unknown one."""
         word = message.removeprefix('unrecognized arguments: ').split(' ')[0].partition('=')[0]
@@ -188,6 +197,8 @@ def parse_train_args(argv: list[str] | None = None, recipe_folder: Path = _RECIP
 def check_names(model: str, dataset: str, method: str | None = None):
     """Raise a `UserError` with the nearest names for a model, data set or method that does not exist."""
     if not model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(model):
+        if Path(model).is_dir():
+            raise UserError(f'--model {model} is a folder: write local-dir:{model}')
         raise unknown_name('model', model, timm.list_models())
     if not dataset.startswith('packed:'):
         find_dataset(dataset)

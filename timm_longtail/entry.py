@@ -31,6 +31,7 @@ def run_main(main: Callable[[], None]):
     speaks = os.environ.get('LOCAL_RANK', '0') == '0'  # what goes wrong on one host only is said there
     logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format='%(message)s', stream=sys.stdout)
     logging.getLogger('timm').setLevel(logging.WARNING)
+    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # a line for each attempt without a network
     try:
         main()
     except UserError as e:

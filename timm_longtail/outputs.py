@@ -83,7 +83,7 @@ def _data_lines(args: Namespace, run: Run, train_set) -> list[str]:
         f'{min(counts)} (imbalance factor {train_set.real_imbalance_factor:.4g}), '
         + ', '.join(f'{len(groups[name])} {name}' for name in GROUPS),
         f'subset: {train_set.hash}, order {train_set.subset_order} ({order}), data seed {train_set.seed}',
-        f'images: {images}',
+        f'images: {images}; mean {_numbers(run.preprocessing.mean)}, std {_numbers(run.preprocessing.std)}',
     ]
     if train_set.note:
         lines.insert(1, f'note: {train_set.note}')
@@ -91,6 +91,10 @@ def _data_lines(args: Namespace, run: Run, train_set) -> list[str]:
         lines.append(f'warning: {len(train_set.bad_images)} images cannot be read and are left out: '
                      + ', '.join(train_set.bad_images[:3]) + (', …' if len(train_set.bad_images) > 3 else ''))
     return lines
+
+
+def _numbers(values) -> str:
+    return ' '.join(f'{value:.4g}' for value in values)
 
 
 def _batch_lines(args: Namespace, run: Run) -> list[str]:
@@ -182,7 +186,8 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
     if args.results:
         results.write_json(results_path(args, train_set), row)
     rows = {'last epoch': last, f'best epoch ({best["epoch"] + 1}, by {best["selected_by"]})': best}
-    print('\n' + format_table(rows), flush=True)
+    print(f'\ntest set, weights as exported:\n{format_table(rows)}\n'
+          f'python validate.py --model local-dir:{run.output_dir / "export"}', flush=True)
     return row
 
 
@@ -211,7 +216,7 @@ def _protocol(args: Namespace, run: Run, train_set) -> dict[str, Any]:
         'model': args.model, 'method': args.method, 'method_kwargs': args.method_kwargs,
         # a packed file is a way to carry a set: the name is that of the set, not of a file on this machine
         'dataset': train_set.name if args.dataset.startswith('packed:') else args.dataset,
-        'hub_id': train_set.hub_id, 'imbalance_factor': train_set.imbalance_factor,
+        'dataset_name': train_set.name, 'hub_id': train_set.hub_id, 'imbalance_factor': train_set.imbalance_factor,
         'imbalance_profile': train_set.profile, 'img_size': run.preprocessing.img_size,
         'pretrained': args.pretrained, 'initial_checkpoint': args.initial_checkpoint,
         'subset_hash': train_set.hash, 'subset_order': train_set.subset_order,
@@ -238,11 +243,15 @@ def _cost(run: Run) -> dict[str, Any]:
 
 def _provenance(row: dict[str, Any]) -> dict[str, Any]:
     names = (
-        'tag', 'method', 'method_kwargs', 'dataset', 'hub_id', 'imbalance_factor', 'imbalance_profile', 'subset_hash',
-        'subset_order', 'class_counts', 'shot_counts', 'resident', 'pretrained', 'initial_checkpoint',
+        'tag', 'method', 'method_kwargs', 'dataset', 'dataset_name', 'hub_id', 'imbalance_factor', 'imbalance_profile',
+        'subset_hash', 'subset_order', 'class_counts', 'shot_counts', 'resident', 'pretrained', 'initial_checkpoint',
         'seed', 'data_seed', 'val_fraction', 'epochs', 'recipe', 'command', 'tree_hash',
     )
-    return {**{name: row[name] for name in names}, 'device_type': row['environment']['device_type']}
+    provenance = {**{name: row[name] for name in names}, 'device_type': row['environment']['device_type']}
+    # an export is published: what stands before the last name of a path on this machine is nobody's business
+    provenance['command'] = results.without_folders(row['command'])
+    provenance['initial_checkpoint'] = Path(row['initial_checkpoint']).name
+    return provenance
 
 
 def write_per_class(path: Path, class_names, class_counts, shot_counts, metrics: dict[str, Any]):

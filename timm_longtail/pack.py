@@ -3,9 +3,11 @@ import argparse
 import time
 from pathlib import Path
 
+import numpy as np
+
 from . import results
 from .cli import Parser, add_data_options, check_names, dataset_options
-from .data import create_dataset, write_packed
+from .data import LongTailDataset, create_dataset, write_packed
 from .data.longtail import shot_groups
 from .errors import UserError
 from .evaluate import GROUPS
@@ -19,6 +21,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--packed', '-o', required=True, help='file to write: NAME.safetensors')
     parser.add_argument('--license', default='', help='licence of the images, kept in the file')
     return parser.parse_args(argv)
+
+
+def _leave_out_bad(dataset: LongTailDataset) -> LongTailDataset:
+    """Return a set of files without those that cannot be read, and name them; one in memory has none."""
+    if dataset.resident:
+        return dataset
+    bad = []
+    for position in range(len(dataset)):
+        try:
+            dataset.decode(position)
+        except UserError as e:
+            print(f'{e}; left out')
+            bad.append(position)
+    rest = dataset.subset(np.setdiff1d(np.arange(len(dataset)), bad))
+    if dataset.shot_counts is not None:
+        rest.shot_counts = list(rest.class_counts)
+    return rest
 
 
 def main(argv: list[str] | None = None):
@@ -41,6 +60,8 @@ def main(argv: list[str] | None = None):
         raise UserError(f'--packed {path}: no folder {path.parent}')
     start = time.perf_counter()
     train, test = (create_dataset(args.dataset, split, **dataset_options(args)) for split in ('train', 'test'))
+    if args.skip_bad_images:
+        train, test = _leave_out_bad(train), _leave_out_bad(test)
     write_packed(path, train, test, {
         'dataset': args.dataset, 'hub_id': train.hub_id, 'license': args.license,
         'command': results.command_line(1), 'note': train.note})

@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -84,6 +85,12 @@ def command_line(num_processes: int) -> str:
     line = shlex.join([*script, *sys.argv[1:]])
     folder = os.environ.get('TIMM_LONGTAIL_DATA')
     return line.replace(folder, '$TIMM_LONGTAIL_DATA') if folder else line
+
+
+def without_folders(command: str) -> str:
+    """Return a command line in which absolute paths are cut to their last name."""
+    words = [re.sub(r'^(packed:|local-dir:|hfds/)?/.*/', r'\1', word.rstrip('/')) for word in shlex.split(command)]
+    return ' '.join(word if word.startswith('$') else shlex.quote(word) for word in words)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -61,14 +61,21 @@ def create_task_model(args: Namespace, num_classes: int, img_size: int | None = 
     """
     rng.seed_torch(args.seed, purpose='init')
     num_outputs = method_class(args.method).num_outputs(num_classes)
-    if args.initial_checkpoint and not Path(args.initial_checkpoint).is_file():
-        raise UserError(f'--initial-checkpoint {args.initial_checkpoint}: no such file')
+    start = Path(args.initial_checkpoint)
+    if start.is_dir() and args.initial_checkpoint:
+        start = start / 'model.safetensors'  # an exported folder
+    if args.initial_checkpoint and not start.is_file():
+        raise UserError(f'--initial-checkpoint {start}: no such file')
     kwargs = {'num_classes': num_outputs, **args.model_kwargs}
     if args.pretrained:
         kwargs['pretrained'] = True
-    model = create_timm_model(args.model, **kwargs, **_size_argument(args, img_size))
+    try:
+        model = create_timm_model(args.model, **kwargs, **_size_argument(args, img_size))
+    except UserError as e:
+        hint = '; --initial-checkpoint takes weights from a file' if args.pretrained else ''
+        raise UserError(f'{e}{hint}') from e
     if args.initial_checkpoint:
-        load_initial_weights(model, Path(args.initial_checkpoint))
+        load_initial_weights(model, start)
     return model
 
 
@@ -104,10 +111,10 @@ def load_initial_weights(model: nn.Module, path: Path):
             f'{path}: none of its {len(weights)} tensors fits {type(model).__name__}; it has {_shown(weights)}, '
             f'the model {_shown(own)}')
     model.load_state_dict(fits, strict=False)
-    missing, unexpected = own.keys() - fits.keys(), weights.keys() - fits.keys()
+    other_shape = own.keys() & weights.keys() - fits.keys()
     _logger.info(
-        f'initial checkpoint: {len(fits)} of {len(own)} tensors from {path}; '
-        f'missing: {_shown(missing)}; unexpected: {_shown(unexpected)}')
+        f'initial checkpoint: {len(fits)} of {len(own)} tensors from {path}; of another shape: {_shown(other_shape)}; '
+        f'missing: {_shown(own.keys() - weights.keys())}; unexpected: {_shown(weights.keys() - own.keys())}')
 
 
 def _translate(weights: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

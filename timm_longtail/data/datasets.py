@@ -169,7 +169,8 @@ def _check_classes(dataset: LongTailDataset):
         more = f' and {len(empty) - 1} more' if len(empty) > 1 else ''
         raise UserError(
             f'{dataset.name} ({dataset.split}, imbalance factor {dataset.imbalance_factor:g}): '
-            f'class {label} ({dataset.class_names[label]}){more} has no image')
+            f'class {label} ({dataset.class_names[label]}){more} has no image'
+            + ('' if dataset.imbalance_factor == 1 else ': a smaller factor leaves some'))
 
 
 def _choose_rows(source: Source, factor: float, seed: int, subset_order: str, profile: str) -> np.ndarray:

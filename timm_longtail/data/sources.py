@@ -183,7 +183,7 @@ def _digits(split: str, options: SourceOptions) -> Source:
     """scikit-learn's 8x8 digits, up-sampled to 32x32 RGB; 20 % of each class are the test split."""
     from sklearn.datasets import load_digits
     if options.data_dir is not None:
-        raise UserError('digits_lt comes with scikit-learn; it takes no --data-dir')
+        raise UserError('digits_lt comes with scikit-learn; it takes no --data-dir (--dataset folder takes one)')
     digits = load_digits()
     rows = hold_out_split(digits.target, split)
     grey = torch.from_numpy(digits.images[rows]).float() * (255 / 16)

@@ -66,13 +66,13 @@ def _create_resnet_small(variant: str, pretrained: bool = False, **kwargs) -> Re
 
 @register_model
 def resnet18_cifar(pretrained: bool = False, **kwargs) -> ResNetSmall:
-    """ResNet-18 for small images, 11.2 M parameters."""
+    """ResNet-18 for small images."""
     model_args = dict(block=BasicBlock, layers=(2, 2, 2, 2))
     return _create_resnet_small('resnet18_cifar', pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def resnet50_cifar(pretrained: bool = False, **kwargs) -> ResNetSmall:
-    """ResNet-50 for small images, 23.7 M parameters."""
+    """ResNet-50 for small images."""
     model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3))
     return _create_resnet_small('resnet50_cifar', pretrained, **dict(model_args, **kwargs))
