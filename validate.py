@@ -18,13 +18,14 @@ from torch import nn
 
 import timm_longtail  # noqa: F401  registers the models
 from timm_longtail.checkpoint import check_architecture, find_checkpoint, read_checkpoint, writing
-from timm_longtail.cli import Parser, add_data_options, check_names, create_timm_model, dataset_options
+from timm_longtail.cli import check_names, create_timm_model
 from timm_longtail.data import LongTailDataset, Preprocessing, create_dataset, create_loader
 from timm_longtail.engine import evaluate
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
 from timm_longtail.evaluate import LongTailEvaluator, format_table
 from timm_longtail.export import load_exported
+from timm_longtail.options import Parser, add_data_options, dataset_options
 from timm_longtail.outputs import write_per_class
 
 # where a run found its data: a checkpoint knows, an export, which is published, does not

@@ -12,12 +12,12 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from .checkpoint import find_checkpoint, read_checkpoint
-from .cli import dataset_options
 from .data import Preprocessing, create_dataset, create_loader
 from .errors import UserError
 from .folder import create_folder, hold_folder
 from .methods import Method, create_method
 from .optim import create_optimizers
+from .options import dataset_options
 from .run import Run, TrainBatches
 from .weights import choose_preprocessing, create_task_model
 

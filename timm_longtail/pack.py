@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from . import results
-from .cli import Parser, add_data_options, check_names, dataset_options
+from .cli import check_names
 from .data import LongTailDataset, create_dataset, write_packed
 from .data.longtail import shot_groups
 from .errors import UserError
 from .evaluate import GROUPS
+from .options import Parser, add_data_options, dataset_options
 
 __all__ = ['main']
 

@@ -26,9 +26,10 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from .card import is_ours, model_name, shown_metrics
-from .cli import Parser, create_timm_model
+from .cli import create_timm_model
 from .errors import UserError, unknown_name
 from .evaluate import format_table
+from .options import Parser
 from .version import __version__
 
 __all__ = ['check_export', 'main', 'push_model']
