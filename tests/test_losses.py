@@ -505,7 +505,7 @@ def test_benchmark(name, terms, monkeypatch, capsys):
 MEASURE_BOTH = """
 import json
 from benchmarks.losses import measure, parser
-args = parser.parse_args(['--width', '8', '--repeats', '1'])
+args = parser.parse_args(['--width', '8', '--repeats', '1', '--block-size', str(2 ** 20)])
 blocks = measure(args, rows=4096, classes=500)
 args.block_size = 2 ** 40
 print(json.dumps([blocks, measure(args, rows=4096, classes=500)]))
@@ -523,7 +523,7 @@ def test_memory():
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'MALLOC_MMAP_THRESHOLD_': '1000000'})
     blocks, plain = json.loads(done.stdout)
     assert blocks['value'] == pytest.approx(plain['value'], rel=1e-5)
-    assert blocks['peak_mb'] - blocks['before_mb'] < 150
+    assert blocks['peak_mb'] - blocks['before_mb'] < 70  # more if the blocks were kept for the backward pass
     assert plain['peak_mb'] - plain['before_mb'] > 280
 
 
