@@ -1,6 +1,7 @@
 """The exchange between processes: one process is the reference for the value and every gradient of two."""
 import operator
 import os
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from timm_longtail.distributed import all_gather_cat, all_reduce_sum, is_distributed, rank, world_size
-from timm_longtail.losses import balanced_sup_con_loss
+from timm_longtail.losses import _common, balanced_sup_con_loss
 
 from .ddp import run_distributed
 
@@ -63,11 +64,17 @@ def run_ddp(rank, gather, dtype=torch.float64):
     return loss_and_gradients(model, x[rows], target[rows], dtype)
 
 
+def run_ddp_in_blocks(rank, gather):
+    with patch.object(_common, 'BLOCK_SIZE', 5 * (BATCH + NUM_CLASSES)):
+        return run_ddp(rank, gather)
+
+
 @pytest.mark.ddp
-def test_two_processes_equal_one():
+@pytest.mark.parametrize('run', [run_ddp, run_ddp_in_blocks])
+def test_two_processes_equal_one(run):
     loss, gradients = loss_and_gradients(TinyBCL(all_gather_cat), *make_batch())
     assert set(gradients) >= {'encoder.0.weight', 'encoder.2.bias', 'class_weight', 'prototype.weight'}
-    for ddp_loss, ddp_gradients in run_distributed(run_ddp, all_gather_cat):
+    for ddp_loss, ddp_gradients in run_distributed(run, all_gather_cat):
         torch.testing.assert_close(ddp_loss, loss, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(ddp_gradients, gradients, rtol=1e-10, atol=1e-12)
         assert all(gradient.norm() > 1e-4 for gradient in ddp_gradients.values())

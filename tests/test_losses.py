@@ -3,15 +3,24 @@
 A new loss gets the generic tests by one line in CASES. Shapes: B batch, C classes, D width.
 """
 import inspect
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from benchmarks import losses as benchmark
 from timm_longtail import losses
 from timm_longtail.errors import UserError
+from timm_longtail.losses import _common
 
 from .reference import losses as reference
 
@@ -83,6 +92,7 @@ class Case:
     fields: tuple
     options: dict
     leaves: tuple  # the fields with a gradient
+    block_size: int | None = None  # similarities held at a time, where not as many as usual
 
     def __call__(self, sample, loss=None, **options):
         return (loss or self.loss)(*(getattr(sample, field) for field in self.fields), **self.options, **options)
@@ -97,28 +107,40 @@ class Case:
         return value.detach(), [getattr(sample, leaf).grad for leaf in self.leaves]
 
 
-def case(loss, *fields, leaves=None, **options):
+def make_case(loss, *fields, leaves=None, block_size=None, **options):
     leaves = leaves or tuple(field for field in fields if field in FLOATS and 'target' not in field)
-    return Case(loss, fields, options, leaves)
+    return Case(loss, fields, options, leaves, block_size)
 
 
 CASES = {
-    'logit_adjusted_cross_entropy': case(losses.logit_adjusted_cross_entropy, 'logits', 'target', 'class_counts'),
-    'logit_adjusted_cross_entropy, soft': case(
+    'logit_adjusted_cross_entropy': make_case(losses.logit_adjusted_cross_entropy, 'logits', 'target', 'class_counts'),
+    'logit_adjusted_cross_entropy, soft': make_case(
         losses.logit_adjusted_cross_entropy, 'logits', 'soft_target', 'class_counts', tau=1.5),
-    'sup_con_loss': case(losses.sup_con_loss, 'embeddings', 'target', temperature=0.1),
-    'sup_con_loss, warm': case(losses.sup_con_loss, 'embeddings', 'target', temperature=0.7),
-    'balanced_sup_con_loss': case(
+    'sup_con_loss': make_case(losses.sup_con_loss, 'embeddings', 'target', temperature=0.1),
+    'sup_con_loss, warm': make_case(losses.sup_con_loss, 'embeddings', 'target', temperature=0.7),
+    'balanced_sup_con_loss': make_case(
         losses.balanced_sup_con_loss, 'embeddings', 'target', 'prototypes', temperature=0.1),
-    'balanced_sup_con_loss, warm': case(
+    'balanced_sup_con_loss, warm': make_case(
         losses.balanced_sup_con_loss, 'embeddings', 'target', 'prototypes', temperature=0.7),
+    # blocks of two or three anchors, the last one smaller, and blocks of one
+    'sup_con_loss, in blocks': make_case(losses.sup_con_loss, 'embeddings', 'target', temperature=0.1, block_size=18),
+    'balanced_sup_con_loss, in blocks': make_case(
+        losses.balanced_sup_con_loss, 'embeddings', 'target', 'prototypes', temperature=0.1, block_size=26),
+    'balanced_sup_con_loss, one by one': make_case(
+        losses.balanced_sup_con_loss, 'embeddings', 'target', 'prototypes', temperature=0.1, block_size=1),
 }
 
-each_case = pytest.mark.parametrize('case', CASES.values(), ids=CASES)
+each_case = pytest.mark.parametrize('case', CASES.values(), ids=CASES, indirect=True)
 each_shape = pytest.mark.parametrize('shape', SHAPES)
-each_reduced = pytest.mark.parametrize(
-    'case', [case for case in CASES.values() if 'reduction' in inspect.signature(case.loss).parameters],
-    ids=[name for name, case in CASES.items() if 'reduction' in inspect.signature(case.loss).parameters])
+REDUCED = {name: case for name, case in CASES.items() if 'reduction' in inspect.signature(case.loss).parameters}
+each_reduced = pytest.mark.parametrize('case', REDUCED.values(), ids=REDUCED, indirect=True)
+
+
+@pytest.fixture
+def case(request, monkeypatch):
+    if request.param.block_size is not None:
+        monkeypatch.setattr(_common, 'BLOCK_SIZE', request.param.block_size)
+    return request.param
 
 
 def test_every_loss_has_a_case():
@@ -242,6 +264,7 @@ def test_runs_without_values(case, shape):
 
 @each_case
 def test_traces_into_one_graph(case):
+    torch.compiler.reset()  # a function may only be traced so often
     sample = make_sample()
     compiled = replace(case, loss=torch.compile(case.loss, fullgraph=True, backend='aot_eager'))
     torch.testing.assert_close(compiled.value_and_gradients(sample), case.value_and_gradients(sample))
@@ -390,6 +413,118 @@ def test_bad_temperature(temperature):
         losses.sup_con_loss(sample.embeddings, sample.target, temperature)
     with pytest.raises(UserError, match='temperature must be positive'):
         losses.balanced_sup_con_loss(sample.embeddings, sample.target, sample.prototypes, temperature)
+
+
+# at size
+
+CONTRAST = {name: CASES[name] for name in ('sup_con_loss', 'balanced_sup_con_loss')}
+each_contrast = pytest.mark.parametrize('case', CONTRAST.values(), ids=CONTRAST)
+
+
+def make_large_sample(dtype=torch.float64):
+    """231 rows, row 0 alone of its class, and some of 60 classes without any."""
+    generator = torch.Generator().manual_seed(5)
+    target = (torch.rand(231, generator=generator) ** 3 * 59).long() + 1
+    target[0] = 0
+    embeddings, prototypes = (
+        F.normalize(torch.randn(size, 16, generator=generator, dtype=torch.float64)).to(dtype) for size in (231, 60)
+    )
+    assert target.bincount(minlength=60).min() == 0 and target.bincount()[0] == 1
+    return replace(make_sample(), embeddings=embeddings, prototypes=prototypes, target=target)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records how many elements the largest tensor has that an operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        self.size = max([self.size, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))])
+        return out
+
+
+@each_contrast
+@pytest.mark.parametrize('reduction', ['mean', 'sum', 'none'])
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize('block_size', [1, 5000, 33333])
+def test_blocks_equal_the_whole(case, reduction, dtype, tolerance, block_size, monkeypatch):
+    sample = make_large_sample(dtype)
+    weight = torch.linspace(-1, 2, 231).to(dtype)  # each anchor has a gradient of its own
+
+    def weighted_loss(sample):
+        loss = case(sample, reduction=reduction)
+        return (loss * weight).sum() if reduction == 'none' else loss
+
+    expected = case.value_and_gradients(sample, weighted_loss)
+    monkeypatch.setattr(_common, 'BLOCK_SIZE', block_size)
+    torch.testing.assert_close(
+        case.value_and_gradients(sample, weighted_loss), expected, rtol=tolerance, atol=tolerance)
+
+
+@each_contrast
+def test_nothing_is_larger_than_a_block(case, monkeypatch):
+    """Neither in the forward nor in the backward pass; embeddings and gradients [B + C, D] are smaller still."""
+    sample = make_large_sample()
+    with LargestTensor() as largest:
+        case.value_and_gradients(sample)
+    assert largest.size >= 231 ** 2  # the whole
+    monkeypatch.setattr(_common, 'BLOCK_SIZE', 6000)
+    with LargestTensor() as largest:
+        case.value_and_gradients(sample)
+    assert 5000 < largest.size <= 6000
+
+
+@each_contrast
+def test_blocks_without_gradients(case, monkeypatch):
+    sample = make_large_sample()
+    expected = case(sample)
+    monkeypatch.setattr(_common, 'BLOCK_SIZE', 5000)
+    with torch.no_grad():
+        torch.testing.assert_close(case(sample), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('name, terms', [('sup_con', 24), ('balanced_sup_con', 27)])
+def test_benchmark(name, terms, monkeypatch, capsys):
+    monkeypatch.setattr(_common, 'BLOCK_SIZE', _common.BLOCK_SIZE)  # it sets its own, which ends with this test
+    for block_size in ('60', '9999'):
+        monkeypatch.setattr(sys, 'argv', [
+            'losses.py', '--loss', name, '--rows', '24', '--classes', '3', '--width', '4', '--repeats', '1',
+            '--block-size', block_size])
+        benchmark.main()
+    blocks, plain = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (blocks['rows'], blocks['classes'], blocks['block_size'], plain['block_size']) == (24, 3, 60, 9999)
+    assert blocks['ps_per_product'] == pytest.approx(blocks['seconds'] * 1e12 / (24 * terms * 4))
+    assert blocks['value'] == pytest.approx(plain['value'], rel=1e-5)
+    assert blocks['gradient_norm'] == pytest.approx(plain['gradient_norm'], rel=1e-5)
+    assert 0 < blocks['before_mb'] <= blocks['peak_mb']
+
+
+MEASURE_BOTH = """
+import json
+from benchmarks.losses import measure, parser
+args = parser.parse_args(['--width', '8', '--repeats', '1', '--block-size', str(2 ** 20)])
+blocks = measure(args, rows=4096, classes=500)
+args.block_size = 2 ** 40
+print(json.dumps([blocks, measure(args, rows=4096, classes=500)]))
+"""
+
+
+@pytest.mark.script
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_memory():
+    """One matrix of 4096 x 4596 similarities is 75 MB; the plain form holds four and more of them."""
+    done = subprocess.run(
+        [sys.executable, '-c', MEASURE_BOTH], cwd=Path(__file__).parent.parent, capture_output=True, text=True,
+        check=True,
+        # what is freed goes back to the system at once, so that the peak is what was held
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'MALLOC_MMAP_THRESHOLD_': '1000000'})
+    blocks, plain = json.loads(done.stdout)
+    assert blocks['value'] == pytest.approx(plain['value'], rel=1e-5)
+    assert blocks['peak_mb'] - blocks['before_mb'] < 70  # more if the blocks were kept for the backward pass
+    assert plain['peak_mb'] - plain['before_mb'] > 280
 
 
 # the theorem of the paper on balanced contrastive learning

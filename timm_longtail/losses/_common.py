@@ -1,12 +1,17 @@
-"""What every loss shares: its precision, its reduction and its checks of shapes."""
+"""What every loss shares: its precision, its reduction and its checks of shapes; and for contrast, its blocks."""
 import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, ParamSpec
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
+
+# similarities held at a time, 16 MB in float32: smaller blocks pay for their overhead, and larger ones for memory that
+# a CPU's allocator asks the system for anew each time
+BLOCK_SIZE = 2 ** 22
 
 P = ParamSpec('P')
 
@@ -57,3 +62,34 @@ def check_embeddings(embeddings: torch.Tensor, target: torch.Tensor, temperature
         raise UserError(f'expected embeddings [B, D] and target [B], got {[*embeddings.shape]} and {[*target.shape]}')
     if not temperature > 0:
         raise UserError(f'temperature must be positive, got {temperature}')
+
+
+def loss_of_anchors(
+        block_loss: Callable[..., torch.Tensor],
+        embeddings: torch.Tensor,
+        target: torch.Tensor,
+        num_terms: int,
+        *others: Any,
+) -> torch.Tensor:
+    """Loss of each row as an anchor against T terms, in blocks of anchors so that [B, T] never exists as a whole.
+
+    A block holds up to `BLOCK_SIZE` similarities, and the backward pass computes them again. A batch of one block is
+    computed once and keeps them.
+
+    Args:
+        block_loss: `block_loss(first, anchors, anchor_target, *others)` gives the loss [R] of R rows from row `first`.
+        embeddings: Rows [B, D].
+        target: Class ids [B].
+        num_terms: Columns T of the similarities.
+        others: What every block sees whole; tensors get their gradients.
+
+    Returns:
+        [B].
+    """
+    if len(target) * num_terms <= BLOCK_SIZE:
+        return block_loss(0, embeddings, target, *others)
+    block_rows = max(1, BLOCK_SIZE // num_terms)
+    blocks = zip(range(0, len(target), block_rows), embeddings.split(block_rows), target.split(block_rows))
+    return torch.cat([
+        checkpoint(block_loss, *block, *others, use_reentrant=False, preserve_rng_state=False) for block in blocks
+    ])

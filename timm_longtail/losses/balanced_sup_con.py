@@ -7,12 +7,12 @@ Paper: `Balanced Contrastive Learning for Long-Tailed Visual Recognition`
 Implemented from the paper's formulation. What it leaves open (prototypes are never anchors, the anchor leaves both its
 class's sum and its count, no stop-gradient) follows the authors' code,
 https://github.com/FlamieZhu/Balanced-Contrastive-Learning.
-Shapes: B batch (rows, all views of all images), C classes, D width.
+Shapes: B batch (rows, all views of all images), C classes, D width, R anchors of a block.
 """
 import torch
 
 from ..errors import UserError
-from ._common import check_embeddings, full_precision, reduce_rows
+from ._common import check_embeddings, full_precision, loss_of_anchors, reduce_rows
 
 
 @full_precision
@@ -35,7 +35,7 @@ def balanced_sup_con_loss(
     The plain mean over anchors weighs head anchors more, so its minimum is not the regular simplex of the paper's
     theorem either: for that, take reduction='none' and average within each class, then over classes.
 
-    Memory is B x (B + C).
+    Memory is B x (B + C) up to `BLOCK_SIZE`, and O(B + C) beyond.
 
     Args:
         embeddings: Rows [B, D], L2-normalised by the caller.
@@ -55,13 +55,30 @@ def balanced_sup_con_loss(
         raise UserError(f'expected prototypes [C, {embeddings.shape[1]}], got {[*prototypes.shape]}')
     classes = torch.arange(len(prototypes), dtype=target.dtype, device=target.device)
     columns = torch.cat([target, classes])  # [B + C], the class of each term
-    is_same = target[:, None] == columns  # [B, B + C]
-    is_self = torch.eye(*is_same.shape, dtype=torch.bool, device=target.device)
-    is_positive = is_same & ~is_self
+    terms = torch.cat([embeddings, prototypes])  # [B + C, D]
+    ones = torch.ones_like(target, dtype=embeddings.dtype)
+    class_rows = torch.zeros_like(classes, dtype=embeddings.dtype).index_add(0, target, ones)[columns]
+    loss = loss_of_anchors(
+        _block_loss, embeddings, target, len(columns), terms, columns, class_rows, temperature)
+    return reduce_rows(loss, reduction)
 
-    similarity = embeddings @ torch.cat([embeddings, prototypes]).T / temperature  # [B, B + C]
-    # rows of each column's class, and its prototype; in the anchor's own class the anchor makes up for the prototype
-    term_count = is_same.sum(0, dtype=similarity.dtype) + ~is_same  # m_k at each term, >= 1
-    weighted = (similarity - term_count.log()).masked_fill(is_self, torch.finfo(similarity.dtype).min)
+
+def _block_loss(
+        first: int,
+        anchors: torch.Tensor,
+        anchor_target: torch.Tensor,
+        terms: torch.Tensor,
+        columns: torch.Tensor,
+        class_rows: torch.Tensor,
+        temperature: float,
+) -> torch.Tensor:
+    """L_i of the anchors [R, D], which are the terms from `first` on; class_rows: rows of each term's class [B + C]."""
+    similarity = anchors @ terms.T / temperature  # [R, B + C]
+    is_positive = anchor_target[:, None] == columns
+    # rows of each term's class, and its prototype; in the anchor's own class the anchor makes up for the prototype
+    log_count = torch.where(is_positive, class_rows.log(), (class_rows + 1).log())  # log m_k at each term
+    is_positive.diagonal(first).fill_(False)
+    log_count.diagonal(first).fill_(torch.inf)  # the anchor is no term of its own sum
+
     mean_positive = similarity.masked_fill(~is_positive, 0).sum(1) / is_positive.sum(1)
-    return reduce_rows(weighted.logsumexp(1) - mean_positive, reduction)
+    return (similarity - log_count).logsumexp(1) - mean_positive

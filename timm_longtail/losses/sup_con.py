@@ -6,11 +6,11 @@ Paper: `Supervised Contrastive Learning`
     - https://arxiv.org/abs/2004.11362
 
 Implemented from the paper's equation (2), L_out.
-Shapes: B batch (rows, all views of all images), D width.
+Shapes: B batch (rows, all views of all images), D width, R anchors of a block.
 """
 import torch
 
-from ._common import check_embeddings, full_precision, reduce_rows
+from ._common import check_embeddings, full_precision, loss_of_anchors, reduce_rows
 
 
 @full_precision
@@ -26,7 +26,8 @@ def sup_con_loss(
 
     P_i holds the other rows of the anchor's class. An anchor without any gives 0 and counts in the mean. There is no
     factor for a base temperature. Every row enters the denominator once, so head classes fill it: see
-    `balanced_sup_con_loss`. Memory is B x B.
+    `balanced_sup_con_loss`. Memory is
+    B x B up to `BLOCK_SIZE`, and O(B) beyond.
 
     Args:
         embeddings: Rows [B, D], L2-normalised by the caller.
@@ -41,14 +42,28 @@ def sup_con_loss(
         UserError: Shapes that do not fit, a temperature that is not positive, an unknown reduction.
     """
     check_embeddings(embeddings, target, temperature)
-    similarity = embeddings @ embeddings.T / temperature  # [B, B]
-    is_self = torch.eye(len(target), dtype=torch.bool, device=target.device)
-    is_positive = (target[:, None] == target) & ~is_self
+    loss = loss_of_anchors(_block_loss, embeddings, target, len(target), embeddings, target, temperature)
+    return reduce_rows(loss, reduction)
+
+
+def _block_loss(
+        first: int,
+        anchors: torch.Tensor,
+        anchor_target: torch.Tensor,
+        embeddings: torch.Tensor,
+        target: torch.Tensor,
+        temperature: float,
+) -> torch.Tensor:
+    """L_i of the anchors [R, D], which are the rows from `first` on."""
+    similarity = anchors @ embeddings.T / temperature  # [R, B]
+    is_positive = anchor_target[:, None] == target
+    is_positive.diagonal(first).fill_(False)
+    is_self = torch.zeros_like(is_positive)
+    is_self.diagonal(first).fill_(True)
     num_positives = is_positive.sum(1)
 
     # the lowest finite number, not -inf: a row alone in its batch keeps a finite (and then unused) logsumexp
     lowest = torch.finfo(similarity.dtype).min
     log_denominator = similarity.masked_fill(is_self, lowest).logsumexp(1)
     mean_positive = similarity.masked_fill(~is_positive, 0).sum(1) / num_positives.clamp(min=1)
-    loss = (log_denominator - mean_positive).masked_fill(num_positives == 0, 0)
-    return reduce_rows(loss, reduction)
+    return (log_denominator - mean_positive).masked_fill(num_positives == 0, 0)
