@@ -144,14 +144,15 @@ def test_flops():
 def coloured(num_images=64):
     """Digits in colours, so that steps on colour change something."""
     small = digits(num_images)
-    tint = torch.rand(num_images, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 0.7 + 0.3
+    tint = torch.rand(num_images, 3, 1, 1, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.7
+    tint *= torch.tensor([1., 0.6, 0.4]).view(3, 1, 1)
     images = (small.images * tint).to(torch.uint8)
     return replace(small, images=images, mean=(0.2, 0.2, 0.2), std=(0.25, 0.25, 0.25))
 
 
 VIEWS = [
     'crop_flip', 'crop_flip(padding=12)', 'autoaugment', 'autoaugment(cutout=4,fill=0)', 'sim', 'sim_blur(scale=0.6)',
-    'rrc(jitter=0.4)', 'glmc', 'eval', 'flip',
+    'rrc(jitter=0.4)', 'glmc(scale=0.6)', 'eval', 'flip',
 ]
 
 
@@ -168,16 +169,20 @@ def test_peers_views_look_like_ours(view):
     theirs = [views[0] for _ in range(epochs) for views, *_ in DataLoader(peers, 64)]
     ours, theirs = torch.cat(ours), torch.cat(theirs)
     assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
-    assert looks(ours) == pytest.approx(looks(theirs), abs=0.05)
+    # few images in 512 are inverted or solarised, which moves the figures of the policy more
+    assert looks(ours) == pytest.approx(looks(theirs), abs=0.12 if 'autoaugment' in view else 0.05)
 
 
 def looks(views):
     """Return figures of normalised views [n,3,S,S]; 0.05 is three levels of 255."""
     border = torch.cat([views[:, :, :4].flatten(), views[..., :4].flatten()])
+    channels = views.mean((2, 3))
     return {
         'mean': views.mean().item(), 'std': views.std().item(), 'border': border.mean().item(),
         'colour': views.std(1).mean().item(),
         'contrast of an image': views.mean(1).flatten(1).std(1).mean().item(),
+        'spread of images': channels.mean(1).std().item(), 'spread of highlights': views.amax((1, 2, 3)).std().item(),
+        'spread of colours': (channels - channels.mean(1, keepdim=True)).std(0).mean().item(),
         'edges': views.diff(dim=-1).abs().mean().item(),
     }
 
