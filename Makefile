@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: .venv demo test test-timm lint clean
+.PHONY: .venv demo test test-timm benchmark lint clean
 
 # the default wheel of torch also runs without a GPU; a CPU-only torch cannot import its torchvision
 .venv/.installed: setup.cfg pyproject.toml
@@ -20,6 +20,9 @@ test: .venv
 
 test-timm: .venv  ## timm's own model tests, from the source distribution of the installed version
 	bash tests/timm_models.sh
+
+benchmark: .venv  ## speed on CIFAR-100-LT beside that of the peers' way; reads $TIMM_LONGTAIL_DATA
+	$(BIN)/python benchmark.py --model bcl_resnet32 --dataset cifar100_lt --steps 10 --compare
 
 lint: .venv
 	$(BIN)/ruff check .
