@@ -109,6 +109,8 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
 
 
 def _prepare_method(args: Namespace, method: Method, accelerator: Accelerator) -> Method:
+    if args.channels_last is None:
+        args.channels_last = accelerator.device.type == 'cpu'  # measured: benchmarks/README.md
     if args.channels_last:
         method.to(memory_format=torch.channels_last)
     if args.torchcompile:

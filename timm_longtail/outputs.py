@@ -59,7 +59,9 @@ def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -
         f'method: {args.method}, views {" ".join(method.views)}',
         f'evaluation: each epoch on {"the hold-out" if args.val_fraction else "the test set"}',
         f'device: {accelerator.device.type} x {accelerator.num_processes}, {torch.get_num_threads()} threads, '
-        f'mixed precision {accelerator.mixed_precision}, seed {args.seed}',
+        f'mixed precision {accelerator.mixed_precision}, '
+        f'{"channels last" if args.channels_last else "contiguous"}{", compiled" if args.torchcompile else ""}, '
+        f'seed {args.seed}',
         f'output: {run.output_dir}',
     ]
     if checkpoint is not None:
