@@ -96,6 +96,7 @@ BAD_INPUT = {
     'hub set': (['--dataset', 'hfds/'], 'what stands behind the slash is missing'),
     'hub folder': (['--dataset', 'hfds/PLACE/one/cat'], 'has no label column'),
     'lists': (['--dataset', 'imagenet_lt', '--data-dir', 'PLACE'], 'ImageNet_LT_train.txt'),
+    'files of the digits': (['--loader', 'worker'], 'digits_lt has no files'),
     'packed file': (['--dataset', 'packed:PLACE/none.safetensors'], 'no packed data set at'),
     'packed weights': (['--dataset', 'packed:PLACE/resnet18.safetensors'], 'is not a packed data set'),
     'folder of a packed file': (['--dataset', 'packed:x.safetensors', '--data-dir', 'PLACE'], 'it takes no folder'),

@@ -103,6 +103,13 @@ def test_a_folder_is_cut_by_the_rule(folder):
     assert create_dataset('cifar100', 'train', folder).class_counts == [20] * 4
 
 
+def test_a_benchmark_is_in_memory_unless_workers_are_asked_for(folder):
+    small, files = (create_dataset('cifar100_lt', 'train', folder, 10, loader=kind) for kind in ('auto', 'worker'))
+    assert small.resident and not files.resident and np.array_equal(small.indices, files.indices)
+    assert np.array_equal(small.images[5].permute(1, 2, 0), files.decode(5))
+    assert np.array_equal(small.digests, files.digests)
+
+
 def test_content_order_gives_one_subset_whatever_the_storage(tmp_path, folder):
     order = np.random.default_rng(0).permutation(len(TARGETS))
     images = draw_images(TARGETS)

@@ -11,6 +11,8 @@ from timm_longtail.data import LongTailDataset, UniformSampler, create_loader, c
 from timm_longtail.data.encoded import FileImages
 from timm_longtail.errors import UserError
 
+from .test_loaders import assert_equal
+
 VIEWS = ('rand', 'sim_blur(scale=0.3)', 'autoaugment')
 SIZES = [(40, 30), (33, 50), (64, 64), (20, 90)]
 
@@ -37,13 +39,6 @@ def read(dataset, views=VIEWS, epoch=0, start=0, batch_size=4, img_size=24, **op
     loader = create_loader(dataset, views, batch_size=batch_size, img_size=img_size, **options)
     loader.set_epoch(epoch, start)
     return list(loader)
-
-
-def assert_equal(first, second):
-    assert len(first) == len(second) > 0
-    for (views, *rest), (other_views, *other_rest) in zip(first, second, strict=True):
-        for one, other in zip([*views, *rest], [*other_views, *other_rest], strict=True):
-            assert torch.equal(one, other)
 
 
 @pytest.fixture(scope='module')

@@ -112,11 +112,13 @@ def _build(name: str, split: str, source: Source, rows: np.ndarray, loader: str,
     """Return the data set of some rows, decoded or not."""
     encoded, bad = None, []
     if isinstance(source.images, torch.Tensor):
+        if loader == 'worker':
+            raise UserError(f'{name} has no files: it comes decoded, and --loader worker has nothing to read')
         images, names = source.images[torch.from_numpy(rows)], [source.names[row] for row in rows]
     else:
         encoded = source.images.take(rows)
         names, images = encoded.names(), None
-        if loader == 'resident' or source.published or (loader == 'auto' and _is_small(encoded)):
+        if loader == 'resident' or (loader == 'auto' and (source.published or _is_small(encoded))):
             images, kept = decode_images(encoded, skip_bad)
             bad = [names[position] for position in np.setdiff1d(np.arange(len(rows)), kept)]
             rows, names, encoded = rows[kept], [names[position] for position in kept], None

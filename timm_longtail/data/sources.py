@@ -50,7 +50,7 @@ class Source:
         names: File name of each row, where `images` is a tensor.
         mean, std: Per-channel constants for pixels in [0, 1]; None leaves them to be measured or to be ImageNet's.
         original_order: Whether the rows are stored in the order of the original release.
-        published: Whether it is a benchmark of one size, decoded into memory whatever the loader.
+        published: Whether it is a benchmark of one small size, decoded into memory without looking at every header.
         hub_id: The Hub's name of the data set, where it has one.
         note: A line that the user should read at the start, or ''.
         title: Name in file names and messages; '' takes the registered one.
