@@ -80,8 +80,9 @@ def _data_lines(args: Namespace, run: Run, train_set) -> list[str]:
         images = f'in memory, {size}'
     else:
         images = f'in memory, {train_set.input_size[-1]}x{train_set.input_size[-1]}, resized to {size}'
+    name = args.dataset if train_set.name == args.dataset else f'{args.dataset} ({train_set.name})'
     lines = [
-        f'data: {args.dataset}, {len(train_set)} images, {train_set.num_classes} classes of {max(counts)} to '
+        f'data: {name}, {len(train_set)} images, {train_set.num_classes} classes of {max(counts)} to '
         f'{min(counts)} (imbalance factor {train_set.real_imbalance_factor:.4g}), '
         + ', '.join(f'{len(groups[name])} {name}' for name in GROUPS),
         f'subset: {train_set.hash}, order {train_set.subset_order} ({order}), data seed {train_set.seed}',
