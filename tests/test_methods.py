@@ -87,6 +87,7 @@ def test_the_deployed_state_dict_stays_plain(name):
     assert not {k.removeprefix('model.') for k in state['method_state']} & plain.state_dict().keys()
     plain.load_state_dict(deployed_state_dict(run.method.model))
     x = torch.randn(2, 3, 32, 32)
+    plain.to(memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     assert torch.equal(plain.eval()(x), run.method.model.eval()(x))
 
 
