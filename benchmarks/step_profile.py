@@ -25,9 +25,8 @@ KINDS = {
     'convolution, backward': ('convolution_backward',),
     'convolution, forward': ('mkldnn_convolution', 'cudnn_convolution', 'convolution', 'conv2d'),
     'BatchNorm': ('batch_norm',),
-    'ReLU and additions': ('relu', 'threshold_backward', 'aten::add', 'aten::add_'),
+    'ReLU, additions, optimizer': ('relu', 'threshold_backward', 'aten::add', 'aten::add_', '_foreach', '_fused'),
     'matrix products': ('mm', 'matmul', 'linear'),
-    'optimizer': ('_foreach', '_fused'),
     'copies': ('copy_', 'clone', 'contiguous', '_to_copy', 'cat'),
 }
 

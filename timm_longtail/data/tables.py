@@ -56,7 +56,10 @@ class TableImages(EncodedImages):
     def _bytes(self, image: dict | None) -> bytes | None:
         if image is None or image['bytes'] is not None:
             return image and image['bytes']
-        return Path(image['path']).read_bytes() if image['path'] else None
+        try:
+            return Path(image['path']).read_bytes() if image['path'] else None
+        except OSError:  # one file that is gone must not cost its whole block; it is named when it is decoded
+            return None
 
     def _names(self, rows: np.ndarray) -> list[str]:
         def read(structs, first):
