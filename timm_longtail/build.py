@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -12,7 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from .checkpoint import find_checkpoint, read_checkpoint
-from .data import Preprocessing, create_dataset, create_loader
+from .data import EpochSampler, Preprocessing, create_dataset, create_loader, create_sampler
 from .errors import UserError
 from .folder import create_folder, hold_folder
 from .methods import Method, create_method
@@ -23,10 +24,10 @@ from .weights import choose_preprocessing, create_task_model
 
 # options that decide the numbers: a run is resumed with the same ones, its length included, which shapes the schedule
 _PROTOCOL = (
-    'epochs', 'model_kwargs', 'method_kwargs', 'grad_accum_steps', 'opt', 'lr', 'momentum', 'weight_decay',
-    'layer_decay', 'clip_grad', 'sched', 'sched_on_updates', 'decay_milestones', 'decay_epochs', 'decay_rate', 'min_lr',
-    'warmup_epochs', 'warmup_lr', 'pretrained', 'initial_checkpoint', 'val_fraction', 'model_ema', 'model_ema_decay',
-    'model_ema_warmup',
+    'epochs', 'model_kwargs', 'method_kwargs', 'sampler', 'epoch_length', 'grad_accum_steps', 'opt', 'lr', 'momentum',
+    'weight_decay', 'layer_decay', 'clip_grad', 'sched', 'sched_on_updates', 'decay_milestones', 'decay_epochs',
+    'decay_rate', 'min_lr', 'warmup_epochs', 'warmup_lr', 'pretrained', 'initial_checkpoint', 'val_fraction',
+    'model_ema', 'model_ema_decay', 'model_ema_warmup',
 )
 
 __all__ = ['build_run', 'create_datasets', 'enter_output_folder', 'loader_options', 'plain']
@@ -72,7 +73,7 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
     loaders = [
         create_loader(
             train_set, method.views, sampler, batch_size=batch_size, seed=args.seed, stream=stream, **shard, **common)
-        for stream, sampler in enumerate(method.samplers(train_set.targets))
+        for stream, sampler in enumerate(_choose_samplers(args, method, train_set.targets))
     ]
     evaluation = dict(
         views=(preprocessing.eval_view,), batch_size=args.validation_batch_size, training=False, **common)
@@ -106,6 +107,18 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
             **{name: getattr(args, name) for name in _PROTOCOL},
         },
     )
+
+
+def _choose_samplers(args: Namespace, method: Method, targets: np.ndarray) -> list[EpochSampler]:
+    """Return the sampler of each data stream: the method's own, and `--sampler` where it has none."""
+    own = method.samplers(targets)
+    asked = args.sampler != 'instance' or args.epoch_length != 'natural'
+    if asked and None not in own:
+        raise UserError(f'--sampler and --epoch-length: method {args.method} samples all its streams itself')
+    return [
+        create_sampler(args.sampler, targets, args.epochs, args.epoch_length) if sampler is None else sampler
+        for sampler in own
+    ]
 
 
 def _prepare_method(args: Namespace, method: Method, accelerator: Accelerator) -> Method:
