@@ -56,14 +56,28 @@ def create_datasets(args: Namespace):
     return train_set, test_set, test_set
 
 
-def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) -> Run:
+def build_run(
+        args: Namespace,
+        accelerator: Accelerator,
+        train_set,
+        eval_set,
+        model: nn.Module | None = None,
+        preprocessing: Preprocessing | None = None,
+) -> Run:
     """Build the model, the method around it, loaders, optimizers and schedules.
+
+    Args:
+        args: Options of `train.py`.
+        accelerator: Of this process.
+        train_set, eval_set: Data.
+        model, preprocessing: A model that is there already, and its input; None builds what the options say.
 
     Raises:
         UserError: Batch sizes that do not divide, unknown optimizer or schedule, options that the method does not take.
     """
-    preprocessing = choose_preprocessing(args, train_set)
-    model = create_task_model(args, train_set.num_classes, preprocessing.img_size)
+    preprocessing = preprocessing or choose_preprocessing(args, train_set)
+    if model is None:
+        model = create_task_model(args, train_set.num_classes, preprocessing.img_size)
     _check_input(model, preprocessing.img_size)
     method = create_method(args.method, model, train_set.class_counts, **args.method_kwargs)
     method = _prepare_method(args, method, accelerator)
@@ -112,7 +126,7 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
 def _choose_samplers(args: Namespace, method: Method, targets: np.ndarray) -> list[EpochSampler]:
     """Return the sampler of each data stream: the method's own, and `--sampler` where it has none."""
     own = method.samplers(targets)
-    asked = args.sampler != 'instance' or args.epoch_length != 'natural'
+    asked = args.sampler != method.sampler or args.epoch_length != 'natural'
     if asked and None not in own:
         raise UserError(f'--sampler and --epoch-length: method {args.method} samples all its streams itself')
     return [
