@@ -32,6 +32,7 @@ _STYLE = {
     'text.parse_math': False,  # `$` in the name of a class or a run is a dollar
 }
 _NAMED_CLASSES = 20
+_WRITTEN_CLASSES = 12  # whose names fit aslant, and whose confusion has room for numbers
 _MOST_BLOCKS = 200  # along one side of a confusion: more would be smaller than a pixel
 _LEGEND_WIDTH = 90  # characters in one line under a figure of 6.4 inches
 
@@ -130,7 +131,7 @@ def class_curve(axis, x: np.ndarray, values: np.ndarray, name: str, i: int):
     """
     colour, dashes = look(i)
     window = smoothing(len(values))
-    points = {'markersize': 7} if window == 1 else {'markersize': 5, 'alpha': 0.35, 'markeredgewidth': 0}
+    points = {'markersize': 7} if window == 1 else {'markersize': 5 if len(x) <= 2000 else 2, 'alpha': 0.35, 'markeredgewidth': 0}
     axis.plot(x, values, '.', color=colour, label='_points', **points)
     places, place = np.unique(x, return_inverse=True)
     mean = np.bincount(place, running_mean(values, window)) / np.bincount(place)
@@ -145,7 +146,9 @@ def class_axis(axis, order: np.ndarray, class_names: Sequence[str] | None = None
     if class_names is not None and len(order) <= _NAMED_CLASSES:
         axis.set_xlabel('Class, by training images')
         names = [class_names[c] for c in order]
-        axis.set_xticks(range(1, len(order) + 1), names, rotation=30, ha='right', rotation_mode='anchor')
+        crowded = len(order) > _WRITTEN_CLASSES
+        axis.set_xticks(range(1, len(order) + 1), names, ha='right', va='center' if crowded else 'top',
+                        rotation=90 if crowded else 30, rotation_mode='anchor')
 
 
 def group_bounds(sorted_counts: np.ndarray, groups: GroupRule) -> dict[str, tuple[int, int]]:
@@ -213,7 +216,15 @@ def draw_confusion(axis, matrix: np.ndarray, bounds: dict[str, tuple[int, int]],
     axis.grid(False)
     axis.set(xlabel='Predicted class (1 = most training images)', ylabel='True class')
     if num_classes <= _NAMED_CLASSES:
-        _write_cells(axis, percent, class_names)
+        ticks, crowded = range(1, num_classes + 1), num_classes > _WRITTEN_CLASSES
+        axis.set_xticks(ticks, class_names)
+        axis.set_yticks(ticks, class_names)
+        if class_names is not None:
+            axis.set_xlabel('Predicted class')
+            axis.tick_params('x', rotation=90)
+            axis.tick_params(labelsize=7 if crowded else 8.5)
+        if not crowded:
+            _write_cells(axis, percent)
     for along, ha, va, place in ((axis.axvline, 'center', 'bottom', 0), (axis.axhline, 'left', 'center', 1)):
         middles = [(start + end) / 2 / num_classes for start, end in bounds.values()]
         for name, middle in zip(bounds, pad_labels(middles, 0.15)):
@@ -225,26 +236,17 @@ def draw_confusion(axis, matrix: np.ndarray, bounds: dict[str, tuple[int, int]],
     return image
 
 
-def _write_cells(axis, percent: np.ndarray, class_names: Sequence[str] | None):
-    ticks = range(1, len(percent) + 1)
-    if class_names is not None:
-        axis.set_xticks(ticks, class_names, rotation=40, ha='right', rotation_mode='anchor')
-        axis.set_yticks(ticks, class_names)
-        axis.set_xlabel('Predicted class')
-    else:
-        axis.set_xticks(ticks)
-        axis.set_yticks(ticks)
-    size = min(7.0, 70 / len(percent))
+def _write_cells(axis, percent: np.ndarray):
     for (i, j), value in np.ndenumerate(percent):
         if value >= 0.5:  # a zero is an empty cell
-            axis.text(j + 1, i + 1, f'{value:.0f}', ha='center', va='center', fontsize=size,
+            axis.text(j + 1, i + 1, f'{value:.0f}', ha='center', va='center', fontsize=7,
                       color='white' if value > 35 else 'black')
 
 
 def whole_numbers(axis):
     """Put ticks at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
-    axis.set_major_locator(MaxNLocator('auto', integer=True, steps=[1, 2, 5, 10]))
+    axis.set_major_locator(MaxNLocator('auto', integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
 
 
 def plain_numbers(axis):

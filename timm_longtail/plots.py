@@ -54,7 +54,7 @@ def plot_weight_norms(path, weights: Mapping[str, Any], class_counts, *, against
     """Draw the norm of each class's weight: after training on all images alike it grows with the class.
 
     Kang et al., Decoupling Representation and Classifier, ICLR 2020 (https://arxiv.org/abs/1910.09217), Figure 2. Norms
-    that span more than a factor of 20 get a logarithmic axis: the scale of a classifier decides no prediction.
+    that span more than a factor of 20 get a logarithmic axis: classifiers differ in scale.
 
     Args:
         path: PNG file.
@@ -91,7 +91,7 @@ def plot_weight_norms(path, weights: Mapping[str, Any], class_counts, *, against
 def plot_sampler_probabilities(path, probabilities: Mapping[str, Any], class_counts, *, title: str = ''):
     """Draw how likely each sampler draws an image of each class, the classes sorted by training images.
 
-    Kang et al., ICLR 2020 (https://arxiv.org/abs/1910.09217), section 3.1 and appendix: instance-balanced, square-root,
+    Kang et al., ICLR 2020 (https://arxiv.org/abs/1910.09217), section 3 and appendix: instance-balanced, square-root,
     class-balanced, and the progressive sampler, which goes from the first to the last over the epochs.
 
     Args:
@@ -106,13 +106,13 @@ def plot_sampler_probabilities(path, probabilities: Mapping[str, Any], class_cou
     with canvas(path, title) as figure:
         axis = figure.subplots()
         for i, (name, values) in enumerate(probabilities.items()):
-            curves = {name: values}
+            curves, style = {name: values}, {'linestyle': '-'}
             if isinstance(values, Mapping):
                 curves = {f'{name}, epoch {epoch}': values[epoch] for epoch in sorted(values)}
+                style = {'linestyle': (0, (3, 3)), 'zorder': 3}  # its first and last lie on those of other samplers
             for k, (label, p) in enumerate(curves.items(), start=1):
-                axis.plot(rank, 100 * as_array(p, label, (len(counts),))[order], label=label,
-                          color=mixed(look(i)[0], 0.3 + 0.7 * k / len(curves)), marker='.' if len(counts) < 24 else '',
-                          linestyle='-' if curves.keys() == {name} else (0, (3, 3)))  # its ends lie on other samplers'
+                axis.plot(rank, 100 * as_array(p, label, (len(counts),))[order], label=label, **style,
+                          color=mixed(look(i)[0], 0.3 + 0.7 * k / len(curves)), marker='.' if len(counts) < 24 else '')
         axis.set(yscale='log', ylabel='Probability of the class in a draw (%)')
         plain_numbers(axis.yaxis)
         class_axis(axis, order)
@@ -174,33 +174,34 @@ def plot_confusion(
 ):
     """Draw the confusion of models side by side, rows in percent, the classes sorted by training images.
 
-    The title of each has its `confusion_rate`: the share of the images of the smallest group taken for the largest.
-    Beyond 200 classes a cell is a block of neighbours: the mean over its rows of the sum over its columns. The colour
-    is that of the square root, so that the few percent beside the diagonal show. A row without images is grey.
+    The title of each has its `confusion_rate`: the share of the images of the rarest classes (Few, or the last group
+    that is not empty) predicted as one of the most frequent (Many). Beyond 200 classes a cell is a block of neighbours:
+    the mean over its rows of the sum over its columns. The colour is that of the square root, so that the few percent
+    beside the diagonal show. A row without images is grey.
 
     Args:
         path: PNG file.
         confusions: Images of each class (rows) taken for each class (columns), [C, C], by the model's name.
         class_counts: Training images of each class [C].
-        groups: Splits the counts, largest classes first: `shot_groups` or `head_tail_groups`.
+        groups: Splits the counts, most frequent classes first: `shot_groups` or `head_tail_groups`.
         class_names: C names, shown for up to 20 classes.
         title: Above the figure.
     """
     counts, order = sort_classes(class_counts)
     bounds = group_bounds(counts, groups)
-    largest, smallest = [*bounds][0], [*bounds][-1]
+    head, *_, tail = [*bounds, *bounds]  # one group is both
     matrices = {name: as_array(m, name, (len(counts), len(counts))) for name, m in confusions.items()}
     names = None if class_names is None else [class_names[c] for c in order]
-    with canvas(path, title, (1.4 + 4.2 * len(matrices), 4.9)) as figure:
+    with canvas(path, title, (1.4 + 4.2 * len(matrices), 5.2)) as figure:
         axes = figure.subplots(1, len(matrices), squeeze=False)[0]
         for axis, (name, matrix) in zip(axes, matrices.items()):
             image = draw_confusion(axis, matrix[np.ix_(order, order)], bounds, names)
-            rate = confusion_rate(matrix, class_counts, smallest, largest, groups)
-            rate = 'n/a' if rate is None or largest == smallest else f'{rate:.1f} %'
-            axis.set_title(f'{name}\n{smallest.capitalize()} taken for {largest.capitalize()}: {rate}', pad=18)
+            rate = confusion_rate(matrix, class_counts, tail, head, groups)
+            rate = 'n/a' if rate is None or head == tail else f'{rate:.1f} %'
+            axis.set_title(f'{name}\n{tail.capitalize()} predicted as {head.capitalize()}: {rate}', pad=18)
         size = block_size(len(counts))
-        blocks = f', blocks of {size} x {size} classes' if size > 1 else ''
-        bar = figure.colorbar(image, ax=axes, label=f'Share of the images of the class (%){blocks}', shrink=0.8)
+        blocks = f' (%), blocks of {size} x {size} classes' if size > 1 else ' of the class (%)'
+        bar = figure.colorbar(image, ax=axes, label=f'Share of the images{blocks}', shrink=0.8)
         bar.set_ticks([0, 1, 5, 20, 50, 100])
     return figure
 
