@@ -32,7 +32,7 @@ def draw(tmp_path):
         with Image.open(path) as image:
             image.load()
             assert image.format == 'PNG' and image.size == tuple(round(150 * s) for s in figure.get_size_inches())
-            assert len(np.unique(np.asarray(image.convert('L')))) > 5  # not blank
+            assert len(image.convert('L').getcolors()) > 5  # not blank
         assert 5_000 < path.stat().st_size < 1_000_000
         return figure
     return draw

@@ -131,7 +131,9 @@ def class_curve(axis, x: np.ndarray, values: np.ndarray, name: str, i: int):
     """
     colour, dashes = look(i)
     window = smoothing(len(values))
-    points = {'markersize': 7} if window == 1 else {'markersize': 5 if len(x) <= 2000 else 2, 'alpha': 0.35, 'markeredgewidth': 0}
+    points = {'markersize': 7}
+    if window > 1:
+        points = {'markersize': 5 if len(x) <= 2000 else 2, 'alpha': 0.35, 'markeredgewidth': 0}
     axis.plot(x, values, '.', color=colour, label='_points', **points)
     places, place = np.unique(x, return_inverse=True)
     mean = np.bincount(place, running_mean(values, window)) / np.bincount(place)
