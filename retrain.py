@@ -5,10 +5,8 @@
     python retrain.py hf-hub:USER/NAME --classifier crt --features augmented
     python retrain.py resnet18 --dataset folder --data-dir my_photos --classifier all
 """
-import argparse
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 import yaml
 from timm.utils import ParseKwargs
@@ -17,23 +15,25 @@ from torch import nn
 import timm_longtail  # noqa: F401  registers the models
 from timm_longtail import results
 from timm_longtail.candidates import Candidate, is_export, load_checkpoint, load_export, load_timm_model, trained_data
-from timm_longtail.checkpoint import writing
 from timm_longtail.data import create_dataset
-from timm_longtail.engine import Interrupted
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
-from timm_longtail.evaluate import format_table
-from timm_longtail.export import export_model
 from timm_longtail.folder import create_folder, hold_folder
 from timm_longtail.layers import CosineLinear
 from timm_longtail.machine import create_accelerator
 from timm_longtail.options import Parser, add_data_options
-from timm_longtail.outputs import data_tag, write_per_class
-from timm_longtail.plots import plot_class_accuracy, plot_confusion, plot_tau_curve, plot_weight_norms
+from timm_longtail.outputs import data_tag
 from timm_longtail.representation import Representation
-from timm_longtail.retraining import CLASSIFIERS, TRAINED, Classifier, choose_classifiers, make_classifiers
-
-JOINT = 'joint'  # the classifier of stage 1, as the literature calls what was trained with its representation
+from timm_longtail.retrained import (
+    JOINT,
+    draw_figures,
+    export_classifier,
+    final_lines,
+    results_path,
+    results_row,
+    start_lines,
+)
+from timm_longtail.retraining import CLASSIFIERS, TRAINED, choose_classifiers, make_classifiers
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -136,82 +136,7 @@ def open_data(args: Namespace, candidate: Candidate, accelerator) -> Representat
         for theirs, ours in zip(candidate.trained['class_names'], train_set.class_names, strict=True):
             if theirs != ours:
                 raise UserError(f'{name} has other classes than the model: {ours!r} where it has {theirs!r}')
-    return Representation(args, accelerator, candidate, train_set, test_set, held_out)
-
-
-def stage_1(args: Namespace, representation: Representation) -> dict[str, Any]:
-    """Return what a row of results says of the model whose classifier was re-trained."""
-    trained = representation.candidate.trained
-    names = ('method', 'sampler', 'epochs', 'seed', 'val_fraction', 'subset_hash', 'command', 'tree_hash')
-    source = args.source if not Path(args.source).exists() else Path(args.source).name
-    return {'source': source, **{name: trained.get(name) for name in names}}
-
-
-def start_lines(args: Namespace, representation: Representation, refused: dict[str, str]) -> list[str]:
-    """Return what is said before anything is made."""
-    train_set, candidate = representation.train_set, representation.candidate
-    held = 'none: nothing is chosen by looking at the test set'
-    if representation.held_out is not None:
-        held = f'{len(representation.held_out)} images'
-    return [
-        f'model: {candidate.name}, from {args.source}; '
-        f'trained by {candidate.trained.get("method", "others")}, its backbone stays as it is',
-        f'data: {train_set.name}, {len(train_set)} images, {train_set.num_classes} classes of '
-        f'{max(train_set.class_counts)} to {min(train_set.class_counts)}; subset {train_set.hash}',
-        f'hold-out: {held}',
-        f'features: {args.features}',
-        *(f'left out: {name}: {reason}' for name, reason in refused.items()),
-    ]
-
-
-def export(folder: Path, classifier: Classifier, representation: Representation, metrics: dict[str, Any], args) -> str:
-    """Export the model with a classifier; returns why it cannot be, or ''."""
-    train_set, candidate = representation.train_set, representation.candidate
-    preprocessing = candidate.preprocessing
-    try:
-        model = classifier.deployed(representation)
-    except ValueError as e:
-        return f'not exported: {e}'
-    trained = representation.candidate.trained
-    provenance = {
-        'tag': data_tag(train_set), 'method': classifier.name, 'method_kwargs': classifier.options,
-        'dataset': train_set.name, 'dataset_name': train_set.name, 'hub_id': train_set.hub_id,
-        'imbalance_factor': train_set.imbalance_factor, 'imbalance_profile': train_set.profile,
-        'subset_hash': train_set.hash, 'subset_order': train_set.subset_order, 'seed': args.seed,
-        'data_seed': train_set.seed, 'class_counts': list(train_set.class_counts),
-        'shot_counts': list(train_set.shot_counts), 'resident': train_set.resident,
-        'val_fraction': trained.get('val_fraction') or args.val_fraction or 0.0,
-        'command': results.without_folders(results.command_line(1)), 'stage_1': stage_1(args, representation),
-        'metrics': metrics,
-    }
-    size = preprocessing.img_size
-    with writing(folder / 'export'):
-        folder.mkdir(exist_ok=True)
-        export_model(
-            model, folder / 'export', provenance=provenance, mean=preprocessing.mean, std=preprocessing.std,
-            input_size=(3, size, size), class_names=list(train_set.class_names), crop_pct=preprocessing.crop_pct,
-            interpolation=preprocessing.interpolation, license=args.license)
-    write_per_class(folder / 'per_class.csv', train_set.class_names, train_set.class_counts, train_set.shot_counts,
-                    metrics)
-    return ''
-
-
-def draw(folder: Path, made: list[Classifier], figures: dict[str, dict], representation: Representation):
-    """Draw weight norms, accuracy by class, the tau curve, and the confusion before and after."""
-    counts = representation.train_set.shot_counts
-    heads = {c.name: c.module for c in made if hasattr(c.module, 'weight')}
-    if representation.same_classes:
-        heads = {JOINT: representation.head, **heads}
-    plot_weight_norms(folder / 'weight_norms.png', {name: head.weight.detach() for name, head in heads.items()}, counts)
-    plot_class_accuracy(
-        folder / 'class_accuracy.png', {name: row['class_accuracy'] for name, row in figures.items()}, counts)
-    plot_confusion(
-        folder / 'confusion.png', {name: representation.test.confusion(head) for name, head in heads.items()}, counts)
-    for classifier in made:
-        if classifier.curve:
-            plot_tau_curve(
-                folder / 'tau_curve.png', list(classifier.curve), list(classifier.curve.values()),
-                classifier.options['tau'], title=f'tau-normalisation, on the {classifier.curve_on}')
+    return Representation(args, accelerator, candidate, train_set, test_set, held_out, fraction)
 
 
 def main(argv: list[str] | None = None):
@@ -221,28 +146,34 @@ def main(argv: list[str] | None = None):
     code = results.code_state()
     accelerator = create_accelerator(args.mixed_precision)
     if accelerator.num_processes > 1:
-        raise UserError('retrain.py is one process; on several, train.py --method crt --initial-checkpoint …')
+        raise UserError('retrain.py is one process; for several, train.py --method crt --initial-checkpoint …')
     representation = open_data(args, load_source(args), accelerator)
     names, refused = choose_classifiers(args.classifier, representation)
+    row_path = results_path(representation)
     tag = data_tag(representation.train_set)
-    base = Path(args.output) / (args.experiment or f'{representation.candidate.name}.retrain.{tag}.s{args.seed}')
-    row_path = results_path(args, representation, tag)
-    folder = create_folder(base)
+    folder = create_folder(
+        Path(args.output) / (args.experiment or f'{representation.candidate.name}.retrain.{tag}.s{args.seed}'))
     hold_folder(folder)
-    print('\n'.join(start_lines(args, representation, refused)), flush=True)
+    print('\n'.join([*start_lines(representation, refused), f'output: {folder}']), flush=True)
 
-    figures, row = {}, {'classifiers': {}}
+    made, figures, rows = [], {}, {}
     if representation.same_classes:
-        figures[JOINT] = row['classifiers'][JOINT] = representation.test.evaluate(representation.head)
-    made = []
-    for name in names:
-        for classifier in make_classifiers(name, representation):
-            made.append(classifier)
-            metrics = classifier.measure(representation)
-            figures[classifier.name] = metrics
-            reason = export(folder / classifier.name, classifier, representation, metrics, args)
-            classifier.note = '; '.join(filter(None, (classifier.note, reason)))
-            row['classifiers'][classifier.name] = {
-                **metrics, 'options': classifier.options, 'note': classifier.note, 'seconds': classifier.seconds,
-                'exported': not reason}
-    draw(folder, made, figures, representation)
+        figures[JOINT] = rows[JOINT] = representation.test.evaluate(representation.head)
+    for classifier in (classifier for name in names for classifier in make_classifiers(name, representation)):
+        made.append(classifier)
+        metrics = figures[classifier.name] = classifier.measure(representation)
+        reason = export_classifier(folder / classifier.name, classifier, representation, metrics)
+        classifier.note = '; '.join(filter(None, (classifier.note, reason)))
+        rows[classifier.name] = {
+            **metrics, 'options': classifier.options, 'note': classifier.note, 'seconds': classifier.seconds}
+    draw_figures(folder, made, figures, representation)
+    row = results_row(representation, code, rows)
+    results.write_json(folder / 'metrics.json', row)
+    if row_path is not None:
+        results.write_json(row_path, row)
+    print('\n'.join(final_lines(made, figures)))
+    print(f'\npython validate.py --model local-dir:{folder}/{made[0].name}/export', flush=True)
+
+
+if __name__ == '__main__':
+    run_main(main)

@@ -29,6 +29,7 @@ from timm_longtail.engine import evaluate
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
 from timm_longtail.evaluate import LongTailEvaluator, format_table
+from timm_longtail.machine import memory_format
 from timm_longtail.options import Parser, add_data_options
 from timm_longtail.outputs import write_per_class
 
@@ -100,7 +101,8 @@ def measure(args: argparse.Namespace, candidate: Candidate, test_set: LongTailDa
         img_size=preprocessing.img_size, mean=preprocessing.mean, std=preprocessing.std,
         num_workers=args.workers, skip_bad_images=args.skip_bad_images)
     recorder = Recorder(shot_counts)
-    metrics = evaluate(candidate.model.to(device).float(), recorder.follow(loader), recorder)
+    model = candidate.model.float().to(device, memory_format=memory_format(device))
+    metrics = evaluate(model, recorder.follow(loader), recorder)
     for name in [*test_set.bad_images, *loader.bad_images]:
         print(f'skipped, cannot be read: {name}')
     return metrics, recorder

@@ -16,6 +16,7 @@ from .checkpoint import find_checkpoint, read_checkpoint
 from .data import EpochSampler, Preprocessing, create_dataset, create_loader, create_sampler
 from .errors import UserError
 from .folder import create_folder, hold_folder
+from .machine import memory_format
 from .methods import Method, create_method
 from .optim import create_optimizers
 from .options import dataset_options
@@ -137,7 +138,7 @@ def _choose_samplers(args: Namespace, method: Method, targets: np.ndarray) -> li
 
 def _prepare_method(args: Namespace, method: Method, accelerator: Accelerator) -> Method:
     if args.channels_last is None:
-        args.channels_last = accelerator.device.type == 'cpu'  # measured: benchmarks/README.md
+        args.channels_last = memory_format(accelerator.device) is torch.channels_last
     if args.channels_last:
         method.to(memory_format=torch.channels_last)
     if args.torchcompile:

@@ -18,6 +18,7 @@ from .engine import evaluate
 from .errors import UserError
 from .evaluate import GROUPS, format_table
 from .export import deploy, export_model
+from .machine import memory_format
 from .run import Run
 
 __all__ = [
@@ -161,7 +162,8 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
         **loader_options(args, preprocessing, device))
 
     def measure(model: nn.Module) -> dict[str, Any]:
-        return evaluate(deploy(model).to(device), loader, run.evaluator, batches, reduce=False)
+        deployed = deploy(model).to(device, memory_format=memory_format(device))
+        return evaluate(deployed, loader, run.evaluator, batches, reduce=False)
 
     last = measure(run.eval_model)
     best = {'epoch': run.best['epoch'], 'selected_by': 'test' if args.val_fraction == 0 else 'hold-out'}

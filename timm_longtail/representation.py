@@ -16,6 +16,7 @@ from .build import loader_options
 from .candidates import Candidate
 from .data import LongTailDataset, create_loader
 from .evaluate import LongTailEvaluator
+from .machine import memory_format
 
 __all__ = ['Features', 'Representation']
 
@@ -33,13 +34,19 @@ class Features:
     targets: torch.Tensor
     shot_counts: list[int]
 
-    @torch.no_grad()
     def evaluate(self, classifier: nn.Module) -> dict[str, Any]:
         """Return the figures of a classifier on these features, as `LongTailEvaluator.compute`."""
-        evaluator = LongTailEvaluator(self.shot_counts)
+        return self._evaluate(classifier, LongTailEvaluator(self.shot_counts)).compute(reduce=False)
+
+    def confusion(self, classifier: nn.Module) -> torch.Tensor:
+        """Return how many features of each class (rows) a classifier takes for each class (columns), int64 [C,C]."""
+        return self._evaluate(classifier, LongTailEvaluator(self.shot_counts, confusion=True)).confusion_matrix(False)
+
+    @torch.no_grad()
+    def _evaluate(self, classifier: nn.Module, evaluator: LongTailEvaluator) -> LongTailEvaluator:
         for rows, target in zip(self.values.split(4096), self.targets.split(4096), strict=True):
             evaluator.add(classifier(rows), target)
-        return evaluator.compute(reduce=False)
+        return evaluator
 
 
 @dataclass
@@ -52,6 +59,7 @@ class Representation:
         candidate: The model, its input, what it says about its training.
         train_set, test_set: Data; what `held_out` holds, no stage has seen.
         held_out: Data to choose by, or None.
+        val_fraction: Share of each class in it.
     """
     args: Namespace
     accelerator: Accelerator
@@ -59,6 +67,7 @@ class Representation:
     train_set: LongTailDataset
     test_set: LongTailDataset
     held_out: LongTailDataset | None = None
+    val_fraction: float = 0.0
 
     @property
     def same_classes(self) -> bool:
@@ -91,7 +100,8 @@ class Representation:
 
     @torch.no_grad()
     def _features(self, dataset: LongTailDataset) -> Features:
-        model = self.candidate.model.to(self.accelerator.device).float().eval()
+        device = self.accelerator.device
+        model = self.candidate.model.float().eval().to(device, memory_format=memory_format(device))
         values, targets = [], []
         for (images, *_), target, _ in self.loader(dataset):
             values.append(model.forward_head(model.forward_features(images), pre_logits=True).cpu())

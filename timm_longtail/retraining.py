@@ -24,13 +24,14 @@ from .errors import UserError, unknown_name
 from .evaluate import LongTailEvaluator
 from .export import deploy
 from .layers import CosineLinear
+from .machine import memory_format
 from .methods import create_method, method_class
 from .models import FeatureClassifier, replace_classifier
 from .optim import create_optimizers
 from .representation import Representation
 from .run import Run
 
-__all__ = ['CLASSIFIERS', 'Classifier', 'choose_classifiers', 'make_classifiers']
+__all__ = ['CLASSIFIERS', 'TRAINED', 'Classifier', 'choose_classifiers', 'make_classifiers']
 
 TRAINED = 'crt', 'lws', 'max_norm', 'linear'
 CLASSIFIERS = (*TRAINED, 'tau_norm', 'ncm', 'logit_adjust')
@@ -68,7 +69,8 @@ class Classifier:
             return representation.test.evaluate(self.module)
         evaluator = LongTailEvaluator(representation.train_set.shot_counts)
         device = representation.accelerator.device
-        return evaluate(self.model.to(device), representation.loader(representation.test_set), evaluator, reduce=False)
+        model = self.model.to(device, memory_format=memory_format(device))
+        return evaluate(model, representation.loader(representation.test_set), evaluator, reduce=False)
 
     def deployed(self, representation: Representation) -> nn.Module:
         """Return the model with this classifier, as it is exported.
@@ -160,7 +162,7 @@ def _tau_norm(representation: Representation) -> Classifier:
         tau = max(curve, key=lambda tau: curve[tau]['balanced'])
         note = f'tau = {tau:g}, chosen by balanced accuracy on the hold-out'
     return Classifier('tau_norm', tau_normalize(head, tau), options={'tau': tau}, note=note, curve=curve,
-                      curve_on='test' if representation.held is None else 'hold-out')
+                      curve_on='test set' if representation.held is None else 'hold-out')
 
 
 def _train_args(name: str, args: Namespace, architecture: str) -> Namespace:

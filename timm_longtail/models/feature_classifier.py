@@ -61,6 +61,8 @@ def replace_classifier(model: nn.Module, classifier: nn.Module) -> nn.Module:
     Raises:
         ValueError: The architecture cannot hold such a classifier.
     """
+    if not isinstance(classifier, (nn.Linear, CosineLinear)):
+        raise ValueError(f'{type(model).__name__} has no classifier of the kind {type(classifier).__name__}')
     own = model.get_classifier()
     place = next(name for name, module in model.named_modules() if module is own)
     if type(own) is not type(classifier) or isinstance(classifier, CosineLinear):
