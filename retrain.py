@@ -6,6 +6,7 @@
     python retrain.py resnet18 --dataset folder --data-dir my_photos --classifier all
 """
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -33,7 +34,7 @@ from timm_longtail.retrained import (
     results_row,
     start_lines,
 )
-from timm_longtail.retraining import CLASSIFIERS, TRAINED, choose_classifiers, make_classifiers
+from timm_longtail.retraining import CLASSIFIERS, TRAINED, Classifier, choose_classifiers, make_classifiers
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -139,6 +140,13 @@ def open_data(args: Namespace, candidate: Candidate, accelerator) -> Representat
     return Representation(args, accelerator, candidate, train_set, test_set, held_out, fraction)
 
 
+def made_one_by_one(names: list[str], representation: Representation) -> Iterator[Classifier]:
+    """Make classifiers, saying which."""
+    for name in names:
+        print(f'\n{name}', flush=True)
+        yield from make_classifiers(name, representation)
+
+
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
     if args.results:
@@ -159,7 +167,7 @@ def main(argv: list[str] | None = None):
     made, figures, rows = [], {}, {}
     if representation.same_classes:
         figures[JOINT] = rows[JOINT] = representation.test.evaluate(representation.head)
-    for classifier in (classifier for name in names for classifier in make_classifiers(name, representation)):
+    for classifier in made_one_by_one(names, representation):
         made.append(classifier)
         metrics = figures[classifier.name] = classifier.measure(representation)
         reason = export_classifier(folder / classifier.name, classifier, representation, metrics)

@@ -62,6 +62,7 @@ class MaxNorm(FrozenBackbone):
         losses = F.cross_entropy(output, target, reduction='none')
         return {'loss': (self.class_weights[target] * losses).mean(), 'output': output}
 
+    @torch.no_grad()
     def after_step(self, phase: str):
         weight = self.model.get_classifier().weight  # [C, D]
         weight.mul_((self.radius / weight.norm(dim=1, keepdim=True)).clamp(max=1))
