@@ -43,8 +43,8 @@ class LDAMDRW(Method):
         super().__init__(model, class_counts)
         head = model.get_classifier()
         if not isinstance(head, CosineLinear):
-            raise UserError('ldam_drw needs a cosine classifier (--model-kwargs cosine_scale=30 of *_cifar and bcl_*), '
-                            f'{type(model).__name__} has {type(head).__name__}')
+            raise UserError(f'ldam_drw needs a cosine classifier, {type(model).__name__} has {type(head).__name__}; '
+                            '--model-kwargs cosine_scale=30 is for models *_cifar and bcl_*')
         self.scale = head.scale
         self.max_margin = max_margin
         self.reweight = DeferredWeights(self.class_counts, beta, reweight_start)
