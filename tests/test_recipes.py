@@ -127,7 +127,11 @@ def ldam_rate(e):
     return 0.1 * 0.01 if epoch > 160 else 0.1
 
 
-@pytest.mark.parametrize('typed, formula', [(BCL, bcl_rate), (CE, ldam_rate)], ids=['bcl', 'ldam'])
+BASELINES = {path.stem: (['-c', str(path)], ldam_rate) for path in RECIPES if path.name.startswith('resnet32_cifar.')}
+
+
+@pytest.mark.parametrize(
+    'typed, formula', [(BCL, bcl_rate), (CE, ldam_rate), *BASELINES.values()], ids=['bcl', 'ldam', *BASELINES])
 def test_learning_rate_of_every_epoch_is_the_papers(typed, formula):
     args = parse_train_args(typed)
     assert args.epochs == 200
