@@ -7,6 +7,7 @@
 """
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -22,6 +23,7 @@ from timm_longtail.errors import UserError
 from timm_longtail.folder import create_folder, hold_folder
 from timm_longtail.layers import CosineLinear
 from timm_longtail.machine import create_accelerator
+from timm_longtail.methods import check_options
 from timm_longtail.options import Parser, add_data_options
 from timm_longtail.outputs import data_tag
 from timm_longtail.representation import Representation
@@ -78,6 +80,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 def _check(args: Namespace):
     if args.classifier_kwargs and (len(args.classifier) > 1 or args.classifier[0].replace('-', '_') not in TRAINED):
         raise UserError('--classifier-kwargs are for one classifier that is trained: name it by --classifier')
+    if args.classifier_kwargs:
+        check_options(args.classifier[0].replace('-', '_'), args.classifier_kwargs)
     if args.features == 'cached' and (args.train != 'classifier' or args.bn != 'eval' or args.view != 'crop_flip'):
         raise UserError('--train, --bn and --view act on images: add --features augmented')
     for name in ('epochs', 'batch_size', 'validation_batch_size', 'img_size'):
@@ -106,6 +110,8 @@ def load_source(args: Namespace) -> Candidate:
         candidate = load_checkpoint(path)
     else:
         candidate = load_timm_model(args.source, args.initial_checkpoint)
+    if args.img_size:
+        candidate.preprocessing = replace(candidate.preprocessing, img_size=args.img_size)
     if not isinstance(candidate.model.get_classifier(), (nn.Linear, CosineLinear)):
         raise UserError(f'{args.source}: the classifier of a {candidate.name} is not one linear layer')
     return candidate
@@ -173,7 +179,8 @@ def main(argv: list[str] | None = None):
         reason = export_classifier(folder / classifier.name, classifier, representation, metrics)
         classifier.note = '; '.join(filter(None, (classifier.note, reason)))
         rows[classifier.name] = {
-            **metrics, 'options': classifier.options, 'note': classifier.note, 'seconds': classifier.seconds}
+            **metrics, 'options': classifier.options, 'note': classifier.note, 'seconds': classifier.seconds,
+            **({'curve': classifier.curve} if classifier.curve else {})}
     draw_figures(folder, made, figures, representation)
     row = results_row(representation, code, rows)
     results.write_json(folder / 'metrics.json', row)

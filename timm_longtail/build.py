@@ -115,13 +115,18 @@ def build_run(
         log_interval=args.log_interval, save_steps=args.save_steps, val_interval=args.val_interval,
         arch=args.model, args=plain(args),
         about=_about(method.model, train_set, preprocessing),
-        protocol={
-            'model': args.model, 'method': args.method, 'dataset': train_set.hash, 'order': train_set.order,
-            'evaluated on': eval_set.hash, 'seed': args.seed, 'global_batch_size': global_batch_size,
-            'mixed_precision': accelerator.mixed_precision, **asdict(preprocessing),
-            **{name: getattr(args, name) for name in _PROTOCOL},
-        },
+        protocol=_protocol(args, accelerator, train_set, eval_set, preprocessing, global_batch_size),
     )
+
+
+def _protocol(args: Namespace, accelerator: Accelerator, train_set, eval_set, preprocessing, global_batch_size: int):
+    """Return what a checkpoint must agree on to be resumed, by name."""
+    return {
+        'model': args.model, 'method': args.method, 'dataset': train_set.hash, 'order': train_set.order,
+        'evaluated on': eval_set.hash, 'seed': args.seed, 'global_batch_size': global_batch_size,
+        'mixed_precision': accelerator.mixed_precision, **asdict(preprocessing),
+        **{name: getattr(args, name) for name in _PROTOCOL},
+    }
 
 
 def _choose_samplers(args: Namespace, method: Method, targets: np.ndarray) -> list[EpochSampler]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from . import results
 from .checkpoint import writing
+from .data import create_sampler
 from .errors import UserError
 from .evaluate import GROUPS, format_table
 from .export import export_model
@@ -11,6 +12,7 @@ from .outputs import data_tag, write_per_class
 from .plots import (
     plot_class_accuracy,
     plot_confusion,
+    plot_sampler_probabilities,
     plot_tau_curve,
     plot_weight_norms,
     require_matplotlib,
@@ -19,6 +21,9 @@ from .representation import Representation
 from .retraining import Classifier
 
 __all__ = ['JOINT', 'draw_figures', 'export_classifier', 'final_lines', 'results_path', 'results_row', 'start_lines']
+
+_SCALED = 'crt', 'lws', 'max_norm', 'linear', 'tau_norm'
+_UNSHOWN = 'max_norm', 'linear', 'ncm_cosine', 'ncm_centred'  # of many curves, those next to another
 
 JOINT = 'joint'
 """The classifier of stage 1, by the name that the literature gives to one trained with its representation."""
@@ -158,23 +163,40 @@ def draw_figures(folder: Path, made: list[Classifier], figures: dict[str, dict],
         print(e)
         return
     counts = representation.train_set.shot_counts
-    linear = {c.name: c.module for c in made if hasattr(c.module, 'weight')}
-    if JOINT in figures:
-        linear = {JOINT: representation.head, **linear}
-    plot_weight_norms(folder / 'weight_norms.png', {name: head.weight for name, head in linear.items()}, counts)
-    plot_class_accuracy(
-        folder / 'class_accuracy.png', {name: row['class_accuracy'] for name, row in figures.items()}, counts)
-    best = max(made, key=lambda classifier: figures[classifier.name]['balanced'])
-    compared = {JOINT: representation.head} if JOINT in figures else {}
-    compared[best.name] = best.module
+    before = {JOINT: representation.head} if JOINT in figures else {}
+    scaled = {c.name: c.module for c in made if c.name in _SCALED}  # weights of others are not comparable, or the same
+    if before or scaled:
+        plot_weight_norms(
+            folder / 'weight_norms.png', {name: head.weight for name, head in {**before, **scaled}.items()}, counts)
+    shown = {name: row['class_accuracy'] for name, row in figures.items() if name not in _UNSHOWN or len(figures) < 7}
+    plot_class_accuracy(folder / 'class_accuracy.png', shown, counts)
+    compared = {**before, made[0].name: made[0].module}
     plot_confusion(
         folder / 'confusion.png', {name: representation.test.confusion(head) for name, head in compared.items()},
         counts)
+    plot_sampler_probabilities(folder / 'sampling.png', _sampling(made, representation), counts)
     for classifier in made:
         if classifier.curve:
             plot_tau_curve(
                 folder / 'tau_curve.png', list(classifier.curve), list(classifier.curve.values()),
                 classifier.options['tau'], title=f'Accuracy on the {classifier.curve_on}')
+
+
+def _sampling(made: list[Classifier], representation: Representation) -> dict[str, Any]:
+    """Return the class probabilities of the samplers of both stages."""
+    trained, targets = representation.candidate.trained, representation.train_set.targets
+    stages = {('stage 1', trained.get('sampler') or 'instance', trained.get('epochs') or 1): None}
+    for classifier in made:
+        if 'sampler' in classifier.options:
+            stages[classifier.name, classifier.options['sampler'], classifier.options['epochs']] = None
+    shown = {}
+    for stage, name, epochs in stages:
+        sampler, by_epoch = create_sampler(name, targets, epochs), {}
+        for epoch in sorted({0, epochs // 2, epochs - 1}):
+            sampler.set_epoch(epoch)
+            by_epoch[epoch + 1] = sampler.class_probabilities
+        shown[f'{stage}: {name}'] = by_epoch if name == 'progressive' else by_epoch[1]
+    return shown
 
 
 def final_lines(made: list[Classifier], figures: dict[str, dict]) -> list[str]:
