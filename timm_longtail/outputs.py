@@ -68,6 +68,9 @@ def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -
         f'seed {args.seed}',
         f'output: {run.output_dir}',
     ]
+    if method.needs_weights and not (args.pretrained or args.initial_checkpoint):
+        lines.append(f'warning: {args.method} re-trains the classifier of a trained model, and this one is random: '
+                     'see --initial-checkpoint')
     if checkpoint is not None:
         left = f'epoch {run.epoch + 1}, step {run.step}'
         lines.append(f'resumed: {checkpoint}, {left if run.epoch < args.epochs else "complete: nothing left to train"}')

@@ -32,7 +32,7 @@ class FrozenBackbone(Method):
     retrain_options: dict[str, Any] = {'epochs': 10, 'lr': 0.1, 'weight_decay': 5e-4}
     """What `retrain.py` trains with, unless it is told otherwise."""
 
-    overfit_check = 'train_accuracy', 0.9
+    needs_weights = True
 
     def __init__(
             self,

@@ -41,6 +41,9 @@ class Method(nn.Module):
     linear_classifier: bool = False
     """Whether the model must have an `nn.Linear` as its classifier, and no cosine classifier."""
 
+    needs_weights: bool = False
+    """Whether training from random weights makes no sense: a run that starts so is warned."""
+
     contrastive_views: int = 0
     """How many of the views a loss compares across the batch; 0 where the loss looks at one image at a time."""
 
