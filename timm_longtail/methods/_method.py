@@ -35,6 +35,10 @@ class Method(nn.Module):
     phases: tuple[str, ...] = ('main',)
     """One forward, backward and step a batch each, with an optimizer of its own each; may be set per instance."""
 
+    idle_phases: tuple[str, ...] = ()
+    """Phases, not the first, that this epoch leaves out altogether: no forward, no step, no weight decay. Set by
+    `start_epoch`, the same on all processes."""
+
     contrastive_views: int = 0
     """How many of the views a loss compares across the batch; 0 where the loss looks at one image at a time."""
 
