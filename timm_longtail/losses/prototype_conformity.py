@@ -4,8 +4,8 @@ Paper: `Adversarial Defense by Restricting the Hidden Space of Deep Neural Netwo
     - Aamir Mustafa, Salman Khan, Munawar Hayat, Roland Goecke, Jianbing Shen, Ling Shao, ICCV 2019
     - https://arxiv.org/abs/1904.00887
 
-Implemented from the paper's formulation. The released code is another loss: `squared=True`, `centre_term=False` and
-centroids of their own that repel, each part with its own weight.
+Implemented from the paper's formulation. The released code is another loss: `squared=True`, `centre_term=False`,
+centroids of their own that repel, and 1e-4 as the weight of the repulsion.
 Shapes: B batch, C classes, D width of the features.
 """
 import torch
@@ -14,7 +14,6 @@ from ..errors import UserError
 from ._common import full_precision, mean_over_batch
 
 
-@full_precision
 def prototype_conformity_loss(
         features: torch.Tensor,
         target: torch.Tensor,
@@ -49,6 +48,22 @@ def prototype_conformity_loss(
     Raises:
         UserError: Shapes that do not fit.
     """
+    attraction, repulsion = prototype_conformity_parts(
+        features, target, centroids, mask, squared, centre_term, repel_centroids)
+    return attraction - repulsion
+
+
+@full_precision
+def prototype_conformity_parts(
+        features: torch.Tensor,
+        target: torch.Tensor,
+        centroids: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        squared: bool = False,
+        centre_term: bool = True,
+        repel_centroids: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what `prototype_conformity_loss` subtracts: alpha, and the mean of beta + gamma over other classes."""
     others = centroids if repel_centroids is None else repel_centroids
     for rows in (centroids, others):
         if features.ndim != 2 or target.shape != features.shape[:1] or rows.shape != (len(others), features.shape[1]):
@@ -64,7 +79,7 @@ def prototype_conformity_loss(
         repulsion = repulsion + (gamma.square() if squared else gamma)
     is_own = target[:, None] == torch.arange(len(others), dtype=target.dtype, device=target.device)
     repulsion = repulsion.masked_fill(is_own, 0).sum(1) / max(len(others) - 1, 1)
-    return mean_over_batch(attraction - repulsion, mask)
+    return mean_over_batch(attraction, mask), mean_over_batch(repulsion, mask)
 
 
 def _distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
