@@ -60,7 +60,7 @@ def proco_loss(
         raise UserError(f'expected means [C, {embeddings.shape[1]}], got {[*means.shape]}')
     u, means = embeddings.double() / temperature, means.double()
     length = means.square().sum(1)  # R^2
-    tiny = torch.finfo(length.dtype).tiny
+    tiny = 1e-20  # its powers in the gradients are finite
     scale = (means.shape[1] - length) / (1 - length).clamp(min=tiny)  # kappa / R, which has no pole at R = 0
     scale = torch.minimum(scale, max_concentration * length.clamp(min=tiny).rsqrt())
     kappa = scale.square() * length  # kappa^2
