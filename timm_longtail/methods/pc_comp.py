@@ -32,9 +32,9 @@ _logger = logging.getLogger(__name__)
 class PCComp(Method):
     """Cross-entropy, with prototype conformity on one group of classes and complement entropy on another.
 
-    Prototype conformity is unbounded below. With all of its repulsion (`repel_weight` 1, the equation) centroids run
-    away: 160 from features of length 0.5 after 300 epochs of digits. With little, those of the group stay within 0.1 of
-    the class means.
+    Prototype conformity is unbounded below. With all of its repulsion (`repel_weight` 1, the equation), centroids are
+    166 long and features 0.5 after 300 epochs of digits; with `pc_weight` 0.1 features run away too and accuracy falls.
+    By default the centroids of the group stay within 0.1 of their class means, and no length grows.
 
     Args:
         model: timm model with C outputs.
