@@ -1,6 +1,13 @@
 """One formula a file: pure functions, tensors in, scalar out, in float32 or wider, autocast off inside."""
 from .balanced_sup_con import balanced_sup_con_loss
 from .logit_adjustment import logit_adjusted_cross_entropy
+from .mixing_ratio import mixing_ratio_contrastive_loss
+from .mixture_consistency import mixture_consistency_loss
+from .nt_xent import nt_xent_loss
+from .soft_cross_entropy import soft_cross_entropy
 from .sup_con import sup_con_loss
 
-__all__ = ['balanced_sup_con_loss', 'logit_adjusted_cross_entropy', 'sup_con_loss']
+__all__ = [
+    'balanced_sup_con_loss', 'logit_adjusted_cross_entropy', 'mixing_ratio_contrastive_loss',
+    'mixture_consistency_loss', 'nt_xent_loss', 'soft_cross_entropy', 'sup_con_loss',
+]
