@@ -25,7 +25,8 @@ def first_batches(run):
 def test_every_trainable_parameter_gets_a_gradient(name):
     _, run = make_run(name)
     reached = set()
-    for run.epoch, phase in product((0, 1), run.method.phases):  # a schedule may leave a part out of one epoch
+    for epoch, phase in product((0, 1), run.method.phases):  # a schedule may leave a part out of one epoch
+        run.epoch = epoch
         run.start_epoch(2)
         batches = first_batches(run)
         result = run.method(*batches, phase=phase)

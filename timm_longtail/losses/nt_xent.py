@@ -47,7 +47,7 @@ def check_pairs(temperature: float, *embeddings: torch.Tensor):
         UserError: Shapes that differ, or a temperature that is not positive.
     """
     if embeddings[0].ndim != 2 or any(z.shape != embeddings[0].shape for z in embeddings):
-        raise UserError(f'expected embeddings [B, E] of one shape, got {", ".join(str([*z.shape]) for z in embeddings)}')
+        raise UserError(f'expected embeddings [B, E] of one shape, got {[[*z.shape] for z in embeddings]}')
     if not temperature > 0:
         raise UserError(f'temperature must be positive, got {temperature}')
 

@@ -7,7 +7,6 @@ Paper: `Global and Local Mixture Consistency Cumulative Learning for Long-tailed
 Implemented from the formula. Shapes: B batch, C classes.
 """
 import torch
-import torch.nn.functional as F
 
 from ..errors import UserError
 from ._common import full_precision
