@@ -25,9 +25,9 @@ def as_double(batch):
     return tuple(x.double() for x in views), target, index
 
 
-def loss_and_gradients(rank: int, name: str, world_size: int):
+def loss_and_gradients(rank: int, name: str, world_size: int, *options: str):
     """Return the loss, averaged over the processes, and all gradients after one batch of 32 images, in float64."""
-    _, run = make_run(name)
+    _, run = make_run(name, *options)
     run.method.double()
     run.method.drop_rate = 0.0  # the toy's noise is of one process
     torch.manual_seed(0)
