@@ -4,14 +4,13 @@
     Process('-m', 'tests.ranks', 'stall')   as  subprocess.Popen(…)
 
 What is forked has arguments, environment, working folder, streams, session, signals and exit status of its own, one
-thread, and runs what was registered with `atexit`. It differs from a fresh process in what is in `sys.modules`, and in that a
-library has read those variables that it reads when it is imported (`OMP_NUM_THREADS`, `HF_HOME`). And it does not take
-its modules apart at the end, which would copy the memory of the server. So a test of imports, or of the start of an
-entry point, starts a real one.
+thread, and runs what was registered with `atexit`. It differs from a fresh process in what is in `sys.modules`, and in
+that a library has read those variables that it reads when it is imported (`OMP_NUM_THREADS`, `HF_HOME`). And it does
+not take its modules apart at the end, which would copy the memory of the server. So a test of imports, or of the start
+of an entry point, starts a real one.
 """
 import atexit
 import gc
-import json
 import os
 import runpy
 import signal
@@ -24,13 +23,14 @@ import time
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
 PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
-# pyarrow, which scikit-learn brings, would start a thread
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'JE_ARROW_MALLOC_CONF': 'background_thread:false'}
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '',
+       'JE_ARROW_MALLOC_CONF': 'background_thread:false'}  # pyarrow, which scikit-learn brings, would start a thread
 
 
 class Server:
@@ -103,21 +103,20 @@ class Process:
             number, files[1] = os.pipe()
             theirs.append(files[1])
             self.stdout, files[2] = open(number, errors='replace'), self._error.fileno()
-        self._reply, reply = socket.socketpair()
-        request = {'argv': self.args, 'cwd': str(cwd or os.getcwd()), 'env': dict(env or os.environ)}
-        self._lines = self._reply.makefile('rw')
-        socket.send_fds((server or ours()).channel, [b'.'], [*files, reply.fileno()])
-        reply.close()
+        self._reply, reply = Pipe()
+        with reply:
+            socket.send_fds((server or ours()).channel, [b'.'], [*files, reply.fileno()])
         for number in theirs:
             os.close(number)
-        print(json.dumps(request), file=self._lines, flush=True)
-        self.pid = int(self._lines.readline())
+        self._reply.send({'argv': self.args, 'cwd': str(cwd or os.getcwd()), 'env': dict(env or os.environ)})
+        self.pid = self._reply.recv()
 
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
-            self._reply.settimeout(timeout)
-            self.returncode = int(self._lines.readline())
-            self._lines.close(), self._reply.close()
+            if not self._reply.poll(timeout):
+                raise TimeoutError(f'{self.args}: goes on after {timeout:g} s')
+            self.returncode = self._reply.recv()
+            self._reply.close()
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
@@ -162,14 +161,14 @@ def _serve(channel: socket.socket) -> dict:
         for number in files:
             os.close(number)
     *streams, number = files
-    with socket.socket(fileno=number) as reply, reply.makefile('rw') as lines:
-        request = json.loads(lines.readline())
+    with Connection(number) as reply:
+        request = reply.recv()
         process = os.fork()
         if process:  # the middle one has no use but to be the parent, who learns the exit status
             for number in streams:
                 os.close(number)
-            print(process, file=lines, flush=True)
-            print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), file=lines, flush=True)
+            reply.send(process)
+            reply.send(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
             os._exit(0)
     channel.detach()
     os.setsid()
@@ -202,7 +201,7 @@ def _become(argv: list[str], cwd: str, env: dict[str, str]):
 
 
 def _status(error: BaseException) -> int:
-    """Report what ends the program as the interpreter does; returns the exit status, or minus the number of a signal."""
+    """Report what ends the program as the interpreter does; returns the exit status, less than 0 for a signal."""
     if isinstance(error, SystemExit):
         if error.code is None or isinstance(error.code, int):
             return error.code or 0

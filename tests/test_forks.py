@@ -37,8 +37,9 @@ def both(*argv, cwd):
     env = {'MINE': 'x', 'PATH': '/bin'}
     (cwd / 'in').write_text('some words')
     with open(cwd / 'in') as file:
-        fresh = subprocess.run([sys.executable, '-u', *argv], stdin=file, capture_output=True, text=True, cwd=cwd, env=env,
-                               start_new_session=True)
+        fresh = subprocess.run(
+            [sys.executable, '-u', *argv], stdin=file, capture_output=True, text=True, cwd=cwd, env=env,
+            start_new_session=True)
     with open(cwd / 'in') as file:
         return fresh, forks.run(*argv, stdin=file, cwd=cwd, env=env, server=forks.stock())
 
