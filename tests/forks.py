@@ -43,13 +43,14 @@ class Server:
     """
 
     def __init__(self, *modules: str, env=None, origin: 'Server | None' = None):
+        self.env = env or ENV
         self.channel, theirs = socket.socketpair()
         command = ['-m', 'tests.forks', *modules]
         if origin:
-            self.process = Process(*command, env=env or ENV, cwd=ROOT, stdin=theirs, stdout=None, server=origin)
+            self.process = Process(*command, env=self.env, cwd=ROOT, stdin=theirs, stdout=None, server=origin)
         else:
             self.process = subprocess.Popen(
-                [sys.executable, '-u', *command], env=env or ENV, cwd=ROOT, stdin=theirs, start_new_session=True)
+                [sys.executable, '-u', *command], env=self.env, cwd=ROOT, stdin=theirs, start_new_session=True)
         theirs.close()
         atexit.register(self.close)
 

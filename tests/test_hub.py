@@ -96,10 +96,9 @@ def client(hub, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def push(hub, client, tmp_path_factory):
+def push(client):
     """Return a function that runs `push` in a process of its own: (lines printed, message of the UserError or None)."""
-    process = forks.Process(
-        '-c', _PUSH, env=environment(hub.url, tmp_path_factory.mktemp('home')), stdin=forks.PIPE, server=client)
+    process = forks.Process('-c', _PUSH, env=client.env, stdin=forks.PIPE, server=client)
 
     def call(folder, repo, *options, token='hf_alice'):
         call = {'token': token, 'argv': [str(folder), '--repo-id', repo, *options]}
@@ -149,8 +148,8 @@ def test_pushed_and_loaded_again(hub, client, push, tmp_path):
         assert requests[:2] == ['POST /api/validate-yaml', 'POST /api/repos/create']
         assert sum(request.startswith('PUT /storage/') for request in requests) == large
 
-    done = forks.run('-c', _LOAD, DIGITS, 'alice/large-False', 'alice/large-True', cwd=tmp_path,
-                     env=environment(hub.url, tmp_path / 'home'), server=client)
+    done = forks.run('-c', _LOAD, DIGITS, 'alice/large-False', 'alice/large-True', cwd=tmp_path, env=client.env,
+                     server=client)
     assert done.returncode == 0, done.stderr
     stated = json.loads((DIGITS / 'config.json').read_text())['timm_longtail']['metrics']
     for large, loaded in zip((False, True), json.loads(done.stdout), strict=True):
