@@ -8,46 +8,30 @@
 """
 import argparse
 import csv
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from timm.data import resolve_model_data_config
-from torch import nn
 
 import timm_longtail  # noqa: F401  registers the models
-from timm_longtail.checkpoint import check_architecture, find_checkpoint, read_checkpoint, writing
-from timm_longtail.cli import check_names, create_timm_model
-from timm_longtail.data import LongTailDataset, Preprocessing, create_dataset, create_loader
+from timm_longtail.candidates import (
+    Candidate,
+    is_export,
+    load_checkpoint,
+    load_export,
+    load_timm_model,
+    trained_data,
+)
+from timm_longtail.checkpoint import writing
+from timm_longtail.cli import check_names
+from timm_longtail.data import LongTailDataset, create_dataset, create_loader
 from timm_longtail.engine import evaluate
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
 from timm_longtail.evaluate import LongTailEvaluator, format_table
-from timm_longtail.export import load_exported
-from timm_longtail.options import Parser, add_data_options, dataset_options
+from timm_longtail.machine import memory_format
+from timm_longtail.options import Parser, add_data_options
 from timm_longtail.outputs import write_per_class
-
-# where a run found its data: a checkpoint knows, an export, which is published, does not
-_STORAGE = 'data_dir', 'train_split', 'test_split', 'input_key', 'target_key'
-_EXPORTS = 'local-dir:', 'hf-hub:', 'hf_hub:'
-
-
-@dataclass
-class Candidate:
-    """A model to evaluate, and what is known about it.
-
-    Attributes:
-        model: The model.
-        name: Its architecture.
-        preprocessing: What it wants of an image.
-        trained: What it was trained on, as far as it says: `dataset`, `class_names`, `class_counts`, `shot_counts`,
-            `resident`.
-    """
-    model: nn.Module
-    name: str
-    preprocessing: Preprocessing
-    trained: dict[str, Any]
 
 
 class Recorder(LongTailEvaluator):
@@ -93,41 +77,18 @@ def load_candidate(args: argparse.Namespace) -> Candidate:
         UserError: Nothing to evaluate, contradicting options, an unknown model, weights that do not fit.
     """
     if args.checkpoint:
-        return _from_checkpoint(args)
+        candidate = load_checkpoint(args.checkpoint)
+        if args.model not in (None, candidate.name):
+            raise UserError(f'{args.checkpoint} is of {candidate.name}, not of {args.model}')
+        return candidate
     if args.model is None:
         raise UserError('say what to evaluate: --model or --checkpoint')
-    if args.model.startswith(_EXPORTS):
-        model, config = load_exported(args.model)
-        name, trained = config['architecture'], config.get('timm_longtail', {})
-        trained = {**trained, 'class_names': config.get('label_names')}
-    else:
-        check_names(args.model, args.dataset or 'digits_lt')
-        if not args.pretrained:
-            raise UserError(f'--model {args.model} has no weights: add --pretrained or --checkpoint')
-        model, name, trained = create_timm_model(args.model, pretrained=True), args.model, {}
-    config = resolve_model_data_config(model)
-    preprocessing = Preprocessing(
-        config['input_size'][-1], config['mean'], config['std'], config['crop_pct'], config['interpolation'])
-    return Candidate(model, name, preprocessing, trained)
-
-
-def _from_checkpoint(args: argparse.Namespace) -> Candidate:
-    path = Path(args.checkpoint)
-    found = find_checkpoint(path) if path.is_dir() else (path, read_checkpoint(path))
-    if found is None:
-        raise UserError(f'--checkpoint {path}: no checkpoint in this folder')
-    _, state = found
-    about = state.get('about')
-    if about is None:
-        raise UserError(f'{args.checkpoint} is not a checkpoint of train.py: it does not say how to evaluate it')
-    if args.model not in (None, state['arch']):
-        raise UserError(f'{args.checkpoint} is of {state["arch"]}, not of {args.model}')
-    model = create_timm_model(state['arch'], **about['model_args'])
-    weights = state.get('state_dict_ema', state['state_dict'])
-    check_architecture(model.state_dict(), weights, args.checkpoint, state['arch'])
-    model.load_state_dict(weights)
-    trained = {**about, **{name: state['args'].get(name) for name in ('dataset', *_STORAGE)}}
-    return Candidate(model, state['arch'], Preprocessing(**about['preprocessing']), trained)
+    if is_export(args.model):
+        return load_export(args.model)
+    check_names(args.model, args.dataset or 'digits_lt')
+    if not args.pretrained:
+        raise UserError(f'--model {args.model} has no weights: add --pretrained or --checkpoint')
+    return load_timm_model(args.model)
 
 
 def measure(args: argparse.Namespace, candidate: Candidate, test_set: LongTailDataset, shot_counts: list[int]):
@@ -140,7 +101,8 @@ def measure(args: argparse.Namespace, candidate: Candidate, test_set: LongTailDa
         img_size=preprocessing.img_size, mean=preprocessing.mean, std=preprocessing.std,
         num_workers=args.workers, skip_bad_images=args.skip_bad_images)
     recorder = Recorder(shot_counts)
-    metrics = evaluate(candidate.model.to(device).float(), recorder.follow(loader), recorder)
+    model = candidate.model.float().to(device, memory_format=memory_format(device))
+    metrics = evaluate(model, recorder.follow(loader), recorder)
     for name in [*test_set.bad_images, *loader.bad_images]:
         print(f'skipped, cannot be read: {name}')
     return metrics, recorder
@@ -152,21 +114,8 @@ def load_test_set(args: argparse.Namespace, candidate: Candidate) -> tuple[LongT
     Raises:
         UserError: No data set is named, or one of other classes.
     """
-    trained, name = candidate.trained, args.dataset or candidate.trained.get('dataset')
-    if name is None:
-        raise UserError(f'{candidate.name} does not say what it was trained on: add --dataset')
-    try:
-        check_names(candidate.name, name)
-    except UserError as e:
-        if args.dataset is None:
-            raise UserError(f'{candidate.name} was trained on {name}: name it by --dataset, a folder by '
-                            '--dataset folder --data-dir …, a packed file by --dataset packed:FILE') from e
-        raise
-    options = dataset_options(args)
-    if args.dataset is None:
-        options.update({key: options[key] or trained.get(key) for key in _STORAGE})
-    if options['loader'] == 'auto' and trained.get('resident') is False:
-        options['loader'] = 'worker'
+    trained = candidate.trained
+    name, options = trained_data(args, candidate)
     # not the training subset: a test split is whole, whatever the factor and the seed
     test_set = create_dataset(name, 'test', **options)
     counts = trained.get('shot_counts') or create_dataset(name, 'train', **options).shot_counts

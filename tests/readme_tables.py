@@ -85,11 +85,12 @@ def results_table() -> str:
     settings = {}
     for path in sorted(RESULTS.glob('*.json')):
         row = json.loads(path.read_text())
-        setting = tuple(row[name] for name in ('tag', 'model', 'method', 'epochs', 'subset_hash'))
+        setting = tuple(row.get(name) for name in ('tag', 'model', 'method', 'experiment', 'epochs', 'subset_hash'))
         settings.setdefault(setting, []).append(row)
     rows = []
-    for (tag, model, method, epochs, subset), runs in settings.items():
-        cells = [f'`{tag}` ({subset})', f'`{model}`', f'`{method}`', str(epochs), str(len(runs))]
+    for (tag, model, method, experiment, epochs, subset), runs in settings.items():
+        shown = f'`{method}`, {experiment}' if experiment else f'`{method}`'
+        cells = [f'`{tag}` ({subset})', f'`{model}`', shown, str(epochs), str(len(runs))]
         best = statistics.mean(run['best']['all'] for run in runs)
         cells.append(f'{_over_seeds(runs, "all")} ({best:.2f})')
         rows.append([*cells, *(_over_seeds(runs, group) for group in GROUPS), f'`{runs[0]["command"]}`'])

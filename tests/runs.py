@@ -19,6 +19,7 @@ from timm_longtail.methods._registry import _METHODS
 from .toy_method import Toy
 
 TINY = ['--model', 'resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', 'channels=(8,16,32)', 'cosine_scale=16.0']
+LINEAR = [*TINY[2:5], 'cosine_scale=None']
 
 
 @cache
@@ -46,9 +47,11 @@ def make_run(method: str, *options: str, dataset=None):
     """
     AcceleratorState._reset_state(reset_partial_state=False)
     _METHODS['toy'] = Toy
+    linear = LINEAR if methods.method_class(method).linear_classifier else []
     try:
         args = parse_train_args(
-            [*TINY, '--no-recipe', '--method', method, '--batch-size', '16', '--lr', '0.05', '--epochs', '2', *options])
+            [*TINY, *linear, '--no-recipe', '--method', method, '--batch-size', '16', '--lr', '0.05', '--epochs', '2',
+             *options])
         dataset = dataset or digits()
         return args, build_run(args, create_accelerator(args.mixed_precision), dataset, dataset)
     finally:

@@ -3,11 +3,13 @@ import warnings
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 from torch import nn
 
 from timm_longtail import evaluate as evaluate_module
-from timm_longtail.evaluate import GROUPS, LongTailEvaluator, format_table
+from timm_longtail.data.longtail import head_tail_groups
+from timm_longtail.errors import UserError
+from timm_longtail.evaluate import GROUPS, LongTailEvaluator, confusion_rate, format_table
 
 # both limits from both sides: 100 is not many, 20 is few by one rule and medium by the other
 SHOT_COUNTS = [500, 101, 100, 99, 50, 21, 20, 20, 19, 5]
@@ -25,12 +27,16 @@ def predictions(num_images=300, num_classes=10, seed=0, scale=1.5):
     return logits, target
 
 
-def evaluate(logits, target, shot_counts=SHOT_COUNTS, batch_size=64):
-    evaluator = LongTailEvaluator(shot_counts)
+def filled(logits, target, shot_counts=SHOT_COUNTS, batch_size=64, **kwargs):
+    evaluator = LongTailEvaluator(shot_counts, **kwargs)
     evaluator.start(nn.Identity(), None)
     for x, y in zip(logits.split(batch_size), target.split(batch_size)):
         evaluator.update(nn.Identity(), x, y)
-    return evaluator.compute()
+    return evaluator
+
+
+def evaluate(*args, **kwargs):
+    return filled(*args, **kwargs).compute()
 
 
 def close(value):
@@ -209,9 +215,10 @@ def test_sums_are_wide():
         assert value.dtype in ((torch.int64,) if name in counts else (torch.int64, torch.float64)), name
 
 
-def test_add_does_not_synchronise():
+@pytest.mark.parametrize('confusion', [False, True])
+def test_add_does_not_synchronise(confusion):
     # a meta tensor has no values: whatever would read one on the host raises
-    evaluator = LongTailEvaluator(SHOT_COUNTS)
+    evaluator = LongTailEvaluator(SHOT_COUNTS, confusion)
     for _ in range(2):
         evaluator.add(torch.randn(8, 10, device='meta'), torch.zeros(8, dtype=torch.int64, device='meta'))
     assert all(value.device.type == 'meta' for value in evaluator._sums.values())
@@ -221,7 +228,7 @@ def test_add_does_not_synchronise():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_add_does_not_synchronise_on_cuda():
     logits, target = (x.cuda() for x in predictions())
-    evaluator = LongTailEvaluator(SHOT_COUNTS)
+    evaluator = LongTailEvaluator(SHOT_COUNTS, confusion=True)
     evaluator.add(logits, target)
     torch.cuda.set_sync_debug_mode('error')
     try:
@@ -229,7 +236,7 @@ def test_add_does_not_synchronise_on_cuda():
     finally:
         torch.cuda.set_sync_debug_mode('default')
     once = evaluate(logits.cpu(), target.cpu())['class_correct']
-    assert evaluator.compute()['class_correct'] == [2 * n for n in once]
+    assert evaluator.compute()['class_correct'] == evaluator.confusion_matrix().diag().tolist() == [2 * n for n in once]
 
 
 @pytest.mark.parametrize('shot_counts', [SHOT_COUNTS, torch.tensor(SHOT_COUNTS), torch.tensor(SHOT_COUNTS).numpy()])
@@ -267,3 +274,84 @@ def test_table_of_a_perfect_model():
         '|:--|-------:|-------:|-------:|-------:|',
         '| x | 100.00 | 100.00 | 100.00 | 100.00 |',
     ])
+
+
+@pytest.mark.parametrize('batch_size', [1, 64, 300])
+def test_confusion_agrees_with_scikit_learn(batch_size):
+    logits, target = predictions()
+    evaluator = filled(logits, target, batch_size=batch_size, confusion=True)
+    confusion = evaluator.confusion_matrix()
+    assert confusion.dtype == torch.int64
+    assert confusion.tolist() == confusion_matrix(target, logits.argmax(dim=1), labels=range(10)).tolist()
+    metrics = evaluator.compute()
+    assert confusion.diag().tolist() == metrics['class_correct']
+    assert confusion.sum(dim=1).tolist() == metrics['class_total']
+    assert metrics == evaluate(logits, target)  # what is written of a run does not grow
+    assert torch.equal(evaluator.confusion_matrix(), confusion)
+
+
+def test_confusion_of_all_processes(monkeypatch):
+    evaluator = filled(*predictions(), confusion=True)
+    reduced = []
+    monkeypatch.setattr(evaluate_module, 'all_reduce_sum', lambda value: reduced.append(value.numel()) or value.mul_(2))
+    assert torch.equal(evaluator.confusion_matrix(), 2 * evaluator.confusion_matrix(reduce=False))
+    assert torch.equal(evaluator.confusion_matrix(), 2 * evaluator.confusion_matrix(reduce=False))
+    assert reduced == [100, 100]
+    evaluator.compute()
+    assert reduced.count(100) == 2  # the figures do not send the confusion
+
+
+def test_confusion_is_forgotten_at_the_start_and_is_zero_without_images():
+    evaluator = filled(*predictions(), confusion=True)
+    evaluator.start(nn.Identity(), None)
+    assert evaluator.confusion_matrix().tolist() == [[0] * 10] * 10
+    evaluator.add(torch.eye(10)[[3]], torch.tensor([8]))
+    assert evaluator.confusion_matrix().nonzero().tolist() == [[8, 3]]
+
+
+def test_confusion_is_counted_on_request_only():
+    evaluator = filled(*predictions())
+    assert 'confusion' not in evaluator._sums
+    with pytest.raises(UserError, match='confusion=True'):
+        evaluator.confusion_matrix()
+
+
+def test_confusion_rate_in_loops():
+    confusion = filled(*predictions(), confusion=True).confusion_matrix().tolist()
+    assert confusion_rate(confusion, SHOT_COUNTS) > 10
+    for source, rows in (('many', MANY), ('medium', MEDIUM), ('few', FEW)):
+        total = 0
+        for target, columns in (('many', MANY), ('medium', MEDIUM), ('few', FEW)):
+            taken = sum(confusion[i][j] for i in rows for j in columns)
+            images = sum(confusion[i][j] for i in rows for j in range(10))
+            rate = confusion_rate(confusion, SHOT_COUNTS, source, target)
+            assert rate == close(100 * taken / images)
+            total += rate
+        assert total == close(100)
+
+
+def test_confusion_rate_in_closed_form():
+    counts = [10, 500, 50]  # Few, Many, Medium: not in order
+    confusion = [[5, 3, 2], [1, 98, 1], [0, 4, 6]]
+    assert confusion_rate(confusion, counts) == close(30)
+    assert confusion_rate(torch.tensor(confusion), torch.tensor(counts)) == close(30)
+    assert confusion_rate(confusion, counts, 'many', 'few') == close(1)
+    assert confusion_rate(confusion, counts, 'few', 'few') == close(50)
+    # Tail holds two classes of 10 images
+    assert confusion_rate(confusion, counts, 'tail', 'head', head_tail_groups) == close(100 * (3 + 4) / 20)
+
+
+def test_confusion_rate_that_does_not_exist_is_none():
+    assert confusion_rate([[0, 0], [3, 4]], [10, 500]) is None  # no image of a Few class
+    assert confusion_rate([[1, 2], [3, 4]], [50, 500]) is None  # no Few class
+    assert confusion_rate([[1, 2], [3, 4]], [50, 10]) is None  # no Many class: 0 would praise the model
+
+
+@pytest.mark.parametrize('confusion, names, words', [
+    ([[1, 2], [3, 4]], ('tail', 'many'), "unknown group 'tail'"),
+    ([[1, 2], [3, 4]], ('few', 'head'), "unknown group 'head'"),
+    ([[1, 2, 3], [3, 4, 5]], ('few', 'many'), r'square, got \[2, 3\]'),
+])
+def test_confusion_rate_refuses(confusion, names, words):
+    with pytest.raises(UserError, match=words):
+        confusion_rate(confusion, [500, 10], *names)

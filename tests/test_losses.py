@@ -115,6 +115,8 @@ CASES = {
     'logit_adjusted_cross_entropy': make_case(losses.logit_adjusted_cross_entropy, 'logits', 'target', 'class_counts'),
     'logit_adjusted_cross_entropy, soft': make_case(
         losses.logit_adjusted_cross_entropy, 'logits', 'soft_target', 'class_counts', tau=1.5),
+    'focal_loss': make_case(losses.focal_loss, 'logits', 'target'),
+    'ldam_loss': make_case(losses.ldam_loss, 'logits', 'target', 'class_counts', scale=5.0),
     'sup_con_loss': make_case(losses.sup_con_loss, 'embeddings', 'target', temperature=0.1),
     'sup_con_loss, warm': make_case(losses.sup_con_loss, 'embeddings', 'target', temperature=0.7),
     'balanced_sup_con_loss': make_case(

@@ -25,9 +25,9 @@ def as_double(batch):
     return tuple(x.double() for x in views), target, index
 
 
-def loss_and_gradients(rank: int, name: str, world_size: int):
+def loss_and_gradients(rank: int, name: str, world_size: int, *options: str):
     """Return the loss, averaged over the processes, and all gradients after one batch of 32 images, in float64."""
-    _, run = make_run(name)
+    _, run = make_run(name, *options)
     run.method.double()
     run.method.drop_rate = 0.0  # the toy's noise is of one process
     torch.manual_seed(0)
@@ -56,10 +56,16 @@ def loss_and_gradients(rank: int, name: str, world_size: int):
     return total / world_size, {n: p.grad for n, p in run.method.named_parameters()}
 
 
-@pytest.mark.parametrize('name', all_methods())
-def test_two_processes_give_the_loss_and_gradients_of_one(name):
-    loss, gradients = loss_and_gradients(0, name, 1)
-    for other_loss, other_gradients in run_distributed(loss_and_gradients, name, 2):
+@pytest.mark.parametrize('name, options', [
+    *((name, []) for name in all_methods()),
+    # what is off by default, or early in a run
+    ('ce', ['mixup_alpha=1', 'remix_tau=0.5', 'remix_kappa=1']),
+    ('ldam_drw', ['reweight_start=0']),
+], ids=lambda value: value if isinstance(value, str) else ','.join(value) or 'defaults')
+def test_two_processes_give_the_loss_and_gradients_of_one(name, options):
+    options = ['--method-kwargs', *options]
+    loss, gradients = loss_and_gradients(0, name, 1, *options)
+    for other_loss, other_gradients in run_distributed(loss_and_gradients, name, 2, *options):
         assert float(other_loss) == pytest.approx(float(loss), rel=1e-10)
         assert other_gradients.keys() == gradients.keys()
         for parameter, gradient in gradients.items():

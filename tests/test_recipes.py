@@ -24,11 +24,14 @@ DIGITS = ['--model', 'bcl_resnet20', '--dataset', 'digits_lt']
 
 
 def split_name(path):
-    """Return model, method (or None), data set and factor (None for natural counts) of a recipe's file name."""
+    """Return model, method (or None), data set and factor (None for natural counts) of a recipe's file name.
+
+    Behind the method a variant may stand: `ce-sqrt`.
+    """
     names, factor = re.fullmatch(r'(.+?)(?:_if([0-9.]+))?', path.stem).groups()
     model, *method, dataset = names.split('.')
     assert len(method) <= 1, path.stem
-    return model, (method[0] if method else None), dataset, (float(factor) if factor else None)
+    return model, (method[0].partition('-')[0] if method else None), dataset, (float(factor) if factor else None)
 
 
 def parse(path, argv):
@@ -127,16 +130,29 @@ def ldam_rate(e):
     return 0.1 * 0.01 if epoch > 160 else 0.1
 
 
-@pytest.mark.parametrize('typed, formula', [(BCL, bcl_rate), (CE, ldam_rate)], ids=['bcl', 'ldam'])
+def stage_2_rate(e):
+    """Bag of Tricks, second stage of decoupling: 30 epochs, a tenth from the 11th and the 21st on."""
+    return 0.1 * (e + 1) / 5 if e < 5 else 0.1 if e < 10 else 0.01 if e < 20 else 0.001
+
+
+BASELINES = {
+    path.stem: (['-c', str(path)], stage_2_rate if split_name(path)[1] in ('crt', 'lws') else ldam_rate)
+    for path in RECIPES if path.name.startswith('resnet32_cifar.')}
+
+
+@pytest.mark.parametrize(
+    'typed, formula', [(BCL, bcl_rate), (CE, ldam_rate), *BASELINES.values()], ids=['bcl', 'ldam', *BASELINES])
 def test_learning_rate_of_every_epoch_is_the_papers(typed, formula):
     args = parse_train_args(typed)
-    assert args.epochs == 200
+    assert args.epochs == (30 if formula is stage_2_rate else 200)
     rates = learning_rates(args)
-    assert rates == [pytest.approx(formula(e), rel=1e-9) for e in range(200)]
+    assert rates == [pytest.approx(formula(e), rel=1e-9) for e in range(args.epochs)]
     # by hand, at every corner
     first, *_ = rates
     assert first == pytest.approx(args.lr / 5)
-    assert rates[4] == rates[159] == pytest.approx(args.lr) and rates[159] > 5 * rates[160] > 5 * rates[180]
+    drop, again = (10, 20) if formula is stage_2_rate else (160, 180)
+    assert rates[4] == rates[drop - 1] == pytest.approx(args.lr)
+    assert rates[drop - 1] > 5 * rates[drop] > 5 * rates[again]
 
 
 @pytest.mark.parametrize('name, epochs, lr, weight_decay', [
@@ -291,7 +307,7 @@ def test_optimizer_is_the_papers(path):
             decayed |= {id(p) for p in group['params']}
     names = {name: id(p) for name, p in method.named_parameters() if p.requires_grad}
     assert decayed == set(names.values())
-    assert any(name.endswith('bn1.bias') for name in names)  # biases and BatchNorm too
+    assert method.needs_weights or any(name.endswith('bn1.bias') for name in names)  # biases and BatchNorm too
 
 
 def test_steps_are_plain_sgd_with_momentum_and_decay():

@@ -24,7 +24,7 @@ PROTOCOL = {
 }
 # since the first rows
 ADDED = {'hub_id', 'imbalance_profile', 'img_size', 'pretrained', 'initial_checkpoint', 'resident',
-         'dataset_name'}
+         'dataset_name', 'sampler', 'epoch_length', 'experiment'}
 PROTOCOL |= ADDED
 CODE = {'recipe', 'tree_hash', 'dirty'}
 COST = {'images_seen', 'forward_passes', 'seconds', 'train_seconds_per_epoch', 'peak_rss_gb'}
@@ -301,7 +301,8 @@ def test_committed_rows_are_whole(path):
     assert len(row['last']['class_correct']) == len(row['class_counts']) == len(row['shot_counts'])
     assert row['last']['all'] == pytest.approx(
         100 * sum(row['last']['class_correct']) / sum(row['last']['class_total']), rel=1e-9)
-    assert path.stem == f'{row["tag"]}.{row["model"]}.{row["method"]}.e{row["epochs"]}.s{row["seed"]}'
+    names = [row['tag'], row['model'], row['method'], row.get('experiment')]
+    assert path.stem == f'{".".join(filter(None, names))}.e{row["epochs"]}.s{row["seed"]}'
     assert row['recipe'] is None or (ROOT / row['recipe']).is_file()
     assert '/root/' not in row['command'] and '/home/' not in row['command']
 

@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 
 import train
 import validate
+from timm_longtail import candidates
 from timm_longtail.errors import UserError
 
 from .runs import TINY
@@ -70,7 +71,8 @@ def test_predictions_and_classes(run, tmp_path, capsys):
 
 def test_a_timm_model_takes_its_groups_from_the_training_split(capsys, monkeypatch):
     """Stock timm with weights from a file: the groups are those of the data set that is named."""
-    monkeypatch.setattr(validate, 'create_timm_model', lambda name, pretrained: timm.create_model(name, num_classes=10))
+    monkeypatch.setattr(
+        candidates, 'create_timm_model', lambda name, pretrained: timm.create_model(name, num_classes=10))
     capsys.readouterr()
     validate.main(['--model', 'resnet20_cifar', '--pretrained', '--dataset', 'digits_lt'])
     table = capsys.readouterr().out.splitlines()

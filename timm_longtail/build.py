@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -12,9 +13,10 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from .checkpoint import find_checkpoint, read_checkpoint
-from .data import Preprocessing, create_dataset, create_loader
+from .data import EpochSampler, Preprocessing, create_dataset, create_loader, create_sampler
 from .errors import UserError
 from .folder import create_folder, hold_folder
+from .machine import memory_format
 from .methods import Method, create_method
 from .optim import create_optimizers
 from .options import dataset_options
@@ -23,10 +25,10 @@ from .weights import choose_preprocessing, create_task_model
 
 # options that decide the numbers: a run is resumed with the same ones, its length included, which shapes the schedule
 _PROTOCOL = (
-    'epochs', 'model_kwargs', 'method_kwargs', 'grad_accum_steps', 'opt', 'lr', 'momentum', 'weight_decay',
-    'layer_decay', 'clip_grad', 'sched', 'sched_on_updates', 'decay_milestones', 'decay_epochs', 'decay_rate', 'min_lr',
-    'warmup_epochs', 'warmup_lr', 'pretrained', 'initial_checkpoint', 'val_fraction', 'model_ema', 'model_ema_decay',
-    'model_ema_warmup',
+    'epochs', 'model_kwargs', 'method_kwargs', 'sampler', 'epoch_length', 'grad_accum_steps', 'opt', 'lr', 'momentum',
+    'weight_decay', 'layer_decay', 'clip_grad', 'sched', 'sched_on_updates', 'decay_milestones', 'decay_epochs',
+    'decay_rate', 'min_lr', 'warmup_epochs', 'warmup_lr', 'pretrained', 'initial_checkpoint', 'val_fraction',
+    'model_ema', 'model_ema_decay', 'model_ema_warmup',
 )
 
 __all__ = ['build_run', 'create_datasets', 'enter_output_folder', 'loader_options', 'plain']
@@ -55,14 +57,28 @@ def create_datasets(args: Namespace):
     return train_set, test_set, test_set
 
 
-def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) -> Run:
+def build_run(
+        args: Namespace,
+        accelerator: Accelerator,
+        train_set,
+        eval_set,
+        model: nn.Module | None = None,
+        preprocessing: Preprocessing | None = None,
+) -> Run:
     """Build the model, the method around it, loaders, optimizers and schedules.
+
+    Args:
+        args: Options of `train.py`.
+        accelerator: Of this process.
+        train_set, eval_set: Data.
+        model, preprocessing: A model that is there already, and its input; None builds what the options say.
 
     Raises:
         UserError: Batch sizes that do not divide, unknown optimizer or schedule, options that the method does not take.
     """
-    preprocessing = choose_preprocessing(args, train_set)
-    model = create_task_model(args, train_set.num_classes, preprocessing.img_size)
+    preprocessing = preprocessing or choose_preprocessing(args, train_set)
+    if model is None:
+        model = create_task_model(args, train_set.num_classes, preprocessing.img_size)
     _check_input(model, preprocessing.img_size)
     method = create_method(args.method, model, train_set.class_counts, **args.method_kwargs)
     method = _prepare_method(args, method, accelerator)
@@ -72,7 +88,7 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
     loaders = [
         create_loader(
             train_set, method.views, sampler, batch_size=batch_size, seed=args.seed, stream=stream, **shard, **common)
-        for stream, sampler in enumerate(method.samplers(train_set.targets))
+        for stream, sampler in enumerate(_choose_samplers(args, method, train_set.targets))
     ]
     evaluation = dict(
         views=(preprocessing.eval_view,), batch_size=args.validation_batch_size, training=False, **common)
@@ -99,18 +115,35 @@ def build_run(args: Namespace, accelerator: Accelerator, train_set, eval_set) ->
         log_interval=args.log_interval, save_steps=args.save_steps, val_interval=args.val_interval,
         arch=args.model, args=plain(args),
         about=_about(method.model, train_set, preprocessing),
-        protocol={
-            'model': args.model, 'method': args.method, 'dataset': train_set.hash, 'order': train_set.order,
-            'evaluated on': eval_set.hash, 'seed': args.seed, 'global_batch_size': global_batch_size,
-            'mixed_precision': accelerator.mixed_precision, **asdict(preprocessing),
-            **{name: getattr(args, name) for name in _PROTOCOL},
-        },
+        protocol=_protocol(args, accelerator, train_set, eval_set, preprocessing, global_batch_size),
     )
+
+
+def _protocol(args: Namespace, accelerator: Accelerator, train_set, eval_set, preprocessing, global_batch_size: int):
+    """Return what a checkpoint must agree on to be resumed, by name."""
+    return {
+        'model': args.model, 'method': args.method, 'dataset': train_set.hash, 'order': train_set.order,
+        'evaluated on': eval_set.hash, 'seed': args.seed, 'global_batch_size': global_batch_size,
+        'mixed_precision': accelerator.mixed_precision, **asdict(preprocessing),
+        **{name: getattr(args, name) for name in _PROTOCOL},
+    }
+
+
+def _choose_samplers(args: Namespace, method: Method, targets: np.ndarray) -> list[EpochSampler]:
+    """Return the sampler of each data stream: the method's own, and `--sampler` where it has none."""
+    own = method.samplers(targets)
+    asked = args.sampler != method.sampler or args.epoch_length != 'natural'
+    if asked and None not in own:
+        raise UserError(f'--sampler and --epoch-length: method {args.method} samples all its streams itself')
+    return [
+        create_sampler(args.sampler, targets, args.epochs, args.epoch_length) if sampler is None else sampler
+        for sampler in own
+    ]
 
 
 def _prepare_method(args: Namespace, method: Method, accelerator: Accelerator) -> Method:
     if args.channels_last is None:
-        args.channels_last = accelerator.device.type == 'cpu'  # measured: benchmarks/README.md
+        args.channels_last = memory_format(accelerator.device) is torch.channels_last
     if args.channels_last:
         method.to(memory_format=torch.channels_last)
     if args.torchcompile:

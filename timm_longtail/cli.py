@@ -9,7 +9,7 @@ import yaml
 from timm.utils import ParseKwargs
 from torch import nn
 
-from .data import default_imbalance_factor, find_dataset
+from .data import default_imbalance_factor, find_dataset, list_samplers
 from .errors import UserError, unknown_name
 from .methods import list_methods, method_class
 from .options import Parser, add_data_options
@@ -44,6 +44,12 @@ def _add_model(parser: argparse.ArgumentParser):
     group.add_argument('--method', help=f'one of {", ".join(list_methods())}; default: the model\'s own, else ce')
     group.add_argument('--method-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
                        help='options of the method, see the README\'s table')
+    group.add_argument('--sampler',
+                       help=f'classes of an epoch, in the streams that the method leaves open: one of '
+                       f'{", ".join(list_samplers())}; power takes its exponent, "power(q=-0.5)"; default: the '
+                       'method\'s, mostly instance')
+    group.add_argument('--epoch-length', choices=('natural', 'class-aware'), default='natural',
+                       help='samples of an epoch: as many as images, or largest class x number of classes')
     group.add_argument('--model-ema', action='store_true', help='average the weights; the average is exported')
     group.add_argument('--model-ema-decay', type=float, default=0.9998, help='share of the old average in each update')
     group.add_argument('--model-ema-warmup', action='store_true', help='begin with a short average')
@@ -136,6 +142,7 @@ def parse_train_args(argv: list[str] | None = None, recipe_folder: Path = _RECIP
         _scale_schedule(args, recipe, typed)
     args['method'] = args['method'] or _default_method(args['model'], args['model_kwargs'])
     check_names(args['model'], args['dataset'], args['method'])
+    args['sampler'] = args['sampler'] or method_class(args['method']).sampler
     _check_batch_size(args, typed)
     _check_ranges(args)
     return argparse.Namespace(**args, recipe=recipe_path)

@@ -7,7 +7,7 @@ parameters that are not gathered (prototypes) get W equal gradients, whose mean 
 import torch
 import torch.distributed as dist
 
-__all__ = ['all_gather_cat', 'all_reduce_sum', 'is_distributed', 'rank', 'world_size']
+__all__ = ['all_gather_cat', 'all_reduce_sum', 'is_distributed', 'rank', 'weighted_mean', 'world_size']
 
 
 def world_size() -> int:
@@ -66,3 +66,21 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     if is_distributed():
         dist.all_reduce(tensor)
     return tensor
+
+
+def weighted_mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Mean of the rows of all processes, sum(w v) / sum(w), in the form that DistributedDataParallel completes.
+
+    The mean of W quotients is not the quotient of the means. So the denominator is that of all processes, and each
+    process returns W times its share of the whole: the mean over the processes, of the values as of the gradients, is
+    that of one process with all rows. No gradient goes through the denominator.
+
+    Args:
+        values: Loss of each row [B].
+        weights: Of each row [B], with a positive sum over all processes; constants.
+
+    Returns:
+        Scalar; in one process the weighted mean itself.
+    """
+    total = all_reduce_sum(weights.detach().sum())
+    return world_size() * (weights * values).sum() / total

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from .data.longtail import shot_groups
 from .distributed import all_reduce_sum
+from .errors import UserError, unknown_name
 
-__all__ = ['GROUPS', 'LongTailEvaluator', 'format_table']
+__all__ = ['GROUPS', 'LongTailEvaluator', 'confusion_rate', 'format_table']
 
 GROUPS = ('many', 'medium', 'few')
 _NUM_BINS = 15  # of the calibration error, as in Guo et al., ICML 2017
@@ -29,14 +30,17 @@ class LongTailEvaluator:
     Args:
         shot_counts: Training images of each class, [C]: more than 100 is many, fewer than 20 few (Liu et al., CVPR
             2019). The figures for "20 or fewer", which part of the literature uses, stand beside them.
+        confusion: Count which class each image was taken for, in C x C numbers on the device; `confusion_matrix`
+            returns them. `compute` is the same with and without.
     """
 
     headline = 'all'
     """The figure that names the best epoch, larger is better; on a hold-out it is `balanced`."""
 
-    def __init__(self, shot_counts):
+    def __init__(self, shot_counts, confusion: bool = False):
         self.shot_counts = [int(n) for n in shot_counts]
         self.num_classes = len(self.shot_counts)
+        self.confusion = confusion
         self._sums: dict[str, torch.Tensor] | None = None
 
     def start(self, model: nn.Module, train_batches: Callable[[], Iterator]):
@@ -75,9 +79,14 @@ class LongTailEvaluator:
         sums['bin_confidence'].index_add_(0, bins, confidence)
         # added image by image: the order of the additions, and so the last bit, is the same for any batch size
         sums['loss'].index_add_(0, torch.zeros_like(target), F.nll_loss(log_probs, target, reduction='none'))
+        if self.confusion:
+            cells = target * self.num_classes + predicted
+            sums['confusion'].index_add_(0, cells, torch.ones_like(cells))
 
     def _zeros(self, device: torch.device) -> dict[str, torch.Tensor]:
         sizes = {'total': self.num_classes, 'correct': self.num_classes, 'predicted': self.num_classes}
+        if self.confusion:
+            sizes['confusion'] = self.num_classes ** 2
         sums = {name: torch.zeros(size, dtype=torch.int64, device=device) for name, size in sizes.items()}
         sums['bin_correct'] = torch.zeros(_NUM_BINS, dtype=torch.int64, device=device)
         sums['bin_confidence'] = torch.zeros(_NUM_BINS, dtype=torch.float64, device=device)
@@ -96,9 +105,7 @@ class LongTailEvaluator:
             `macro_f1`, `ece`, `loss`, `num_images`, and per class the lists `class_correct`, `class_total`,
             `class_accuracy` (None for a class without images).
         """
-        device = self._sums['total'].device if self._sums else torch.device('cpu')
-        sums = self._sums or self._zeros(device)
-        sums = {name: (all_reduce_sum(value.clone()) if reduce else value).cpu() for name, value in sums.items()}
+        sums = {name: self._total(value, reduce) for name, value in self._counted().items() if name != 'confusion'}
         total, correct, predicted = sums['total'], sums['correct'], sums['predicted']
         seen = total > 0
         accuracy = torch.where(seen, 100.0 * correct.double() / total.clamp(min=1), torch.nan)
@@ -119,6 +126,30 @@ class LongTailEvaluator:
             'class_accuracy': [None if torch.isnan(a) else float(a) for a in accuracy],
         }
 
+    def confusion_matrix(self, reduce: bool = True) -> torch.Tensor:
+        """Return how many images of each class (rows) were taken for each class (columns).
+
+        Args:
+            reduce: Over the batches of all processes, which all must call this; False for those of this one only.
+
+        Returns:
+            int64 [C, C], on the host.
+
+        Raises:
+            UserError: The evaluator was built without `confusion`.
+        """
+        if not self.confusion:
+            raise UserError('nothing was counted: build the evaluator with confusion=True')
+        return self._total(self._counted()['confusion'], reduce).view(self.num_classes, self.num_classes)
+
+    def _counted(self) -> dict[str, torch.Tensor]:
+        return self._sums or self._zeros(torch.device('cpu'))
+
+    @staticmethod
+    def _total(value: torch.Tensor, reduce: bool) -> torch.Tensor:
+        value = value.clone()  # the sum over the processes replaces it
+        return (all_reduce_sum(value) if reduce else value).cpu()
+
     def _groups(self, accuracy: torch.Tensor) -> dict[str, float | None]:
         result = {}
         for few_inclusive, suffix in ((False, ''), (True, '_inclusive')):
@@ -131,11 +162,46 @@ class LongTailEvaluator:
         return result
 
 
+def confusion_rate(
+        confusion,
+        class_counts,
+        source: str = 'few',
+        target: str = 'many',
+        groups: Callable[..., dict[str, list[int]]] = shot_groups,
+) -> float | None:
+    """Return the percentage of the images of one group of classes that were taken for a class of another.
+
+    With M the confusion: `100 * sum_{i in source, j in target} M_ij / sum_{i in source, j} M_ij`. By default the share
+    of the images of Few classes that were predicted as any Many class. Each image weighs the same; where the test set
+    is balanced, so does each class.
+
+    Args:
+        confusion: Images of each class (rows) taken for each class (columns), [C, C].
+        class_counts: Training images of each class [C].
+        source: Group of the images.
+        target: Group of the predictions; the same as `source` gives the share that stays within the group.
+        groups: Splits the counts into groups by name: `shot_groups`, or `head_tail_groups` for `head` and `tail`.
+
+    Returns:
+        A percentage; None where the source has no image or the target no class.
+    """
+    confusion, members = torch.as_tensor(confusion), groups(class_counts)
+    if confusion.shape != (len(class_counts), len(class_counts)):
+        raise UserError(f'a confusion of {len(class_counts)} classes is square, got {list(confusion.shape)}')
+    for name in (source, target):
+        if name not in members:
+            raise unknown_name('group', name, members)
+    rows = confusion[torch.as_tensor(members[source], dtype=torch.int64)].double()
+    if not members[target]:
+        return None
+    return _ratio(100.0 * float(rows[:, members[target]].sum()), float(rows.sum()))
+
+
 def _mean(values: torch.Tensor) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def _ratio(value: float, count: int) -> float | None:
+def _ratio(value: float, count: float) -> float | None:
     return value / count if count else None
 
 

@@ -7,7 +7,7 @@ import torch.fx
 import torch.nn as nn
 import torch.nn.functional as F
 
-__all__ = ['CosineLinear', 'projection_mlp', 'unit_rows']
+__all__ = ['CosineLinear', 'NearestMean', 'linear_classifier', 'projection_mlp', 'unit_rows']
 
 
 @torch.fx.wrap  # a leaf for FX: the choice of dtype cannot be traced
@@ -69,6 +69,38 @@ class CosineLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f'in_features={self.in_features}, out_features={self.out_features}, scale={self.scale}'
+
+
+class NearestMean(nn.Module):
+    """Classifier by the nearest mean of centred, L2-normalised features.
+
+    Logits are -|u - m_c|^2 / 2 with u = (x - m) / |x - m|.
+
+    The means are not normalised again. Used by the released code of Kang et al., ICLR 2020,
+    https://arxiv.org/abs/1910.09217.
+    """
+
+    def __init__(self, centre: torch.Tensor, means: torch.Tensor):
+        """
+        Args:
+            centre: Mean m of all training features [D].
+            means: Mean m_c of the normalised features of each class [C, D].
+        """
+        super().__init__()
+        self.register_buffer('centre', centre)
+        self.register_buffer('means', means)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map features [..., D] to logits [..., C]."""
+        return F.linear(unit_rows(x - self.centre), self.means, -self.means.square().sum(dim=1) / 2) - 0.5
+
+
+def linear_classifier(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
+    """Build an `nn.Linear` from a weight [C, D] and a bias [C]; None is zeros, since timm's heads have one."""
+    head = nn.Linear(weight.shape[1], weight.shape[0], device='meta')
+    head.weight = nn.Parameter(weight.detach().clone())
+    head.bias = nn.Parameter(weight.new_zeros(len(weight)) if bias is None else bias.detach().clone())
+    return head
 
 
 def projection_mlp(

@@ -14,7 +14,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from .errors import UserError
 
-__all__ = ['check_agreement', 'create_accelerator', 'wait_for_main']
+__all__ = ['check_agreement', 'create_accelerator', 'memory_format', 'wait_for_main']
 
 _logger = logging.getLogger(__name__)
 
@@ -59,6 +59,11 @@ def create_accelerator(mixed_precision: str | None = None, dist_timeout: float =
             'set ACCELERATE_USE_CPU=true on a machine without a device, or use distributed_train.sh'
         )
     return accelerator
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Return the memory format of weights that was measured to be the faster one: see benchmarks/README.md."""
+    return torch.channels_last if device.type == 'cpu' else torch.contiguous_format
 
 
 def _cpu_has_bf16() -> bool:

@@ -18,6 +18,7 @@ from .engine import evaluate
 from .errors import UserError
 from .evaluate import GROUPS, format_table
 from .export import deploy, export_model
+from .machine import memory_format
 from .run import Run
 
 __all__ = [
@@ -36,13 +37,15 @@ def data_tag(train_set) -> str:
 def results_path(args: Namespace, train_set) -> Path:
     """Return the file of a run's row of results.
 
+    A variant of a method, by its options or its sampler, is told apart by `--experiment`.
+
     Raises:
         UserError: It is there already: a row is measured once.
     """
-    model = args.model.rpartition('/')[2]
-    path = Path(args.results) / f'{data_tag(train_set)}.{model}.{args.method}.e{args.epochs}.s{args.seed}.json'
+    names = [data_tag(train_set), args.model.rpartition('/')[2], args.method, args.experiment]
+    path = Path(args.results) / f'{".".join(filter(None, names))}.e{args.epochs}.s{args.seed}.json'
     if path.exists():
-        raise UserError(f'--results: {path} is there already; choose another folder, or move it away')
+        raise UserError(f'--results: {path} is there already; name a variant by --experiment, or move the file away')
     return path
 
 
@@ -57,6 +60,7 @@ def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -
         *_batch_lines(args, run),
         f'model: {args.model}, {num_deployed / 1e6:.2f} M parameters; {num_trained / 1e6:.2f} M are trained',
         f'method: {args.method}, views {" ".join(method.views)}',
+        f'sampler: {args.sampler}, {run.loaders[0].num_samples} samples an epoch',
         f'evaluation: each epoch on {"the hold-out" if args.val_fraction else "the test set"}',
         f'device: {accelerator.device.type} x {accelerator.num_processes}, {torch.get_num_threads()} threads, '
         f'mixed precision {accelerator.mixed_precision}, '
@@ -64,6 +68,9 @@ def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -
         f'seed {args.seed}',
         f'output: {run.output_dir}',
     ]
+    if method.needs_weights and not (args.pretrained or args.initial_checkpoint):
+        lines.append(f'warning: {args.method} re-trains the classifier of a trained model, and this one is random: '
+                     'see --initial-checkpoint')
     if checkpoint is not None:
         left = f'epoch {run.epoch + 1}, step {run.step}'
         lines.append(f'resumed: {checkpoint}, {left if run.epoch < args.epochs else "complete: nothing left to train"}')
@@ -158,7 +165,8 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
         **loader_options(args, preprocessing, device))
 
     def measure(model: nn.Module) -> dict[str, Any]:
-        return evaluate(deploy(model).to(device), loader, run.evaluator, batches, reduce=False)
+        deployed = deploy(model).to(device, memory_format=memory_format(device))
+        return evaluate(deployed, loader, run.evaluator, batches, reduce=False)
 
     last = measure(run.eval_model)
     best = {'epoch': run.best['epoch'], 'selected_by': 'test' if args.val_fraction == 0 else 'hold-out'}
@@ -217,6 +225,7 @@ def _protocol(args: Namespace, run: Run, train_set) -> dict[str, Any]:
     return {
         'tag': data_tag(train_set),
         'model': args.model, 'method': args.method, 'method_kwargs': args.method_kwargs,
+        'sampler': args.sampler, 'epoch_length': args.epoch_length, 'experiment': args.experiment,
         # a packed file is a way to carry a set: the name is that of the set, not of a file on this machine
         'dataset': train_set.name if args.dataset.startswith('packed:') else args.dataset,
         'dataset_name': train_set.name, 'hub_id': train_set.hub_id, 'imbalance_factor': train_set.imbalance_factor,

@@ -181,7 +181,7 @@ class Run:
 
     def collect_bad_images(self):
         """Gather what the loaders of all processes could not read. A collective call."""
-        loaders = [*self.loaders, self.eval_loader, self.train_batches.loader]
+        loaders = [*self.loaders, self.eval_loader, *([self.train_batches.loader] if self.train_batches else [])]
         found = {name: reason for loader in loaders for name, reason in loader.bad_images.items()}
         for part in gather_object([found]):
             self.bad_images.update(part)

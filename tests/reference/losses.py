@@ -3,6 +3,12 @@ import math
 
 import torch
 
+from .margins import focal_loss, ldam_loss
+
+__all__ = [
+    'balanced_sup_con_loss', 'focal_loss', 'ldam_loss', 'logit_adjusted_cross_entropy', 'sup_con_loss',
+]
+
 
 def _mean(losses):
     return sum(losses) / len(losses)

@@ -15,22 +15,38 @@ from .longtail import (
 )
 from .longtail_dataset import LongTailDataset
 from .packed import read_packed, write_packed
-from .samplers import EpochSampler, UniformSampler
+from .samplers import (
+    ClassSampler,
+    EpochSampler,
+    InstanceSampler,
+    PowerSampler,
+    ProgressiveSampler,
+    UniformSampler,
+    class_probabilities,
+    create_sampler,
+    list_samplers,
+)
 from .sources import find_dataset, register_dataset
 from .views import View, create_view, list_views, register_view
 from .worker_loader import WorkerLoader
 
 __all__ = [
+    'ClassSampler',
     'DeviceLoader',
     'EpochSampler',
+    'InstanceSampler',
     'LongTailDataset',
+    'PowerSampler',
     'Preprocessing',
+    'ProgressiveSampler',
     'ShardedBatches',
     'UniformSampler',
     'View',
     'WorkerLoader',
+    'class_probabilities',
     'create_dataset',
     'create_loader',
+    'create_sampler',
     'create_view',
     'default_imbalance_factor',
     'find_dataset',
@@ -38,6 +54,7 @@ __all__ = [
     'hold_out_indices',
     'image_digests',
     'list_datasets',
+    'list_samplers',
     'list_views',
     'long_tail_counts',
     'long_tail_indices',

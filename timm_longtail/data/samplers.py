@@ -2,15 +2,26 @@
 
 A sampler keeps no generator: its order is a function of (seed, epoch, stream), so every process computes the same one
 and a resumed run needs no state. `create_loader` sets `seed` and `stream`.
+
+The four samplings of Kang et al., `Decoupling Representation and Classifier for Long-Tailed Recognition`, ICLR 2020,
+https://arxiv.org/abs/1910.09217, section 3: instance-balanced, class-balanced, square-root, progressively-balanced.
+
+N images, C classes, n_j images of class j, n samples of an epoch over all processes.
 """
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ..errors import UserError
 from ..rng import generator
+from .calls import call_by_name
 
-__all__ = ['EpochSampler', 'UniformSampler']
+__all__ = [
+    'ClassSampler', 'EpochSampler', 'InstanceSampler', 'PowerSampler', 'ProgressiveSampler', 'UniformSampler',
+    'class_probabilities', 'create_sampler', 'epoch_samples', 'list_samplers',
+]
+
+_LENGTHS = ('natural', 'class-aware')
 
 
 class EpochSampler:
@@ -54,3 +65,160 @@ class UniformSampler(EpochSampler):
 
     def draw(self, random: np.random.Generator) -> np.ndarray:
         return random.permutation(self.num_samples)
+
+
+def class_probabilities(class_counts: Sequence[int], q: float) -> np.ndarray:
+    """Return p_j = n_j^q / sum_i n_i^q (Kang et al., equation 1), float64 [C]; a class without images has 0.
+
+    Args:
+        class_counts: n_j, [C].
+        q: 1 is instance-balanced, 1/2 square-root, 0 class-balanced; below 0 the rare classes are drawn most.
+    """
+    counts = np.asarray(class_counts, np.float64)
+    weights = np.zeros_like(counts)
+    weights[counts > 0] = counts[counts > 0] ** q
+    return weights / weights.sum()
+
+
+class ClassSampler(EpochSampler):
+    """Draws a class from `class_probabilities`, then an image of it.
+
+    Classes are drawn independently of each other. Within a class every image is visited evenly: over an epoch the
+    numbers of visits of two images of one class differ by at most one.
+
+    Args:
+        targets: Class of each image, [N].
+        num_samples: Length of an epoch; None is N.
+        seed, stream: As `EpochSampler`.
+    """
+
+    def __init__(self, targets: Sequence[int], num_samples: int | None = None, seed: int = 0, stream: int = 0):
+        targets = np.asarray(targets, np.int64)
+        super().__init__(len(targets) if num_samples is None else num_samples, seed, stream)
+        self.class_counts = np.bincount(targets)
+        self._images = np.split(np.argsort(targets, kind='stable'), np.cumsum(self.class_counts)[:-1])
+
+    @property
+    def class_probabilities(self) -> np.ndarray:
+        """Probability of each class in the current epoch, float64 [C]."""
+        raise NotImplementedError
+
+    def draw(self, random: np.random.Generator) -> np.ndarray:
+        classes = random.choice(len(self.class_counts), size=self.num_samples, p=self.class_probabilities)
+        wanted = np.bincount(classes, minlength=len(self.class_counts))
+        order = np.empty(self.num_samples, np.int64)
+        order[np.argsort(classes, kind='stable')] = np.concatenate(
+            [_visits(images, count, random) for images, count in zip(self._images, wanted, strict=True)])
+        return order
+
+
+def _visits(images: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """Return `count` visits of some images: each as often as any other, or once more."""
+    rounds = -(-count // max(len(images), 1))
+    return np.concatenate([random.permutation(images) for _ in range(rounds)] or [images])[:count]
+
+
+class PowerSampler(ClassSampler):
+    """Draws class j with p_j = n_j^q / sum_i n_i^q.
+
+    Args:
+        targets: Class of each image, [N].
+        q: See `class_probabilities`.
+        num_samples, seed, stream: As `ClassSampler`.
+    """
+
+    def __init__(
+            self, targets: Sequence[int], q: float, num_samples: int | None = None, seed: int = 0, stream: int = 0):
+        super().__init__(targets, num_samples, seed, stream)
+        self.q = q
+
+    @property
+    def class_probabilities(self) -> np.ndarray:
+        return class_probabilities(self.class_counts, self.q)
+
+
+class InstanceSampler(PowerSampler):
+    """Every image once, shuffled, and again from the start where an epoch is longer: p_j = n_j / N.
+
+    Args:
+        targets: Class of each image, [N].
+        num_samples, seed, stream: As `ClassSampler`.
+    """
+
+    def __init__(self, targets: Sequence[int], num_samples: int | None = None, seed: int = 0, stream: int = 0):
+        super().__init__(targets, 1.0, num_samples, seed, stream)
+
+    def draw(self, random: np.random.Generator) -> np.ndarray:
+        return _visits(np.arange(self.class_counts.sum()), self.num_samples, random)
+
+
+class ProgressiveSampler(ClassSampler):
+    """Instance-balanced at first, class-balanced at the end: p_j(t) = (1 - t/T) p_j^IB + (t/T) p_j^CB (equation 2).
+
+    t is the epoch from 0 and T their number, as the paper writes it; its released code divides by T - 1.
+
+    Args:
+        targets: Class of each image, [N].
+        num_epochs: T.
+        num_samples, seed, stream: As `ClassSampler`.
+    """
+
+    def __init__(
+            self,
+            targets: Sequence[int],
+            num_epochs: int,
+            num_samples: int | None = None,
+            seed: int = 0,
+            stream: int = 0,
+    ):
+        super().__init__(targets, num_samples, seed, stream)
+        self.num_epochs = num_epochs
+
+    @property
+    def class_probabilities(self) -> np.ndarray:
+        share = self.epoch / self.num_epochs
+        instance, balanced = (class_probabilities(self.class_counts, q) for q in (1.0, 0.0))
+        return (1 - share) * instance + share * balanced
+
+
+def epoch_samples(class_counts: Sequence[int], length: str = 'natural') -> int:
+    """Return the samples of an epoch.
+
+    Args:
+        class_counts: n_j, [C].
+        length: `natural` is N; `class-aware` is C times the largest n_j, so that even a class-balanced epoch sees every
+            image.
+    """
+    if length not in _LENGTHS:
+        raise UserError(f'the length of an epoch is {" or ".join(_LENGTHS)}, got {length!r}')
+    return int(sum(class_counts) if length == 'natural' else max(class_counts) * len(class_counts))
+
+
+_SAMPLERS = {
+    'instance': lambda targets, num_epochs, num_samples: InstanceSampler(targets, num_samples),
+    'class_balanced': lambda targets, num_epochs, num_samples: PowerSampler(targets, 0.0, num_samples),
+    'sqrt': lambda targets, num_epochs, num_samples: PowerSampler(targets, 0.5, num_samples),
+    'progressive': lambda targets, num_epochs, num_samples: ProgressiveSampler(targets, num_epochs, num_samples),
+    'power': lambda targets, num_epochs, num_samples, q=-1.0: PowerSampler(targets, float(q), num_samples),
+}
+
+
+def list_samplers() -> list[str]:
+    """Return the names of all samplers."""
+    return list(_SAMPLERS)
+
+
+def create_sampler(name: str, targets: Sequence[int], num_epochs: int, length: str = 'natural') -> ClassSampler:
+    """Build a sampler from its name.
+
+    Args:
+        name: One of `list_samplers()`; `power` takes its exponent, `power(q=-0.5)`, and is 1 / n_j without one.
+        targets: Class of each image, [N].
+        num_epochs: Length of the run, which shapes the progressive sampler.
+        length: Of an epoch, see `epoch_samples`.
+
+    Raises:
+        UserError: An unknown name, length or argument.
+    """
+    num_samples = epoch_samples(np.bincount(np.asarray(targets)), length)
+    return call_by_name('sampler', name, _SAMPLERS, targets, num_epochs, num_samples)

@@ -6,16 +6,15 @@ Resident images, a batch of S x S pixels, go through `sample` and `apply`. An im
 Uniforms are drawn for the whole global epoch and sliced, so the pixels of a position do not depend on chunks, processes
 or the device. n images, S side of the square image.
 """
-import ast
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..errors import UserError, unknown_name
+from ..errors import UserError
 from .autoaugment import AutoAugment
+from .calls import call_by_name
 from .randaugment import OnImage, RandAugment
 from .steps import (
     CentreCrop,
@@ -136,32 +135,7 @@ def create_view(name: str, img_size: int) -> View:
     Raises:
         UserError: An unknown view or argument, or a text that is not a name or a call.
     """
-    function, arguments = _parse(name)
-    if function not in _REGISTRY:
-        raise unknown_name('view', function, _REGISTRY)
-    build = _REGISTRY[function]
-    known = list(inspect.signature(build).parameters)[1:]
-    for argument in arguments:
-        if argument not in known:
-            raise UserError(f'view {function} takes {", ".join(known) or "no arguments"}; got {argument!r}')
-    try:
-        return View(name, *build(img_size, **arguments))
-    except (TypeError, ValueError) as error:
-        raise UserError(f'view {name!r}: {error}') from error
-
-
-def _parse(name: str) -> tuple[str, dict]:
-    """Split `sim(scale=0.08)` into its name and its arguments."""
-    try:
-        tree = ast.parse(name.strip(), mode='eval').body
-        if isinstance(tree, ast.Name):
-            return tree.id, {}
-        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:
-            if all(word.arg for word in tree.keywords):  # `**` has no name
-                return tree.func.id, {word.arg: ast.literal_eval(word.value) for word in tree.keywords}
-    except (SyntaxError, ValueError):
-        pass
-    raise UserError(f'cannot read the view {name!r}; write a name or name(argument=value), e.g. sim(scale=0.08)')
+    return View(name, *call_by_name('view', name, _REGISTRY, img_size))
 
 
 @register_view

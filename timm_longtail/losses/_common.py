@@ -37,14 +37,21 @@ def full_precision(loss: Callable[P, torch.Tensor]) -> Callable[P, torch.Tensor]
     return wrapper
 
 
-def reduce_rows(loss: torch.Tensor, reduction: str) -> torch.Tensor:
+def reduce_rows(loss: torch.Tensor, reduction: str, weight: torch.Tensor | None = None) -> torch.Tensor:
     """Reduce the loss of each row [B]: 'mean' or 'sum' to a scalar, 'none' leaves [B].
+
+    Args:
+        loss: Of each row [B].
+        reduction: As above.
+        weight: Of each row [B], as in PyTorch: it multiplies the loss, and the mean is sum(w l) / sum(w).
 
     Raises:
         UserError: Another reduction.
     """
+    if weight is not None:
+        loss = weight * loss
     if reduction == 'mean':
-        return loss.mean()
+        return loss.mean() if weight is None else loss.sum() / weight.sum()
     if reduction == 'sum':
         return loss.sum()
     if reduction == 'none':

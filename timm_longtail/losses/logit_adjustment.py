@@ -12,19 +12,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from ..errors import UserError
 from ._common import full_precision
-
-
-def _log_prior(class_counts: Sequence[float] | torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    counts = torch.as_tensor(class_counts)
-    if counts.shape != logits.shape[-1:]:
-        raise UserError(f'expected {logits.shape[-1]} class counts, one a column of logits, got {[*counts.shape]}')
-    # reading values on an accelerator would wait for it, reading them while tracing would break the graph
-    if counts.device.type == 'cpu' and not torch.compiler.is_compiling() and not (counts > 0).all():
-        raise UserError(f'class counts must be positive, class {int((counts > 0).int().argmin())} is not')
-    counts = counts.to(device=logits.device, dtype=logits.dtype)
-    return counts.log() - counts.sum().log()
+from ._logits import log_prior
 
 
 @full_precision
@@ -55,4 +44,4 @@ def logit_adjusted_cross_entropy(
     """
     if target.ndim == 2:
         target = target.to(logits.dtype)
-    return F.cross_entropy(logits + tau * _log_prior(class_counts, logits), target)
+    return F.cross_entropy(logits + tau * log_prior(class_counts, logits), target)

@@ -35,6 +35,15 @@ class Method(nn.Module):
     phases: tuple[str, ...] = ('main',)
     """One forward, backward and step a batch each, with an optimizer of its own each; may be set per instance."""
 
+    sampler: str = 'instance'
+    """Sampler of the streams for which `samplers` gives None, unless `--sampler` names another."""
+
+    linear_classifier: bool = False
+    """Whether the model must have an `nn.Linear` as its classifier, and no cosine classifier."""
+
+    needs_weights: bool = False
+    """Whether training from random weights makes no sense: a run that starts so is warned."""
+
     contrastive_views: int = 0
     """How many of the views a loss compares across the batch; 0 where the loss looks at one image at a time."""
 
@@ -54,7 +63,7 @@ class Method(nn.Module):
         return num_classes
 
     def samplers(self, targets: np.ndarray) -> tuple:
-        """Return one sampler a data stream; None is the uniform shuffle.
+        """Return one sampler a data stream; None is what `--sampler` says, by default the uniform shuffle.
 
         Args:
             targets: Class of each training image, int64 [N].

@@ -1,13 +1,14 @@
 """The registry of methods."""
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 
 from ..errors import UserError, unknown_name
 from ._method import Method
 
-__all__ = ['create_method', 'list_methods', 'method_class', 'register_method']
+__all__ = ['check_options', 'create_method', 'list_methods', 'method_class', 'register_method']
 
 _METHODS: dict[str, type[Method]] = {}
 
@@ -48,13 +49,18 @@ def create_method(name: str, model: nn.Module, class_counts, **kwargs) -> Method
     Raises:
         UserError: Unknown method or hyper-parameter, words for a number; a class without images.
     """
-    cls = method_class(name)
+    check_options(name, kwargs)
     if min(float(n) for n in class_counts) < 1:
         raise UserError(f'class_counts must be at least 1 for every class, got {min(float(n) for n in class_counts):g}')
-    known = {p.name: p.default for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    for key, value in kwargs.items():
+    return method_class(name)(model, class_counts, **kwargs)
+
+
+def check_options(name: str, options: Mapping[str, Any]):
+    """Raise a `UserError` for an unknown method, an option that it does not have, or words for a number."""
+    parameters = inspect.signature(method_class(name)).parameters.values()
+    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    for key, value in options.items():
         if key not in known:
             raise UserError(f'method {name!r} has no option {key!r}; it takes {", ".join(known) or "none"}')
         if isinstance(known[key], (int, float)) and not isinstance(value, (int, float)):
             raise UserError(f'option {key!r} of method {name!r} is a number, got {value!r}')
-    return cls(model, class_counts, **kwargs)

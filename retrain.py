@@ -1,0 +1,194 @@
+#!/usr/bin/env python3
+"""Re-train the classifier of a trained model: cRT, LWS, tau-normalisation, nearest mean and more, before and after.
+
+    python retrain.py output/RUN --classifier all
+    python retrain.py hf-hub:USER/NAME --classifier crt --features augmented
+    python retrain.py resnet18 --dataset folder --data-dir my_photos --classifier all
+"""
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+from timm.utils import ParseKwargs
+from torch import nn
+
+import timm_longtail  # noqa: F401  registers the models
+from timm_longtail import results
+from timm_longtail.candidates import Candidate, is_export, load_checkpoint, load_export, load_timm_model, trained_data
+from timm_longtail.data import create_dataset
+from timm_longtail.entry import run_main
+from timm_longtail.errors import UserError
+from timm_longtail.folder import create_folder, hold_folder
+from timm_longtail.layers import CosineLinear
+from timm_longtail.machine import create_accelerator
+from timm_longtail.methods import check_options
+from timm_longtail.options import Parser, add_data_options
+from timm_longtail.outputs import data_tag
+from timm_longtail.representation import Representation
+from timm_longtail.retrained import (
+    JOINT,
+    draw_figures,
+    export_classifier,
+    final_lines,
+    results_path,
+    results_row,
+    start_lines,
+)
+from timm_longtail.retraining import CLASSIFIERS, TRAINED, Classifier, choose_classifiers, make_classifiers
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    parser = Parser('retrain.py', description=__doc__.splitlines()[0])
+    parser.add_argument('source', help='output or export folder, checkpoint, local-dir:…, hf-hub:… or a timm model, '
+                        'which comes with its pretrained weights')
+    parser.add_argument('--classifier', nargs='+', default=['all'], metavar='NAME',
+                        help=f'all, or of {", ".join(name.replace("_", "-") for name in CLASSIFIERS)}')
+    parser.add_argument('--features', choices=('cached', 'augmented'), default='cached',
+                        help='train on features computed once, in seconds, or on augmented images, as published')
+    parser.add_argument('--train', choices=('classifier', 'last_block', 'all'), default='classifier',
+                        help='how much is trained (crt, linear, max-norm; augmented)')
+    parser.add_argument('--bn', choices=('eval', 'train'), default='eval',
+                        help='BatchNorm of the frozen part (augmented): train is what the published code does')
+    parser.add_argument('--view', default='crop_flip', help='view of each image (augmented)')
+    parser.add_argument('--classifier-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
+                        help='options of the one classifier that is named, such as tau=1 for lws')
+    parser.add_argument('--initial-checkpoint', default='', help='weights of a timm model, in place of pretrained ones')
+    parser.add_argument('--epochs', type=int, help='of each classifier; default 10')
+    parser.add_argument('--lr', type=float, help='default of the classifier: 0.1, max-norm 0.01')
+    parser.add_argument('--weight-decay', type=float, help='default of the classifier: 5e-4, max-norm 0.1')
+    parser.add_argument('-b', '--batch-size', type=int, default=128, help='images of an update')
+    parser.add_argument('--seed', type=int, default=0, help='initialisation, order, views')
+    parser.add_argument('--mixed-precision', choices=('no', 'bf16', 'fp16'), help='training on images')
+    parser.add_argument('--img-size', type=int, help='side of the model\'s input; default: that of the model')
+    parser.add_argument('--val-fraction', type=float, help='share of each class held out to choose by, of data that '
+                        'the model has not seen; a model that was trained here knows its own')
+    parser.add_argument('-vb', '--validation-batch-size', type=int, default=256, help='images at once')
+    parser.add_argument('-j', '--workers', type=int, help='decoding processes')
+    parser.add_argument('--output', default='output', help='folder of all runs')
+    parser.add_argument('--experiment', help='folder in --output; default <model>.retrain.<dataset>_if<IF>.s<seed>')
+    parser.add_argument('--license', help='licence of the exported weights')
+    parser.add_argument('--results', help='folder for the row of results; refused where the code is not committed')
+    add_data_options(parser)
+    parser.set_defaults(dataset=None)
+    args = parser.parse_args(argv)
+    _check(args)
+    return args
+
+
+def _check(args: Namespace):
+    if args.classifier_kwargs and (len(args.classifier) > 1 or args.classifier[0].replace('-', '_') not in TRAINED):
+        raise UserError('--classifier-kwargs are for one classifier that is trained: name it by --classifier')
+    if args.classifier_kwargs:
+        check_options(args.classifier[0].replace('-', '_'), args.classifier_kwargs)
+    if args.features == 'cached' and (args.train != 'classifier' or args.bn != 'eval' or args.view != 'crop_flip'):
+        raise UserError('--train, --bn and --view act on images: add --features augmented')
+    for name in ('epochs', 'batch_size', 'validation_batch_size', 'img_size'):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f'--{name.replace("_", "-")} must be at least 1, got {getattr(args, name)}')
+    if args.val_fraction is not None and not 0 <= args.val_fraction < 1:
+        raise UserError(f'--val-fraction must be in [0, 1), got {args.val_fraction}')
+
+
+def load_source(args: Namespace) -> Candidate:
+    """Load the model whose classifier is re-trained.
+
+    Raises:
+        UserError: There is none, or its classifier is not one linear or cosine layer.
+    """
+    path = Path(args.source)
+    if is_export(args.source):
+        candidate = load_export(args.source)
+    elif (path / 'export' / 'config.json').is_file():
+        candidate = load_export(f'local-dir:{path / "export"}')
+        options = yaml.safe_load((path / 'args.yaml').read_text()) if (path / 'args.yaml').is_file() else {}
+        candidate.trained = {**options, **candidate.trained}  # the run knows where its data was
+    elif (path / 'config.json').is_file():
+        candidate = load_export(f'local-dir:{path}')
+    elif path.exists():
+        candidate = load_checkpoint(path)
+    else:
+        candidate = load_timm_model(args.source, args.initial_checkpoint)
+    if args.img_size:
+        candidate.preprocessing = replace(candidate.preprocessing, img_size=args.img_size)
+    if not isinstance(candidate.model.get_classifier(), (nn.Linear, CosineLinear)):
+        raise UserError(f'{args.source}: the classifier of a {candidate.name} is not one linear layer')
+    return candidate
+
+
+def open_data(args: Namespace, candidate: Candidate, accelerator) -> Representation:
+    """Read the data: what stage 1 was trained on and held out, or the data set that is named.
+
+    Raises:
+        UserError: The data is not what the model says it was trained on.
+    """
+    name, options = trained_data(args, candidate)
+    train_set, test_set = (create_dataset(name, split, **options) for split in ('train', 'test'))
+    if train_set.resident != test_set.resident:  # what becomes of an image must not depend on its split
+        options['loader'] = 'worker'
+        train_set, test_set = (create_dataset(name, split, **options) for split in ('train', 'test'))
+    trained = candidate.trained if args.dataset is None else {}
+    fraction = trained.get('val_fraction') or 0.0
+    if args.val_fraction is not None and trained and args.val_fraction != fraction:
+        raise UserError(f'--val-fraction {args.val_fraction}: stage 1 held out {fraction:g}; '
+                        'what it was trained on can no longer be held out')
+    held_out, fraction = None, fraction if args.val_fraction is None else args.val_fraction
+    if fraction > 0:
+        train_set, held_out = train_set.hold_out(fraction, options['seed'])
+    if trained.get('subset_hash', train_set.hash) != train_set.hash:
+        raise UserError(f'{name} has other training images ({train_set.hash}) than the model was trained on '
+                        f'({trained["subset_hash"]}): name the data by --dataset to go on with these')
+    if candidate.trained.get('class_names') and candidate.model.num_classes == train_set.num_classes:
+        for theirs, ours in zip(candidate.trained['class_names'], train_set.class_names, strict=True):
+            if theirs != ours:
+                raise UserError(f'{name} has other classes than the model: {ours!r} where it has {theirs!r}')
+    return Representation(args, accelerator, candidate, train_set, test_set, held_out, fraction)
+
+
+def made_one_by_one(names: list[str], representation: Representation) -> Iterator[Classifier]:
+    """Make classifiers, saying which."""
+    for name in names:
+        print(f'\n{name}', flush=True)
+        yield from make_classifiers(name, representation)
+
+
+def main(argv: list[str] | None = None):
+    args = parse_args(argv)
+    if args.results:
+        results.require_clean_tree()
+    code = results.code_state()
+    accelerator = create_accelerator(args.mixed_precision)
+    if accelerator.num_processes > 1:
+        raise UserError('retrain.py is one process; for several, train.py --method crt --initial-checkpoint …')
+    representation = open_data(args, load_source(args), accelerator)
+    names, refused = choose_classifiers(args.classifier, representation)
+    row_path = results_path(representation)
+    tag = data_tag(representation.train_set)
+    folder = create_folder(
+        Path(args.output) / (args.experiment or f'{representation.candidate.name}.retrain.{tag}.s{args.seed}'))
+    hold_folder(folder)
+    print('\n'.join([*start_lines(representation, refused), f'output: {folder}']), flush=True)
+
+    made, figures, rows = [], {}, {}
+    if representation.same_classes:
+        figures[JOINT] = rows[JOINT] = representation.test.evaluate(representation.head)
+    for classifier in made_one_by_one(names, representation):
+        made.append(classifier)
+        metrics = figures[classifier.name] = classifier.measure(representation)
+        reason = export_classifier(folder / classifier.name, classifier, representation, metrics)
+        classifier.note = '; '.join(filter(None, (classifier.note, reason)))
+        rows[classifier.name] = {
+            **metrics, 'options': classifier.options, 'note': classifier.note, 'seconds': classifier.seconds,
+            **({'curve': classifier.curve} if classifier.curve else {})}
+    draw_figures(folder, made, figures, representation)
+    row = results_row(representation, code, rows)
+    results.write_json(folder / 'metrics.json', row)
+    if row_path is not None:
+        results.write_json(row_path, row)
+    print('\n'.join(final_lines(made, figures)))
+    print(f'\npython validate.py --model local-dir:{folder}/{made[0].name}/export', flush=True)
+
+
+if __name__ == '__main__':
+    run_main(main)

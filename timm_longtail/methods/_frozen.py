@@ -1,0 +1,83 @@
+"""What methods that re-train a classifier share: a representation that stays as it is, or of which little moves.
+
+Kang et al., `Decoupling Representation and Classifier for Long-Tailed Recognition`, ICLR 2020,
+https://arxiv.org/abs/1910.09217.
+"""
+from typing import Any
+
+from timm.models import group_parameters
+from torch import nn
+from torch.nn import functional as F
+
+from ..errors import UserError
+from ._method import Batch, Method
+
+__all__ = ['FrozenBackbone']
+
+_TRAINED = 'classifier', 'last_block', 'all'
+
+
+class FrozenBackbone(Method):
+    """Cross-entropy on the classifier of a model that was trained before.
+
+    Args:
+        model: timm model with C outputs, trained.
+        class_counts: Training images of each class, [C].
+        train: What is trained: `classifier`, `last_block` (and the classifier), or `all`.
+        bn: BatchNorm where nothing is trained: `eval` keeps its statistics; `train` uses those of the batch and lets
+            the running ones drift, as the published code does.
+        view: View of each image.
+    """
+
+    retrain_options: dict[str, Any] = {'epochs': 10, 'lr': 0.1, 'weight_decay': 5e-4}
+    """What `retrain.py` trains with, unless it is told otherwise."""
+
+    needs_weights = True
+
+    def __init__(
+            self,
+            model: nn.Module,
+            class_counts,
+            *,
+            train: str = 'classifier',
+            bn: str = 'eval',
+            view: str = 'crop_flip',
+    ):
+        super().__init__(model, class_counts)
+        for option, value, known in (('train', train, _TRAINED), ('bn', bn, ('eval', 'train'))):
+            if value not in known:
+                raise UserError(f'option {option!r} is one of {", ".join(known)}, got {value!r}')
+        self.bn = bn
+        self.views = (view,)
+        trained = _trained_parameters(model, train)
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        if hasattr(model, 'branches'):
+            del model.branches  # of the method that trained the representation; nothing here runs them
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """Set the mode; where nothing is trained, modules stay in eval mode, unless BatchNorm is to drift."""
+        super().train(mode)
+        for module in self.model.modules() if self.bn == 'eval' else ():
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
+        return self
+
+    def forward(self, batch: Batch, phase: str = 'main') -> dict:
+        (x,), target, _ = batch
+        output = self.logits(self.features(x))  # [B, C]
+        return {'loss': F.cross_entropy(output, target), 'output': output}
+
+
+def _trained_parameters(model: nn.Module, train: str) -> set[int]:
+    """Return the ids of the parameters that are trained."""
+    classifier = {id(parameter) for parameter in model.get_classifier().parameters()}
+    if train == 'classifier':
+        return classifier
+    if train == 'all':
+        return {id(parameter) for parameter in model.parameters()}
+    if not hasattr(model, 'group_matcher'):
+        raise UserError(f'{type(model).__name__} does not say what its blocks are: train the classifier, or all')
+    layers = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
+    body = {id(p): layers[name] for name, p in model.named_parameters() if name in layers and id(p) not in classifier}
+    return classifier | {key for key, layer in body.items() if layer == max(body.values())}

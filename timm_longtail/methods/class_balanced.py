@@ -1,0 +1,54 @@
+"""Class-Balanced Loss Based on Effective Number of Samples
+
+Y. Cui, M. Jia, T.-Y. Lin, Y. Song, S. Belongie, CVPR 2019, https://arxiv.org/abs/1901.05555
+
+Shapes: B batch of this process, C classes.
+"""
+from torch import nn
+
+from ..losses import focal_loss
+from ._method import Batch, Method
+from ._registry import register_method
+from ._reweight import DeferredWeights
+
+
+@register_method('class_balanced')
+class ClassBalanced(Method):
+    """Cross-entropy, or the focal loss, weighted by the effective number of images of a class.
+
+    The sum of the weighted losses is divided by the sum of the weights, over all processes. The paper divides by the
+    number of images, and takes the focal loss of sigmoids where this one takes that of the softmax.
+
+    Args:
+        model: timm model with C outputs.
+        class_counts: Training images of each class, [C].
+        beta: Near 0 all classes weigh the same, near 1 as the inverse of their images.
+        gamma: Focusing of the focal loss; 0 is cross-entropy.
+        reweight_start: Share of the run, or epoch, from which the weights hold; 0 is the paper's, 0.8 is deferred
+            re-weighting as in LDAM.
+        view: View of each image.
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            class_counts,
+            *,
+            beta: float = 0.9999,
+            gamma: float = 0.0,
+            reweight_start: float = 0.0,
+            view: str = 'crop_flip',
+    ):
+        super().__init__(model, class_counts)
+        self.reweight = DeferredWeights(self.class_counts, beta, reweight_start)
+        self.gamma = gamma
+        self.views = (view,)
+
+    def start_epoch(self, epoch, num_epochs, rng, batches):
+        self.reweight.start_epoch(epoch, num_epochs)
+
+    def forward(self, batch: Batch, phase: str = 'main') -> dict:
+        (x,), target, _ = batch
+        output = self.logits(self.features(x))  # [B, C]
+        losses = focal_loss(output, target, self.gamma, reduction='none')
+        return {'loss': self.reweight(losses, target), 'output': output}

@@ -1,0 +1,61 @@
+"""Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss
+
+K. Cao, C. Wei, A. Gaidon, N. Arechiga, T. Ma, NeurIPS 2019, https://arxiv.org/abs/1906.07413
+
+Shapes: B batch of this process, C classes.
+"""
+from torch import nn
+
+from ..errors import UserError
+from ..layers import CosineLinear
+from ..losses import ldam_loss
+from ._method import Batch, Method
+from ._registry import register_method
+from ._reweight import DeferredWeights
+
+
+@register_method('ldam_drw')
+class LDAMDRW(Method):
+    """Wider margins for rarer classes on a cosine classifier; class-balanced weights late in the run.
+
+    The scale of the loss is the classifier's (`--model-kwargs cosine_scale=30`), so that the deployed model gives the
+    probabilities that were trained. A margin means little on logits without a bound: `nn.Linear` is refused.
+
+    Args:
+        model: timm model with a `CosineLinear` classifier of C outputs.
+        class_counts: Training images of each class, [C].
+        max_margin: Margin of the rarest class, on the cosine.
+        beta: Of the class-balanced weights.
+        reweight_start: Share of the run, or epoch, from which the weights hold; 1 is LDAM without re-weighting.
+        view: View of each image.
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            class_counts,
+            *,
+            max_margin: float = 0.5,
+            beta: float = 0.9999,
+            reweight_start: float = 0.8,
+            view: str = 'crop_flip',
+    ):
+        super().__init__(model, class_counts)
+        head = model.get_classifier()
+        if not isinstance(head, CosineLinear):
+            raise UserError(f'ldam_drw needs a cosine classifier, {type(model).__name__} has {type(head).__name__}; '
+                            '--model-kwargs cosine_scale=30 is for models *_cifar and bcl_*')
+        self.scale = head.scale
+        self.max_margin = max_margin
+        self.reweight = DeferredWeights(self.class_counts, beta, reweight_start)
+        self.views = (view,)
+
+    def start_epoch(self, epoch, num_epochs, rng, batches):
+        self.reweight.start_epoch(epoch, num_epochs)
+
+    def forward(self, batch: Batch, phase: str = 'main') -> dict:
+        (x,), target, _ = batch
+        output = self.logits(self.features(x))  # [B, C], scaled cosines
+        cosines = output / self.scale
+        losses = ldam_loss(cosines, target, self.class_counts, self.max_margin, self.scale, reduction='none')
+        return {'loss': self.reweight(losses, target), 'output': output}

@@ -1,0 +1,22 @@
+"""Linear evaluation: a fresh classifier on a frozen representation, on images as they are frequent."""
+from torch import nn
+
+from ._frozen import FrozenBackbone
+from ._registry import register_method
+
+
+@register_method('linear')
+class LinearProbe(FrozenBackbone):
+    """A fresh classifier on a frozen representation, with uniform sampling (or `--sampler`).
+
+    Args:
+        model: timm model with C outputs, trained; its classifier is drawn anew.
+        class_counts: Training images of each class, [C].
+        train: See `FrozenBackbone`.
+        bn: See `FrozenBackbone`.
+        view: View of each image.
+    """
+
+    def __init__(self, model: nn.Module, class_counts, *, train='classifier', bn='eval', view='crop_flip'):
+        model.reset_classifier(model.num_classes)
+        super().__init__(model, class_counts, train=train, bn=bn, view=view)
