@@ -1,6 +1,6 @@
 """`train.py` as a user runs it: a process of its own, its messages, its exit status, its files.
 
-The first runs are started as a user does, the others forked (`tests/forks.py`).
+The first run is started as a user does, the others are forked (`tests/forks.py`).
 """
 import csv
 import json
@@ -31,12 +31,6 @@ SHORT = [*TINY, '--dataset', 'digits_lt', '--no-recipe', '--method', 'bcl', '--b
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'CUDA_VISIBLE_DEVICES': ''}
 
 
-def launch(*args, launcher=(sys.executable,)):
-    """Start `train.py` in an interpreter of its own."""
-    return subprocess.run(
-        [*launcher, str(TRAIN), *map(str, args)], capture_output=True, text=True, env=ENV, timeout=280)
-
-
 def fork(*args):
     return forks.run(TRAIN, *args, env=ENV)
 
@@ -55,7 +49,8 @@ def assert_same_weights(one, other):
 def finished(tmp_path_factory):
     """An uninterrupted run: its output folder and what it printed."""
     output = tmp_path_factory.mktemp('finished')
-    result = launch(*SHORT, '--save-steps', '2', '--output', output, '--experiment', 'run')
+    command = [sys.executable, TRAIN, *SHORT, '--save-steps', '2', '--output', output, '--experiment', 'run']
+    result = subprocess.run(command, capture_output=True, text=True, env=ENV)
     assert result.returncode == 0, result.stderr
     return output / 'run', result.stdout
 
@@ -169,10 +164,10 @@ def test_truncated_checkpoint_falls_back(finished, tmp_path):
 @pytest.mark.ddp
 def test_two_processes(tmp_path):
     """Two processes halve the batch of each, see the same images and end at the same figures on every rank."""
-    launcher = (str(Path(sys.executable).with_name('accelerate')), 'launch', '--multi_gpu', '--num_processes', '2',
-                '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0')
-    args = [*SHORT, '--output', tmp_path, '--epochs', '1', '--batch-size', '32']
-    result = launch(*args, '--experiment', 'two', launcher=launcher)
+    result = forks.run(  # `accelerate launch`; it starts interpreters
+        '-m', 'accelerate.commands.accelerate_cli', 'launch', '--multi_gpu', '--num_processes', '2',
+        '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0',
+        TRAIN, *SHORT, '--output', tmp_path, '--epochs', '1', '--batch-size', '32', '--experiment', 'two', env=ENV)
     assert result.returncode == 0, result.stderr
     assert 'batch: 64 images global = 2 processes x 1 accumulated x 32' in result.stdout
     assert result.stdout.count('| last epoch') == 1
