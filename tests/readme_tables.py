@@ -106,7 +106,28 @@ def _over_seeds(runs: list[dict], metric: str) -> str:
     return f'{statistics.mean(values):.2f}{spread}'
 
 
-TABLES = {'models': models_table, 'datasets': datasets_table, 'methods': methods_table, 'results': results_table}
+SHOWN_CLASSIFIERS = 'joint', 'ncm_cosine', 'crt', 'lws', 'tau_norm', 'logit_adjust'
+
+
+def retrained_table() -> str:
+    """One row a representation and a way to train on it, All / Few of each classifier, from `results/retrained/`."""
+    rows = []
+    for path in sorted((RESULTS / 'retrained').glob('*.json')):
+        row = json.loads(path.read_text())
+        stage, classifiers = row['stage_1'], row['classifiers']
+        on = 'features' if row['features'] == 'cached' else f'images, BatchNorm {row["bn"]}'
+        cells = [f'`{row["tag"]}` ({row["subset_hash"]})', f'`{row["model"]}`, `{stage["method"]}`',
+                 f'`{stage["sampler"]}`', str(stage['epochs']), on]
+        for name in SHOWN_CLASSIFIERS:
+            found = classifiers.get(name)
+            cells.append(f'{found["all"]:.2f} / {found["few"]:.2f}' if found else '')
+        rows.append([*cells, f'`{row["command"]}`'])
+    titles = ['Data (subset)', 'Stage 1', 'Sampler', 'Epochs', 'Stage 2 on', *SHOWN_CLASSIFIERS, 'Again']
+    return _table(titles, rows)
+
+
+TABLES = {'models': models_table, 'datasets': datasets_table, 'methods': methods_table, 'results': results_table,
+          'retrained': retrained_table}
 
 
 def fill(text: str) -> str:

@@ -33,26 +33,32 @@ def digits(num_images: int = 64):
     return small
 
 
+# what the defaults leave out on the digits, none of whose classes is a head class of 100 images
+VARIANTS = ['pc_comp head=7', 'pc_comp pc=all complement=all alternate=False']
+
+
 def all_methods() -> list[str]:
-    """Return the registered methods and the toy."""
-    return [*methods.list_methods(), 'toy']
+    """Return the registered methods, those with options of their own, and the toy."""
+    return [*methods.list_methods(), *VARIANTS, 'toy']
 
 
 def make_run(method: str, *options: str, dataset=None):
     """Return a run on the tiny network: `build_run` as `train.py` calls it.
 
     Args:
-        method: Registered name, or `toy`.
+        method: Registered name, or `toy`; its options may follow, after spaces.
         *options: Further options of `train.py`.
         dataset: Images to train and evaluate on; 64 digits by default.
     """
     AcceleratorState._reset_state(reset_partial_state=False)
     _METHODS['toy'] = Toy
+    method, *method_options = method.split()
+    method_options = ['--method-kwargs', *method_options] if method_options else []
     linear = LINEAR if methods.method_class(method).linear_classifier else []
     try:
         args = parse_train_args(
             [*TINY, *linear, '--no-recipe', '--method', method, '--batch-size', '16', '--lr', '0.05', '--epochs', '2',
-             *options])
+             *method_options, *options])
         dataset = dataset or digits()
         return args, build_run(args, create_accelerator(args.mixed_precision), dataset, dataset)
     finally:

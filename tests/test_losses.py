@@ -22,6 +22,7 @@ from timm_longtail.losses import _common
 
 from . import forks
 from .reference import losses as reference
+from .reference import prototype as prototype_reference
 
 
 @dataclass(frozen=True)
@@ -33,24 +34,26 @@ class Sample:
     class_counts: torch.Tensor  # [C]
     embeddings: torch.Tensor  # [B, D], unit rows
     prototypes: torch.Tensor  # [C, D], unit rows
+    means: torch.Tensor  # [C, D], shorter than 1
+    mask: torch.Tensor  # bool [B]
 
     def apply(self, function, *names):
         return replace(self, **{name: function(getattr(self, name)) for name in names})
 
     def permute_rows(self, order):
-        return self.apply(lambda t: t[order], 'logits', 'target', 'soft_target', 'embeddings')
+        return self.apply(lambda t: t[order], 'logits', 'target', 'soft_target', 'embeddings', 'mask')
 
     def permute_classes(self, order):
         """Class order[c] becomes class c."""
         sample = replace(self, target=order.argsort()[self.target])
         sample = sample.apply(lambda t: t[:, order], 'logits', 'soft_target')
-        return sample.apply(lambda t: t[order], 'class_counts', 'prototypes')
+        return sample.apply(lambda t: t[order], 'class_counts', 'prototypes', 'means')
 
     def rotate(self, rotation):
-        return self.apply(lambda t: t @ rotation, 'embeddings', 'prototypes')
+        return self.apply(lambda t: t @ rotation, 'embeddings', 'prototypes', 'means')
 
 
-FLOATS = ('logits', 'soft_target', 'embeddings', 'prototypes')
+FLOATS = ('logits', 'soft_target', 'embeddings', 'prototypes', 'means')
 
 # B, C, D and what the targets are; class ids where they are given
 SHAPES = {
@@ -80,6 +83,8 @@ def make_sample(shape='random', seed=0, dtype=torch.float64):
         class_counts=torch.tensor([int(500 * 0.4 ** c) for c in range(num_classes)]),
         embeddings=F.normalize(normal(batch_size, width)),
         prototypes=F.normalize(normal(num_classes, width)),
+        means=F.normalize(normal(num_classes, width)) * torch.linspace(0.2, 0.8, num_classes)[:, None],
+        mask=torch.rand(batch_size, generator=generator) < 0.6,
     )
     return sample.apply(lambda t: t.to(dtype), *FLOATS)
 
@@ -97,7 +102,8 @@ class Case:
         return (loss or self.loss)(*(getattr(sample, field) for field in self.fields), **self.options, **options)
 
     def reference(self, sample):
-        return self(sample, loss=getattr(reference, self.loss.__name__))
+        name = self.loss.__name__
+        return self(sample, loss=getattr(reference if hasattr(reference, name) else prototype_reference, name))
 
     def value_and_gradients(self, sample, function=None):
         sample = sample.apply(lambda t: t.detach().clone().requires_grad_(), *self.leaves)
@@ -123,6 +129,16 @@ CASES = {
         losses.balanced_sup_con_loss, 'embeddings', 'target', 'prototypes', temperature=0.1),
     'balanced_sup_con_loss, warm': make_case(
         losses.balanced_sup_con_loss, 'embeddings', 'target', 'prototypes', temperature=0.7),
+    'complement_entropy_loss': make_case(losses.complement_entropy_loss, 'logits', 'target'),
+    'complement_entropy_loss, masked': make_case(losses.complement_entropy_loss, 'logits', 'target', 'mask'),
+    'prototype_conformity_loss': make_case(losses.prototype_conformity_loss, 'embeddings', 'target', 'prototypes'),
+    'prototype_conformity_loss, masked': make_case(
+        losses.prototype_conformity_loss, 'embeddings', 'target', 'prototypes', 'mask'),
+    'prototype_conformity_loss, squared': make_case(
+        losses.prototype_conformity_loss, 'embeddings', 'target', 'prototypes', squared=True),
+    'proco_loss': make_case(losses.proco_loss, 'embeddings', 'target', 'means', 'class_counts', temperature=0.1),
+    'proco_loss, capped': make_case(
+        losses.proco_loss, 'embeddings', 'target', 'means', 'class_counts', temperature=0.5, max_concentration=4.0),
     # blocks of two or three anchors, the last one smaller, and blocks of one
     'sup_con_loss, in blocks': make_case(losses.sup_con_loss, 'embeddings', 'target', temperature=0.1, block_size=18),
     'balanced_sup_con_loss, in blocks': make_case(
@@ -257,7 +273,7 @@ def test_unknown_reduction(case):
 @each_shape
 def test_runs_without_values(case, shape):
     sample = make_sample(shape, dtype=torch.float32)
-    sample = sample.apply(lambda t: t.to('meta'), *FLOATS, 'target', 'class_counts')
+    sample = sample.apply(lambda t: t.to('meta'), *FLOATS, 'target', 'class_counts', 'mask')
     value, gradients = case.value_and_gradients(sample)
     assert value.is_meta and value.shape == () and value.dtype == torch.float32
     assert [g.shape for g in gradients] == [getattr(sample, leaf).shape for leaf in case.leaves]
@@ -276,7 +292,7 @@ def test_traces_into_one_graph(case):
 @each_case
 def test_never_waits_for_the_device(case):
     sample = make_sample(dtype=torch.float32)
-    on_device = sample.apply(lambda t: t.cuda(), *FLOATS, 'target', 'class_counts')
+    on_device = sample.apply(lambda t: t.cuda(), *FLOATS, 'target', 'class_counts', 'mask')
     torch.cuda.set_sync_debug_mode('error')
     try:
         value, _ = case.value_and_gradients(on_device)

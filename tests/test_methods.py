@@ -11,6 +11,7 @@ from timm_longtail.errors import UserError
 from timm_longtail.methods import create_method, list_methods, method_class
 from timm_longtail.methods._frozen import FrozenBackbone
 from timm_longtail.models import deployed_state_dict
+from timm_longtail.outputs import _cost
 
 from .runs import LINEAR, SMALL, all_methods, assert_same_state, digits, make_run
 
@@ -139,6 +140,23 @@ def test_no_gradient_waits_for_the_step_of_another_phase():
         _train_phase(run, phase, optimizer, [batches])
         if phase == 'centres':
             torch.testing.assert_close(run.method.centres, before - 0.5 * expected)
+
+
+def test_an_idle_phase_does_nothing():
+    """No forward, so no batch statistics; no step, so no weight decay. Its next epoch begins where its last ended."""
+    _, run = make_run('toy', '--log-interval', '1')
+    run.method.start_epoch = lambda epoch, *_, start=run.method.start_epoch: [
+        start(epoch, *_), setattr(run.method, 'idle_phases', ('centres',) if epoch == 0 else ())]
+    called = []
+    run.task.register_forward_pre_hook(lambda _, args, kwargs: called.append(kwargs['phase']), with_kwargs=True)
+    history = fit(run, 1)
+    assert called == ['main'] * 4 and run.method.steps.tolist() == [4, 0]
+    assert not run.method.centres.any() and not run.optimizers[1].state_dict()['state']
+    assert 'train_centres_loss' not in history[0]
+    history = fit(run, 2)
+    assert called == ['main'] * 4 + ['main', 'centres'] * 4 and run.method.centres.any()
+    assert 'train_centres_loss' in history[1] and 'train_centres_loss' not in history[0]
+    assert _cost(run)['forward_passes'] == 3 * 64 * len(run.loaders) * len(run.method.views)
 
 
 def test_toy_calls_every_hook(tmp_path):

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from timm_longtail.cli import _read_recipe, parse_train_args, train_parser
-from timm_longtail.data import default_imbalance_factor, list_datasets
+from timm_longtail.data import default_imbalance_factor, list_datasets, long_tail_counts
 from timm_longtail.errors import UserError
 from timm_longtail.methods import create_method, list_methods
 from timm_longtail.optim import _create_scheduler, create_optimizers
@@ -153,6 +153,41 @@ def test_learning_rate_of_every_epoch_is_the_papers(typed, formula):
     drop, again = (10, 20) if formula is stage_2_rate else (160, 180)
     assert rates[4] == rates[drop - 1] == pytest.approx(args.lr)
     assert rates[drop - 1] > 5 * rates[drop] > 5 * rates[again]
+
+
+def test_the_study_of_combined_losses():
+    """A baseline and nine rows: one schedule, stated in the header with their figures, all of them different."""
+    baseline = parse_train_args(['--model', 'resnet20_cifar', '--dataset', 'cifar100_lt'])
+    path = ROOT / 'recipes' / 'resnet20_cifar.pc_comp.cifar100_lt_if100.yaml'
+    args = parse_train_args(['-c', str(path)])
+    assert baseline.recipe.name == 'resnet20_cifar.cifar100_lt_if100.yaml' and baseline.method == 'ce'
+    differing = {k for k, v in vars(baseline).items() if v != vars(args)[k]}
+    assert differing == {'recipe', 'config', 'method', 'method_kwargs'}
+    rates = [0.1 * (e + 1) / 5 if e < 5 else 0.1 if e < 150 else 0.01 if e < 225 else 0.001 for e in range(300)]
+    assert learning_rates(args) == [pytest.approx(rate, rel=1e-9) for rate in rates]
+    assert build_method(args).warmup * args.epochs == pytest.approx(10)
+
+    counts = long_tail_counts(500, 100, 100)
+    rows = [re.fullmatch(r'(--method-kwargs .*?)  +([\d.]+) / ([\d.]+) / ([\d.]+)', line) for line in header(path)]
+    groups = set()
+    for row in filter(None, rows):
+        typed, *figures = row.groups()
+        options = parse_train_args(['-c', str(path), *typed.split()]).method_kwargs
+        method = create_method('pc_comp', timm.create_model('resnet20_cifar', device='meta'), counts, **options)
+        groups.add((int(method.pc_classes.sum()), int(method.complement_classes.sum())))
+        everywhere, head, tail = map(float, figures)
+        assert 0.35 * head + 0.65 * tail == pytest.approx(everywhere, abs=0.05)  # 35 and 65 classes
+    assert groups == {
+        (0, 0), (0, 100), (0, 35), (0, 65), (100, 0), (35, 0), (65, 0), (65, 35), (35, 65)}
+
+
+def test_proco_is_the_released_codes():
+    args = parse_train_args(['-c', str(ROOT / 'recipes' / 'resnet32_cifar.proco.cifar100_lt_if100.yaml')])
+    assert (args.epochs, args.weight_decay, args.global_batch_size) == (200, 2e-4, 256)
+    assert learning_rates(args) == [pytest.approx(2 * bcl_rate(e), rel=1e-9) for e in range(200)]
+    method = build_method(args)
+    assert (method.temperature, method.ce_weight, method.contrastive_weight) == (0.1, 1, 1)
+    assert type(method.model.get_classifier()) is torch.nn.Linear
 
 
 @pytest.mark.parametrize('name, epochs, lr, weight_decay', [
@@ -298,10 +333,15 @@ def test_optimizer_is_the_papers(path):
     method = build_method(args)
     optimizers, schedulers = create_optimizers(args, method, 10)
     assert len(optimizers) == len(schedulers) == len(method.phases)
-    decayed = set()
+    # what the method itself sets for parameters of its own, centroids for example
+    own = {id(p) for phase in method.phases for group in method.param_groups(phase) if 'lr' in group
+           for p in group['params']} - {id(p) for p in method.model.parameters()}
+    decayed = set(own)
     for optimizer in optimizers:
         assert type(optimizer) is torch.optim.SGD
         for group in optimizer.param_groups:
+            if {id(p) for p in group['params']} <= own:
+                continue
             assert group['momentum'] == 0.9 and not group['nesterov'] and group['dampening'] == 0
             assert group['weight_decay'] == float(content['weight_decay']) > 0
             decayed |= {id(p) for p in group['params']}

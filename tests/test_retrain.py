@@ -75,6 +75,8 @@ def test_all_classifiers(stage_1, tmp_path, capsys, monkeypatch):
     assert {'sampler': 'sqrt', 'method': 'ce', 'source': 'run'}.items() <= row['stage_1'].items()
     assert row['val_fraction'] == 0.2 and sum(row['class_counts']) < sum(row['shot_counts'])
 
+    assert row['classifiers']['logit_adjust']['options'] == {'tau': 1.0, 'prior': 'sqrt'}  # what stage 1 saw
+
     # before: the figures of stage 1; after: exports that count as the table says
     last = json.loads((stage_1 / 'metrics.json').read_text())['last']
     assert row['classifiers']['joint']['class_correct'] == last['class_correct']

@@ -126,6 +126,8 @@ def train_one_epoch(run: Run, progress: Progress) -> dict[str, float]:
         micro_batches = [next(streams) for _ in range(run.grad_accum_steps)]
         update = run.epoch * run.steps_per_epoch + run.step
         for phase, optimizer, scheduler in zip(run.method.phases, run.optimizers, run.schedulers):
+            if phase in run.method.idle_phases:
+                continue
             if scheduler is not None:
                 scheduler.step_update(update)
             loss = _train_phase(run, phase, optimizer, micro_batches)

@@ -125,12 +125,13 @@ def make_classifiers(name: str, representation: Representation) -> list[Classifi
         name: One of `CLASSIFIERS`.
         representation: What it is made of.
     """
+    if name in TRAINED or name == 'ncm':
+        representation.train  # noqa: B018  computed once, here: its time is not that of the classifier
     started = time.perf_counter()
     if name == 'tau_norm':
         made = [_tau_norm(representation)]
     elif name == 'logit_adjust':
-        made = [Classifier(name, logit_adjust(representation.head, representation.train_set.class_counts),
-                           options={'tau': 1.0})]
+        made = [_logit_adjust(representation)]
     elif name == 'ncm':
         made = _nearest_means(representation)
     elif representation.args.features == 'cached':
@@ -140,6 +141,17 @@ def make_classifiers(name: str, representation: Representation) -> list[Classifi
     for classifier in made:
         classifier.seconds = (time.perf_counter() - started) / len(made)
     return made
+
+
+def _logit_adjust(representation: Representation) -> Classifier:
+    """Take off the prior that stage 1 was trained under: that of its sampler, in its last epoch."""
+    trained, targets = representation.candidate.trained, representation.train_set.targets
+    name, epochs = trained.get('sampler') or 'instance', trained.get('epochs') or 1
+    sampler = create_sampler(name, targets, epochs)
+    sampler.set_epoch(epochs - 1)
+    note = '' if name == 'instance' else f'the prior is that of the sampler of stage 1, {name}'
+    return Classifier('logit_adjust', logit_adjust(representation.head, sampler.class_probabilities),
+                      options={'tau': 1.0, 'prior': name}, note=note)
 
 
 def _nearest_means(representation: Representation) -> list[Classifier]:

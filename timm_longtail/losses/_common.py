@@ -59,6 +59,20 @@ def reduce_rows(loss: torch.Tensor, reduction: str, weight: torch.Tensor | None 
     raise UserError(f"unknown reduction {reduction!r}, expected 'mean', 'sum' or 'none'")
 
 
+def mean_over_batch(loss: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Sum the loss of the rows [B] that a mask, bool [B], leaves in, over B: the mean of these parts over processes of
+    equal batches is exact, whatever rows each process has. None leaves all in.
+
+    Raises:
+        UserError: A mask of another shape or type.
+    """
+    if mask is None:
+        return loss.mean()
+    if mask.shape != loss.shape or mask.dtype != torch.bool:
+        raise UserError(f'expected a mask bool {[*loss.shape]}, got {mask.dtype} {[*mask.shape]}')
+    return loss.masked_fill(~mask, 0).mean()
+
+
 def check_embeddings(embeddings: torch.Tensor, target: torch.Tensor, temperature: float):
     """Check embeddings [B, D] against target [B], by their shapes only: values are never read.
 

@@ -44,6 +44,10 @@ class Method(nn.Module):
     needs_weights: bool = False
     """Whether training from random weights makes no sense: a run that starts so is warned."""
 
+    idle_phases: tuple[str, ...] = ()
+    """Phases, not the first, that this epoch leaves out altogether: no forward, no step, no weight decay. Set by
+    `start_epoch`, the same on all processes."""
+
     contrastive_views: int = 0
     """How many of the views a loss compares across the batch; 0 where the loss looks at one image at a time."""
 

@@ -1,0 +1,150 @@
+"""Prototype conformity on some classes, complement entropy on others
+
+A. Mustafa et al., "Adversarial Defense by Restricting the Hidden Space of Deep Neural Networks", ICCV 2019,
+https://arxiv.org/abs/1904.00887; H.-Y. Chen et al., "Complement Objective Training", ICLR 2019,
+https://arxiv.org/abs/1903.01182. Combined by classes in a study of losses on CIFAR-100-LT (ResNet-20), which finds the
+first on head classes with the second on tail classes best.
+
+Inferred, as the study states the losses, the groups, ten epochs of cross-entropy first and plain SGD for the centroids:
+the feature (pooled), that the sample's class decides and all centroids repel, where centroids start, and all weights.
+
+Shapes: B batch of this process, C classes, D width of the features.
+"""
+import logging
+from itertools import islice
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..data import head_tail_groups
+from ..distributed import all_reduce_sum, rank, world_size
+from ..errors import UserError, unknown_name
+from ..losses import complement_entropy_loss
+from ..losses.prototype_conformity import prototype_conformity_parts
+from ._method import Batch, Method
+from ._registry import register_method
+
+_logger = logging.getLogger(__name__)
+
+
+@register_method('pc_comp')
+class PCComp(Method):
+    """Cross-entropy, with prototype conformity on one group of classes and complement entropy on another.
+
+    Prototype conformity is unbounded below. With all of its repulsion (`repel_weight` 1, the equation), centroids are
+    166 long and features 0.5 after 300 epochs of digits; with `pc_weight` 0.1 features run away too and accuracy falls.
+    By default the centroids of the group stay within 0.1 of their class means, and no length grows.
+
+    Args:
+        model: timm model with C outputs.
+        class_counts: Training images of each class, [C].
+        pc: Classes whose images have prototype conformity: `all`, `head`, `tail` or `none`.
+        complement: Classes whose images have complement entropy, likewise.
+        pc_weight: Weight of prototype conformity.
+        repel_weight: Weight of its repulsion over that of its attraction.
+        centroid_lr: Learning rate of the centroids on the loss before its weight; it follows the schedule.
+        complement_weight: Weight of complement entropy.
+        alternate: Give it, as published, a forward and a step of its own; False adds it to the other losses.
+        complement_weight_decay: Weight decay of that phase; None is the optimizer's, as published, so that all weights
+            decay twice a batch.
+        warmup: Share of the run that is cross-entropy alone, the study's 10 of 300 epochs; 0 for a trained model.
+        head: Least number of training images of a head class.
+        view: View of each image.
+    """
+
+    def __init__(
+            self,
+            model,
+            class_counts,
+            *,
+            pc: str = 'head',
+            complement: str = 'tail',
+            pc_weight: float = 0.01,
+            repel_weight: float = 0.001,
+            centroid_lr: float = 0.5,
+            complement_weight: float = 1.0,
+            alternate: bool = True,
+            complement_weight_decay: float | None = None,
+            warmup: float = 1 / 30,
+            head: int = 100,
+            view: str = 'crop_flip',
+    ):
+        super().__init__(model, class_counts)
+        if not (0 <= warmup < 1 and pc_weight > 0):
+            raise UserError(f'warmup must be a share in [0, 1) and pc_weight positive, got {warmup} and {pc_weight}')
+        self.views = (view,)
+        self.pc_weight = pc_weight
+        self.repel_weight = repel_weight
+        self.centroid_lr = centroid_lr
+        self.complement_weight = complement_weight
+        self.complement_weight_decay = complement_weight_decay
+        self.warmup = warmup
+        self.warming_up = False
+        self.register_buffer('pc_classes', self._members(pc, head), persistent=False)
+        self.register_buffer('complement_classes', self._members(complement, head), persistent=False)
+        has_complement = bool(self.complement_classes.any())
+        self.joint = has_complement and not alternate
+        self.phases = ('main', 'complement') if has_complement and alternate else ('main',)
+        shape = len(self.class_counts), model.head_hidden_size
+        self.centroids = nn.Parameter(self.class_counts.new_zeros(shape)) if self.pc_classes.any() else None
+
+    def _members(self, group: str, head: int) -> torch.Tensor:
+        """Which classes a group holds, bool [C]."""
+        counts = self.class_counts.tolist()
+        groups = {'all': range(len(counts)), 'none': [], **head_tail_groups(counts, head)}
+        if group not in groups:
+            raise unknown_name('group of classes', group, groups)
+        if group != 'none' and not groups[group]:
+            _logger.warning(f'pc_comp: no class is in the {group}, with head={head}: its loss is left out')
+        return torch.tensor([c in groups[group] for c in range(len(counts))])
+
+    def param_groups(self, phase):
+        groups = [{'params': [p for p in self.model.parameters() if p.requires_grad]}]
+        if phase == 'complement' and self.complement_weight_decay is not None:
+            groups[0]['weight_decay'] = self.complement_weight_decay
+        if phase == 'main' and self.centroids is not None:
+            lr = self.centroid_lr / self.pc_weight  # their gradient has the weight of the loss
+            groups.append({'params': [self.centroids], 'lr': lr, 'momentum': 0.0, 'weight_decay': 0.0})
+        return groups
+
+    def start_epoch(self, epoch, num_epochs, rng, batches):
+        warmup_epochs = round(self.warmup * num_epochs)
+        self.warming_up = epoch < warmup_epochs
+        self.idle_phases = ('complement',) if self.warming_up else ()
+        if epoch == warmup_epochs and self.centroids is not None:
+            self.centroids.data.copy_(self._class_means(batches))
+
+    @torch.no_grad()
+    def _class_means(self, batches):
+        """Mean feature of each class over the training set, in evaluation mode; each process runs its share."""
+        was_training = self.training
+        self.eval()
+        sums, counts = torch.zeros_like(self.centroids), torch.zeros_like(self.class_counts)
+        for (x,), target, _ in islice(batches(), rank(), None, world_size()):
+            features = self.features(x.to(sums.dtype))
+            sums.index_add_(0, target, features)
+            counts.index_add_(0, target, torch.ones_like(features[:, 0]))
+        self.train(was_training)
+        return all_reduce_sum(sums) / all_reduce_sum(counts)[:, None].clamp(min=1)
+
+    def forward(self, batch: Batch, phase: str = 'main') -> dict:
+        (x,), target, _ = batch
+        features = self.features(x)  # [B, D]
+        output = self.logits(features)  # [B, C]
+        if phase == 'complement':
+            loss = self.complement_weight * complement_entropy_loss(output, target, self.complement_classes[target])
+            return {'loss': loss if self.centroids is None else loss + 0 * self.centroids.sum(), 'output': None}
+        loss = F.cross_entropy(output, target)
+        parts = {'output': output, 'ce_loss': loss}
+        on = 0.0 if self.warming_up else 1.0  # times 0, not left out: every parameter has a gradient in every epoch
+        if self.centroids is not None:
+            attraction, repulsion = prototype_conformity_parts(
+                features, target, self.centroids, self.pc_classes[target])
+            loss = loss + on * self.pc_weight * (attraction - self.repel_weight * repulsion)
+            parts.update(attraction=attraction, repulsion=repulsion)
+        if self.joint:
+            complement_loss = complement_entropy_loss(output, target, self.complement_classes[target])
+            loss = loss + on * self.complement_weight * complement_loss
+            parts.update(complement_loss=complement_loss)
+        return {'loss': loss, **parts}
