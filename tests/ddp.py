@@ -8,13 +8,14 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+from . import forks
 
 _pools: dict[int, '_Pool'] = {}
 
@@ -49,16 +50,13 @@ class _Pool:
     def __init__(self, world_size: int):
         self.folder = tempfile.TemporaryDirectory()
         store = str(Path(self.folder.name, 'store'))
-        context = mp.get_context('spawn')
         self.connections, self.processes = [], []
         for rank in range(world_size):
-            ours, theirs = context.Pipe()
-            # not a daemon: a task may start processes of its own
-            process = context.Process(target=_serve, args=(rank, world_size, store, theirs))
-            process.start()
-            theirs.close()
+            ours, theirs = Pipe()
+            with theirs:
+                self.processes.append(forks.Process(
+                    '-m', 'tests.ddp', rank, world_size, store, cwd=forks.ROOT, stdin=theirs, stdout=None))
             self.connections.append(ours)
-            self.processes.append(process)
 
     def run(self, fn: Callable, args: tuple, timeout: float) -> list[Any]:
         # bytes, so that tensors travel by value and not as handles to shared memory
@@ -86,10 +84,11 @@ class _Pool:
         for connection in self.connections:
             connection.close()
         for process in self.processes:
-            process.join(patience)
-            if process.is_alive():
+            try:
+                process.wait(patience)
+            except TimeoutError:
                 process.kill()
-                process.join()
+                process.wait()
         self.folder.cleanup()
 
 
@@ -112,6 +111,7 @@ def run_distributed(fn: Callable, *args: Any, world_size: int = 2, timeout: floa
     """
     if world_size not in _pools:
         _pools[world_size] = _Pool(world_size)
+        atexit.register(_close_pools)  # before the server of the processes is closed
     try:
         return _pools[world_size].run(fn, args, timeout)
     except BaseException:
@@ -119,7 +119,11 @@ def run_distributed(fn: Callable, *args: Any, world_size: int = 2, timeout: floa
         raise
 
 
-@atexit.register
 def _close_pools():
     while _pools:
         _pools.popitem()[1].close()
+
+
+if __name__ == '__main__':
+    rank, world_size, store = sys.argv[1:]
+    _serve(int(rank), int(world_size), store, Connection(os.dup(0)))

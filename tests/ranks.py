@@ -1,15 +1,8 @@
-"""Runs of two processes without a launcher: `python -m tests.ranks FOLDER [options of train.py]`.
-
-All cases are forked after the imports, so that they start in a moment, go side by side, and end as ranks of `train.py`
-do. Prints JSON: of each case the exit status of rank 0 and what both ranks wrote to stderr.
-"""
-import json
+"""What one of two ranks without a launcher does: `RANK=… python -m tests.ranks CASE FOLDER [options of train.py]`."""
 import os
 import signal
-import socket
 import sys
 import time
-from pathlib import Path
 
 import train
 from timm_longtail.entry import run_main
@@ -53,37 +46,12 @@ def alone(rank, folder, options):
     train.main([*options, '--output', folder, '--experiment', 'alone'])
 
 
-CASES = disagree, stall, long_finish, missing, alone
+CASES = {case.__name__: case for case in (disagree, stall, long_finish, missing, alone)}
 
 
-def fork_rank(case, rank, port, folder, options):
-    child = os.fork()
-    if child:
-        return child
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2',
-                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    for descriptor, name in ((1, 'out'), (2, 'err')):
-        os.dup2(os.open(f'{folder}/{case.__name__}.{name}', os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
-    run_main(lambda: case(rank, folder, options))
-    sys.exit(0)
-
-
-def main(folder, *options):
+def main(case, folder, *options):
     sys.argv = ['train.py']
-    ranks = {}
-    for case in CASES:
-        with socket.socket() as probe:
-            probe.bind(('127.0.0.1', 0))
-            port = probe.getsockname()[1]
-        ranks[case.__name__] = [fork_rank(case, rank, port, folder, options) for rank in range(2)]
-    ended = {}
-    for name, (first, second) in ranks.items():
-        status = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
-        if name == 'stall':
-            os.kill(second, signal.SIGKILL)
-        os.waitpid(second, 0)
-        ended[name] = [status, Path(folder, f'{name}.err').read_text()]
-    print(json.dumps(ended))
+    run_main(lambda: CASES[case](int(os.environ['RANK']), folder, options))
 
 
 if __name__ == '__main__':

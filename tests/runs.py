@@ -19,6 +19,7 @@ from timm_longtail.methods._registry import _METHODS
 from .toy_method import Toy
 
 TINY = ['--model', 'resnet20_cifar', '--model-kwargs', 'layers=(1,1,1)', 'channels=(8,16,32)', 'cosine_scale=16.0']
+SMALL = ['--img-size', '16']  # digits have 8 x 8 pixels: half the cost
 LINEAR = [*TINY[2:5], 'cosine_scale=None']
 
 

@@ -1,8 +1,6 @@
 """Any timm backbone: input sizes, weights to start from, layer-wise rates, a folder of photographs to the export."""
 import json
 import logging
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,6 +18,8 @@ from timm_longtail.errors import UserError
 from timm_longtail.methods import create_method
 from timm_longtail.optim import create_optimizers
 from timm_longtail.weights import choose_preprocessing, create_task_model, load_initial_weights
+
+from . import forks
 
 VIT = ['--model', 'vit_tiny_patch16_224', '--model-kwargs', 'depth=2']
 CONVNEXT = ['--model', 'convnext_atto', '--model-kwargs', 'depths=(1,1,1,1)']
@@ -209,7 +209,7 @@ def test_a_folder_of_photographs_to_an_export_that_stock_timm_loads(backbone, ph
     metrics = json.loads((tmp_path / 'run' / 'metrics.json').read_text())
     assert metrics['last']['class_total'] == [4, 4, 4] and metrics['img_size'] == 64
     export = str(tmp_path / 'run' / 'export')
-    done = subprocess.run([sys.executable, '-c', _LOAD, export], capture_output=True, text=True)
+    done = forks.run('-c', _LOAD, export, server=forks.stock())
     assert done.returncode == 0, done.stderr
     loaded = json.loads(done.stdout)
     model = timm.create_model(f'local-dir:{export}', pretrained=True).eval()

@@ -27,7 +27,7 @@ BAD_INPUT = {
     'classes': (['--num-classes', '7'], '--num-classes 7 contradicts digits_lt: 10 classes'),
     'zero batches': (['--batch-size', '4096'], 'no batch: an epoch has'),
     'both batch sizes': (['--global-batch-size', '8'], 'not both'),
-    'optimizer': (['--opt', 'momentun'], '--opt momentun'),
+    'optimizer': (['--opt', 'momentun'], "unknown optimizer 'momentun'; did you mean momentum"),
     'method option': (['--method-kwargs', 'temp=1'], "method 'bcl' has no option 'temp'"),
     'model option': (['--model-kwargs', 'depth=3'], "unexpected keyword argument 'depth'"),
     'model folder': (['--model', 'local-dir:/nowhere'], '--model local-dir:/nowhere'),

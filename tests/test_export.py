@@ -1,8 +1,6 @@
 """Exported folders: exact to reload, complete, plain to stock timm; and every folder of hub/ as it would be pushed."""
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,8 @@ from timm_longtail.evaluate import LongTailEvaluator
 from timm_longtail.export import deploy, export_model, load_exported
 from timm_longtail.models import attach_branches
 from timm_longtail.version import __version__
+
+from . import forks
 
 ROOT = Path(__file__).parent.parent
 FILES = ['README.md', 'config.json', 'model.safetensors']
@@ -156,7 +156,8 @@ def test_loads_with_other_classes_channels_and_as_features(exported):
 _RELOAD = '''
 import sys
 import timm, torch
-for folder in sys.argv[1:]:
+torch.set_num_threads(int(sys.argv[1]))  # equal bits need equal threads
+for folder in sys.argv[2:]:
     model = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
     saved = torch.load(f'{folder}.pt', weights_only=True)
     with torch.no_grad():
@@ -176,10 +177,7 @@ def test_stock_timm_loads_a_backbone_with_a_linear_head(tmp_path):
         with torch.no_grad():
             torch.save({'images': x, 'logits': model(x)}, f'{folders[-1]}.pt')
         assert 'timm_longtail' not in (folders[-1] / 'README.md').read_text().split('## Use')[1].split('## ')[0]
-    command = [sys.executable, '-c', _RELOAD, *map(str, folders)]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True,
-        env={**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads())})  # equal bits need equal threads
+    done = forks.run('-c', _RELOAD, torch.get_num_threads(), *folders, cwd=tmp_path, server=forks.stock())
     assert done.returncode == 0, done.stderr
 
 

@@ -38,8 +38,13 @@ def read_sources():
 
 
 @cache
-def parse(source):
-    return ast.parse(source)
+def import_statements(source):
+    """Return (statement, whether at module level) for each import."""
+    tree = ast.parse(source)
+    deferred = {id(child) for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+                for child in ast.walk(node)}
+    statements = [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return [(node, id(node) not in deferred) for node in statements]
 
 
 def is_package(name, sources):
@@ -48,24 +53,19 @@ def is_package(name, sources):
 
 def imports(name, sources):
     """Yield (imported module, whether at module level): ours by full name, down to the file; others by first word."""
-    tree = parse(sources[name])
-    deferred = {id(child) for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-                for child in ast.walk(node)}
-    for node in ast.walk(tree):
+    for node, at_module_level in import_statements(sources[name]):
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = node.module or ''
             if node.level:
                 folder = name.split('.') if is_package(name, sources) else name.split('.')[:-1]
                 folder = folder[:len(folder) - node.level + 1]
                 base = '.'.join([*folder, *filter(None, [node.module])])
             targets = [full if (full := f'{base}.{alias.name}') in sources else base for alias in node.names]
-        else:
-            continue
         for target in targets:
             ours = target in sources or target.split('.')[0] == PACKAGE
-            yield target if ours else target.split('.')[0], id(node) not in deferred
+            yield target if ours else target.split('.')[0], at_module_level
 
 
 def floor_of(name):
@@ -193,7 +193,7 @@ def functions(sources):
     """Return the lines of each function, from its `def` to its end, by name."""
     return {
         f'{name}:{node.lineno} {node.name}': node.end_lineno - node.lineno + 1
-        for name, source in sources.items() for node in ast.walk(parse(source))
+        for name, source in sources.items() for node in ast.walk(ast.parse(source))
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     }
 

@@ -1,5 +1,4 @@
 """One run on several hosts: two of one process each, in network namespaces of their own where this machine lets us."""
-import json
 import os
 import signal
 import socket
@@ -15,12 +14,14 @@ import torch.distributed as dist
 from timm_longtail.checkpoint import LAST
 from timm_longtail.entry import run_main
 
+from . import forks
+from .ranks import CASES
 from .runs import TINY
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = str(ROOT / 'distributed_train.sh')
 SHORT = [*TINY, '--dataset', 'digits_lt', '--no-recipe', '--method', 'bcl', '--batch-size', '32', '--epochs', '2',
-         '--save-steps', '2', '--log-interval', '1']
+         '--save-steps', '2', '--log-interval', '1', '--img-size', '16']
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '',
        'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
 pytestmark = [pytest.mark.script, pytest.mark.ddp]
@@ -73,21 +74,54 @@ def start(hosts, folder, *options):
 
 
 def trainer(launcher):
-    """Return the id of the `train.py` that a launcher started."""
-    return int(Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text().split()[0])
+    """Return the id and the environment of the `train.py` that a launcher started."""
+    pid = int(Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text().split()[0])
+    lines = Path(f'/proc/{pid}/environ').read_text().split('\0')
+    return pid, dict(line.split('=', 1) for line in lines if line)
+
+
+def fork_ranks(*argv, folders, environments=({}, {})):
+    """Start two ranks without a launcher, each in a working folder of its own."""
+    meet = {'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())}
+    return [
+        forks.Process(*argv, cwd=folder, env={
+            **ENV, 'RANK': str(rank), 'LOCAL_RANK': str(rank), 'LOCAL_WORLD_SIZE': '2', **environment, **meet})
+        for rank, (folder, environment) in enumerate(zip(folders, environments))]
+
+
+@pytest.fixture(scope='module')
+def started(tmp_path_factory):
+    """The ranks of each case of `tests/ranks.py`, which wait for one another most of the time; and their folder."""
+    folder = tmp_path_factory.mktemp('ranks')
+    return {name: fork_ranks('-m', 'tests.ranks', name, folder, *SHORT, folders=(ROOT, ROOT)) for name in CASES}, folder
+
+
+@pytest.fixture(scope='module')
+def ended(started):
+    """Exit status of rank 0 and what both wrote to stderr in each case; and their folder."""
+    cases, folder = started
+    told = {}
+    for name, (first, second) in cases.items():
+        _, error = first.communicate()
+        if name == 'stall':
+            second.kill()
+        told[name] = [first.returncode, error + second.communicate()[1]]
+    return told, folder
 
 
 def our_lines(error):
     return [line for line in error.splitlines() if line.startswith('train.py: error: ')]
 
 
-def test_a_host_dies_and_the_run_goes_on_to_the_weights_of_one_host(hosts, tmp_path):
+def test_a_host_dies_and_the_run_goes_on_to_the_weights_of_one_host(hosts, started, tmp_path):
+    # `started`: they wait meanwhile
     main, other = start(hosts, tmp_path, '--experiment', 'run')
     try:
         for line in main.stdout:
             if line.startswith('epoch') and 'step 4' in line:
                 break
-        os.kill(trainer(other), signal.SIGKILL)
+        environments = [{**trainer(launcher)[1], 'TORCHELASTIC_USE_AGENT_STORE': 'False'} for launcher in (main, other)]
+        os.kill(trainer(other)[0], signal.SIGKILL)
         died = time.monotonic()
         _, error = main.communicate(timeout=60)
         other.communicate(timeout=60)
@@ -102,7 +136,11 @@ def test_a_host_dies_and_the_run_goes_on_to_the_weights_of_one_host(hosts, tmp_p
     assert f'{ROOT}/timm_longtail' not in error  # no traceback of ours
     assert torch.load(tmp_path / 'host0' / kept, weights_only=True)['step'] > 0
 
-    outputs = [p.communicate(timeout=200) for p in start(hosts, tmp_path, '--experiment', 'run', '--resume', 'auto')]
+    # as started by the same launchers
+    folders = tmp_path / 'host0', tmp_path / 'host1'
+    again = fork_ranks(ROOT / 'train.py', *SHORT, '--experiment', 'run', '--resume', 'auto', folders=folders,
+                       environments=environments)
+    outputs = [process.communicate() for process in again]
     assert f'resumed: {kept}, epoch 1, step' in outputs[0][0], outputs
     assert '2 processes x' in outputs[0][0] and outputs[0][0].count('| last epoch') == 1 and not outputs[1][0]
     assert not (tmp_path / 'host1' / 'output').exists()
@@ -114,17 +152,6 @@ def test_a_host_dies_and_the_run_goes_on_to_the_weights_of_one_host(hosts, tmp_p
         assert first[part].keys() == second[part].keys()
         assert not [k for k, v in first[part].items() if not torch.equal(v, second[part][k])]
     assert 'NNODES=2 ./distributed_train.sh 1' in (tmp_path / 'host0/output/run/metrics.json').read_text()
-
-
-@pytest.fixture(scope='module')
-def ended(tmp_path_factory):
-    """Exit status of rank 0 and what was written to stderr in each case of `tests/ranks.py`; and its folder."""
-    folder = tmp_path_factory.mktemp('ranks')
-    result = subprocess.run(
-        [sys.executable, '-m', 'tests.ranks', str(folder), *SHORT], cwd=ROOT, env=ENV, capture_output=True, text=True,
-        timeout=200)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout), folder
 
 
 def test_ranks_of_other_options_and_data_are_told(ended):

@@ -2,8 +2,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from timm_longtail.errors import UserError
 from timm_longtail.push import FILES, check_export, push_model
 from timm_longtail.version import __version__
 
+from . import forks
 from .hub_server import Hub
 
 ROOT = Path(__file__).parent.parent
@@ -89,11 +88,17 @@ def hub():
 
 
 @pytest.fixture(scope='module')
-def push(hub, tmp_path_factory):
+def client(hub, tmp_path_factory):
+    """A server of processes that know this Hub: its client reads where it is when it is imported."""
+    server = forks.Server('timm_longtail', env=environment(hub.url, tmp_path_factory.mktemp('home')))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope='module')
+def push(client):
     """Return a function that runs `push` in a process of its own: (lines printed, message of the UserError or None)."""
-    process = subprocess.Popen(
-        [sys.executable, '-c', _PUSH], cwd=ROOT, env=environment(hub.url, tmp_path_factory.mktemp('home')), text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = forks.Process('-c', _PUSH, env=client.env, stdin=forks.PIPE, server=client)
 
     def call(folder, repo, *options, token='hf_alice'):
         call = {'token': token, 'argv': [str(folder), '--repo-id', repo, *options]}
@@ -102,8 +107,7 @@ def push(hub, tmp_path_factory):
         reply = json.loads(process.stdout.readline())
         return reply['lines'], reply['error']
     yield call
-    process.stdin.close()
-    process.wait(timeout=20)
+    process.communicate()
 
 
 @pytest.fixture
@@ -126,7 +130,7 @@ def contents(folder):
 
 
 @pytest.mark.script
-def test_pushed_and_loaded_again(hub, push, tmp_path):
+def test_pushed_and_loaded_again(hub, client, push, tmp_path):
     for large in (False, True):  # how the weights are stored
         repo, hub.large, begin = f'alice/large-{large}', large, len(hub.requests)
         lines, error = push(DIGITS, repo)
@@ -144,9 +148,8 @@ def test_pushed_and_loaded_again(hub, push, tmp_path):
         assert requests[:2] == ['POST /api/validate-yaml', 'POST /api/repos/create']
         assert sum(request.startswith('PUT /storage/') for request in requests) == large
 
-    done = subprocess.run(
-        [sys.executable, '-c', _LOAD, str(DIGITS), 'alice/large-False', 'alice/large-True'],
-        cwd=tmp_path, env=environment(hub.url, tmp_path / 'home'), capture_output=True, text=True)
+    done = forks.run('-c', _LOAD, DIGITS, 'alice/large-False', 'alice/large-True', cwd=tmp_path, env=client.env,
+                     server=client)
     assert done.returncode == 0, done.stderr
     stated = json.loads((DIGITS / 'config.json').read_text())['timm_longtail']['metrics']
     for large, loaded in zip((False, True), json.loads(done.stdout), strict=True):

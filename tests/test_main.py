@@ -15,6 +15,8 @@ from timm_longtail.__main__ import COMMANDS, main, usage
 from timm_longtail.errors import UserError
 from timm_longtail.results import command_line
 
+from . import forks
+
 ROOT = Path(__file__).parent.parent
 PROGRAM = 'python -m timm_longtail'
 
@@ -57,9 +59,9 @@ def test_a_script_runs_as_it_would_alone_but_with_our_models(tmp_path):
         Image.fromarray(np.full((40, 40, 3), 60 * i, np.uint8)).save(image)
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
     seen = []
-    for options in ([], ['-m', 'timm_longtail']):
-        command = [sys.executable, *options, 'scripts/validate.py', 'images', '--model', 'x']
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    command = ['scripts/validate.py', 'images', '--model', 'x']
+    for done in (forks.run(*command, cwd=tmp_path, env=env, server=forks.stock()), subprocess.run(
+            [sys.executable, '-m', 'timm_longtail', *command], cwd=tmp_path, env=env, capture_output=True, text=True)):
         assert done.returncode == 7, done.stderr
         seen.append(json.loads(done.stdout))
     alone, ours = seen

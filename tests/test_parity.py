@@ -42,7 +42,7 @@ def loss_and_gradients(rank: int, name: str, world_size: int, *options: str):
     samplers = run.method.samplers(digits().targets)
     batches = [
         as_double(next(iter(create_loader(
-            digits(), run.method.views, sampler, batch_size=32 // world_size, stream=stream,
+            digits(), run.method.views, sampler, batch_size=32 // world_size, stream=stream, img_size=16,
             rank=rank, world_size=world_size))))
         for stream, sampler in enumerate(samplers)
     ]

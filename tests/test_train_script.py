@@ -1,4 +1,7 @@
-"""`train.py` as a user runs it: a process of its own, its messages, its exit status, its files."""
+"""`train.py` as a user runs it: a process of its own, its messages, its exit status, its files.
+
+The first run is started as a user does, the others are forked (`tests/forks.py`).
+"""
 import csv
 import json
 import os
@@ -16,18 +19,20 @@ from accelerate.state import PartialState
 
 from timm_longtail.checkpoint import LAST, PREVIOUS, write_checkpoint
 
+from . import forks
 from .runs import TINY, refused
 from .test_sources import write_classes
 
 ROOT = Path(__file__).parent.parent
+TRAIN = ROOT / 'train.py'
 pytestmark = pytest.mark.script
-SHORT = [*TINY, '--dataset', 'digits_lt', '--no-recipe', '--method', 'bcl', '--batch-size', '64', '--epochs', '2']
+SHORT = [*TINY, '--dataset', 'digits_lt', '--no-recipe', '--method', 'bcl', '--batch-size', '64', '--epochs', '2',
+         '--img-size', '16']
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'CUDA_VISIBLE_DEVICES': ''}
 
 
-def launch(*args, script='train.py', launcher=(sys.executable,), **kwargs):
-    command = [*launcher, str(ROOT / script), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=280, **kwargs)
+def fork(*args):
+    return forks.run(TRAIN, *args, env=ENV)
 
 
 def weights(folder):
@@ -44,7 +49,8 @@ def assert_same_weights(one, other):
 def finished(tmp_path_factory):
     """An uninterrupted run: its output folder and what it printed."""
     output = tmp_path_factory.mktemp('finished')
-    result = launch(*SHORT, '--save-steps', '2', '--output', output, '--experiment', 'run')
+    command = [sys.executable, TRAIN, *SHORT, '--save-steps', '2', '--output', output, '--experiment', 'run']
+    result = subprocess.run(command, capture_output=True, text=True, env=ENV)
     assert result.returncode == 0, result.stderr
     return output / 'run', result.stdout
 
@@ -70,7 +76,7 @@ def test_says_what_it_does_and_leaves_what_it_promises(finished):
 
 def test_validate_prints_the_same_counts(finished):
     folder, _ = finished
-    result = launch('--model', f'local-dir:{folder / "export"}', script='validate.py')
+    result = forks.run(ROOT / 'validate.py', '--model', f'local-dir:{folder / "export"}', env=ENV, server=forks.stock())
     assert result.returncode == 0, result.stderr
     last = json.loads((folder / 'metrics.json').read_text())['last']
     assert f'{sum(last["class_correct"])} of {last["num_images"]} images correct' in result.stdout
@@ -86,7 +92,7 @@ def test_export_is_the_last_epoch(finished):
 
 def test_same_seed_same_bits_other_seed_others(finished, tmp_path):
     for seed in (0, 1):
-        launch(*SHORT, '--save-steps', '2', '--seed', seed, '--output', tmp_path, '--experiment', seed)
+        fork(*SHORT, '--save-steps', '2', '--seed', seed, '--output', tmp_path, '--experiment', seed)
     assert_same_weights(weights(finished[0]), weights(tmp_path / '0'))
     with pytest.raises(AssertionError):
         assert_same_weights(weights(finished[0]), weights(tmp_path / '1'))
@@ -97,9 +103,7 @@ def test_kill_9_and_resume_to_the_same_bits(finished, tmp_path):
     args = [*SHORT, '--save-steps', '2', '--log-interval', '1', '--output', tmp_path, '--experiment', 'run']
     chosen = random.Random(0)
     for _ in range(5):
-        process = subprocess.Popen(
-            [sys.executable, '-u', str(ROOT / 'train.py'), *args, '--resume', 'auto'],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV)
+        process = forks.Process(TRAIN, *args, '--resume', 'auto', env=ENV)
         steps_left = chosen.randint(1, 2)  # five times at most this: the run must not be over before
         for line in process.stdout:
             steps_left -= line.startswith('epoch')
@@ -107,9 +111,9 @@ def test_kill_9_and_resume_to_the_same_bits(finished, tmp_path):
                 break
         time.sleep(chosen.random() * 0.05)
         process.kill()
-        assert process.wait() == -signal.SIGKILL
-        process.stdout.close()
-    result = launch(*args, '--resume', 'auto')
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    result = fork(*args, '--resume', 'auto')
     assert result.returncode == 0, result.stderr
     assert 'resumed:' in result.stdout
     assert_same_weights(weights(finished[0]), weights(tmp_path / 'run'))
@@ -117,17 +121,16 @@ def test_kill_9_and_resume_to_the_same_bits(finished, tmp_path):
 
 def test_ctrl_c_saves_and_exits_130(finished, tmp_path):
     args = [*SHORT, '--save-steps', '2', '--log-interval', '1', '--output', tmp_path, '--experiment', 'run']
-    process = subprocess.Popen([sys.executable, '-u', str(ROOT / 'train.py'), *args],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    process = forks.Process(TRAIN, *args, env=ENV)
     for line in process.stdout:
         if line.startswith('epoch'):
             process.send_signal(signal.SIGINT)
             break
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate()
     assert process.returncode == 130
     assert error.strip() == 'stopped by SIGINT; continue with --resume auto'
     assert weights(tmp_path / 'run')['step'] > 0
-    assert launch(*args, '--resume', 'auto').returncode == 0
+    assert fork(*args, '--resume', 'auto').returncode == 0
     assert_same_weights(weights(finished[0]), weights(tmp_path / 'run'))
 
 
@@ -137,24 +140,22 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_their_master(tmp_path
     options = ['--model', 'resnet20_cifar', '--method', 'ce', '--dataset', 'folder', '--data-dir', str(tmp_path),
                '--img-size', '32', '-j', '2', '-b', '8', '--epochs', '500', '--log-interval', '1',
                '--output', str(tmp_path / 'out'), '--experiment', 'run']
-    process = subprocess.Popen(
-        [sys.executable, '-u', str(ROOT / 'train.py'), *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, start_new_session=True)
+    process = forks.Process(TRAIN, *options, env=ENV)  # in a session, and so a group, of its own
     for line in process.stdout:
         if line.startswith('epoch 2'):
             os.killpg(process.pid, signal.SIGTERM)
             break
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate()
     assert (process.returncode, error.strip()) == (128 + 15, 'stopped by SIGTERM; continue with --resume auto')
     assert weights(tmp_path / 'out' / 'run')['epoch'] >= 1
 
 
 def test_truncated_checkpoint_falls_back(finished, tmp_path):
     args = [*SHORT, '--output', tmp_path, '--experiment', 'run']
-    assert launch(*args).returncode == 0
+    assert fork(*args).returncode == 0
     last = tmp_path / 'run' / LAST
     last.write_bytes(last.read_bytes()[:-1000])
-    result = launch(*args, '--resume', 'auto')
+    result = fork(*args, '--resume', 'auto')
     assert result.returncode == 0
     assert 'is truncated or is not a checkpoint; falling back to the previous' in result.stdout
     assert_same_weights(weights(finished[0]), weights(tmp_path / 'run'))
@@ -163,10 +164,10 @@ def test_truncated_checkpoint_falls_back(finished, tmp_path):
 @pytest.mark.ddp
 def test_two_processes(tmp_path):
     """Two processes halve the batch of each, see the same images and end at the same figures on every rank."""
-    launcher = (str(Path(sys.executable).with_name('accelerate')), 'launch', '--multi_gpu', '--num_processes', '2',
-                '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0')
-    args = [*SHORT, '--output', tmp_path, '--epochs', '1', '--batch-size', '32']
-    result = launch(*args, '--experiment', 'two', launcher=launcher)
+    result = forks.run(  # `accelerate launch`; it starts interpreters
+        '-m', 'accelerate.commands.accelerate_cli', 'launch', '--multi_gpu', '--num_processes', '2',
+        '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0',
+        TRAIN, *SHORT, '--output', tmp_path, '--epochs', '1', '--batch-size', '32', '--experiment', 'two', env=ENV)
     assert result.returncode == 0, result.stderr
     assert 'batch: 64 images global = 2 processes x 1 accumulated x 32' in result.stdout
     assert result.stdout.count('| last epoch') == 1
@@ -188,7 +189,7 @@ def test_processes_that_accelerate_does_not_see(tmp_path, capsys, monkeypatch):
 
 
 def test_bad_input_from_a_shell(tmp_path):
-    result = launch('--model', 'bcl_resnet23', '--output', tmp_path / 'output')
+    result = fork('--model', 'bcl_resnet23', '--output', tmp_path / 'output')
     assert result.returncode == 2
     assert result.stderr.startswith("train.py: error: unknown model 'bcl_resnet23'; did you mean bcl_resnet32")
     assert not (tmp_path / 'output').exists()
@@ -196,8 +197,8 @@ def test_bad_input_from_a_shell(tmp_path):
 
 def test_nan_loss_names_the_step_and_keeps_the_last_good_state(tmp_path):
     # the rate is .1 in the first epoch and 1e29 from the second on
-    result = launch(*SHORT, '--method', 'ce', '--output', tmp_path, '--experiment', 'run',
-                    '--sched', 'step', '--decay-epochs', '1', '--decay-rate', '1e30')
+    result = fork(*SHORT, '--method', 'ce', '--output', tmp_path, '--experiment', 'run',
+                  '--sched', 'step', '--decay-epochs', '1', '--decay-rate', '1e30')
     assert result.returncode == 2
     assert 'the loss is not finite: NaN or infinite in step' in result.stderr and 'of epoch 2' in result.stderr
     assert result.stderr.strip().endswith(LAST)
@@ -232,5 +233,5 @@ def test_starts_from_a_checkpoint(finished, tmp_path):
     weights_file = tmp_path / 'w.pth'
     state = torch.load(finished[0] / LAST, weights_only=True)
     write_checkpoint({'state_dict': state['state_dict']}, weights_file)
-    result = launch(*SHORT, '--output', tmp_path, '--epochs', '1', '--initial-checkpoint', weights_file)
+    result = fork(*SHORT, '--output', tmp_path, '--epochs', '1', '--initial-checkpoint', weights_file)
     assert result.returncode == 0, result.stderr

@@ -3,10 +3,10 @@ from argparse import Namespace
 from typing import Any
 
 from timm.models import group_parameters
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 
-from .errors import UserError
+from .errors import UserError, unknown_name
 from .methods import Method
 
 __all__ = ['create_optimizers']
@@ -31,6 +31,8 @@ def create_optimizers(args: Namespace, method: Method, steps_per_epoch: int) -> 
                 opt=args.opt, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay,
             ))
         except (ValueError, AssertionError) as e:
+            if args.opt.lower().removeprefix('lookahead_') not in list_optimizers():
+                raise unknown_name('optimizer', args.opt, list_optimizers()) from e
             raise UserError(f'--opt {args.opt}: {e}') from e
     schedulers = [_create_scheduler(args, optimizer, steps_per_epoch) for optimizer in optimizers]
     for optimizer, scheduler in zip(optimizers, schedulers):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..errors import UserError, unknown_name
 from .encoded import EncodedImages, decode_images, encoded_digests
@@ -21,7 +22,6 @@ LOADERS = ('auto', 'resident', 'worker')
 
 # images up to this side are kept decoded by default, where all are square and of one size
 _RESIDENT_SIDE = 96
-_IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 
 
 def list_datasets() -> list[str]:
@@ -142,7 +142,7 @@ def _is_small(encoded: EncodedImages) -> bool:
 def _measure(images: torch.Tensor | None) -> dict[str, tuple[float, ...]]:
     """Return the channel constants of resident images, to four digits; ImageNet's for files."""
     if images is None:
-        return dict(_IMAGENET)
+        return {'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD}
     # sums of bytes: exact, so that they do not depend on how they are added
     pixels = images.shape[0] * images.shape[2] * images.shape[3]
     histogram = [torch.bincount(channel.flatten(), minlength=256).double() for channel in images.unbind(1)]
