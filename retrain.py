@@ -17,7 +17,7 @@ from torch import nn
 import timm_longtail  # noqa: F401  registers the models
 from timm_longtail import results
 from timm_longtail.candidates import Candidate, is_export, load_checkpoint, load_export, load_timm_model, trained_data
-from timm_longtail.data import create_dataset
+from timm_longtail.data import create_splits
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
 from timm_longtail.folder import create_folder, hold_folder
@@ -124,10 +124,7 @@ def open_data(args: Namespace, candidate: Candidate, accelerator) -> Representat
         UserError: The data is not what the model says it was trained on.
     """
     name, options = trained_data(args, candidate)
-    train_set, test_set = (create_dataset(name, split, **options) for split in ('train', 'test'))
-    if train_set.resident != test_set.resident:  # what becomes of an image must not depend on its split
-        options['loader'] = 'worker'
-        train_set, test_set = (create_dataset(name, split, **options) for split in ('train', 'test'))
+    train_set, test_set = create_splits(name, **options)
     trained = candidate.trained if args.dataset is None else {}
     fraction = trained.get('val_fraction') or 0.0
     if args.val_fraction is not None and trained and args.val_fraction != fraction:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from timm_longtail import pack
 from timm_longtail.build import create_datasets
 from timm_longtail.cli import parse_train_args
 from timm_longtail.data import create_dataset, lists, long_tail_counts, sources
@@ -135,6 +136,9 @@ def test_both_splits_are_kept_alike(tmp_path):
     assert create_dataset('folder', 'test', tmp_path).resident
     args = parse_train_args(['--dataset', 'folder', '--data-dir', str(tmp_path), '--method', 'ce'])
     assert [dataset.resident for dataset in create_datasets(args)] == [False] * 3
+    path = tmp_path / 'both.safetensors'
+    pack.main(['--dataset', 'folder', '--data-dir', str(tmp_path), '--packed', str(path)])
+    assert [create_dataset(f'packed:{path}', split).resident for split in ('train', 'test')] == [False] * 2
 
 
 def test_a_flat_folder_gives_a_fifth_to_the_test(tmp_path):

@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from .checkpoint import find_checkpoint, read_checkpoint
-from .data import EpochSampler, Preprocessing, create_dataset, create_loader, create_sampler
+from .data import EpochSampler, Preprocessing, create_loader, create_sampler, create_splits
 from .errors import UserError
 from .folder import create_folder, hold_folder
 from .machine import memory_format
@@ -40,11 +40,7 @@ def create_datasets(args: Namespace):
     Raises:
         UserError: `--num-classes` contradicts the data set.
     """
-    options = dataset_options(args)
-    train_set, test_set = (create_dataset(args.dataset, split, **options) for split in ('train', 'test'))
-    if train_set.resident != test_set.resident:  # what becomes of an image must not depend on its split
-        options['loader'] = 'worker'
-        train_set, test_set = (create_dataset(args.dataset, split, **options) for split in ('train', 'test'))
+    train_set, test_set = create_splits(args.dataset, **dataset_options(args))
     if args.num_classes not in (None, train_set.num_classes):
         raise UserError(f'--num-classes {args.num_classes} contradicts {args.dataset}: {train_set.num_classes} classes')
     if train_set.class_names != test_set.class_names:
