@@ -19,7 +19,7 @@ from torchvision import transforms as T
 
 from timm_longtail import rng
 from timm_longtail.benchmarking import Clock, Timing
-from timm_longtail.data.views import _parse
+from timm_longtail.data.calls import _parse
 from timm_longtail.errors import UserError, unknown_name
 from timm_longtail.methods import create_method
 from timm_longtail.run import Run
@@ -119,7 +119,7 @@ def create_transform(view: str, side: int, img_size: int, mean, std, resident: b
     Raises:
         UserError: A view that has no counterpart here.
     """
-    name, arguments = _parse(view)
+    name, arguments = _parse('view', view)
     if name not in _VIEWS:
         raise unknown_name('view of the peers', name, _VIEWS)
     pillow, tensor = _VIEWS[name](side, resident, **arguments)

@@ -22,6 +22,7 @@ from timm_longtail.losses import _common
 
 from . import forks
 from .reference import losses as reference
+from .reference import mixing
 from .reference import prototype as prototype_reference
 
 
@@ -36,24 +37,34 @@ class Sample:
     prototypes: torch.Tensor  # [C, D], unit rows
     means: torch.Tensor  # [C, D], shorter than 1
     mask: torch.Tensor  # bool [B]
+    class_weight: torch.Tensor  # [C]
+    # [B, D] and [B] of images to mix and of their mixtures, of any length
+    first: torch.Tensor
+    second: torch.Tensor
+    mixup: torch.Tensor
+    cutmix: torch.Tensor
+    other_target: torch.Tensor
 
     def apply(self, function, *names):
         return replace(self, **{name: function(getattr(self, name)) for name in names})
 
     def permute_rows(self, order):
-        return self.apply(lambda t: t[order], 'logits', 'target', 'soft_target', 'embeddings', 'mask')
+        return self.apply(
+            lambda t: t[order], 'logits', 'target', 'soft_target', 'embeddings', 'mask', 'other_target', *MIXED)
 
     def permute_classes(self, order):
         """Class order[c] becomes class c."""
-        sample = replace(self, target=order.argsort()[self.target])
+        sample = self.apply(lambda t: order.argsort()[t], 'target', 'other_target')
         sample = sample.apply(lambda t: t[:, order], 'logits', 'soft_target')
-        return sample.apply(lambda t: t[order], 'class_counts', 'prototypes', 'means')
+        return sample.apply(lambda t: t[order], 'class_counts', 'class_weight', 'prototypes', 'means')
 
     def rotate(self, rotation):
-        return self.apply(lambda t: t @ rotation, 'embeddings', 'prototypes', 'means')
+        return self.apply(lambda t: t @ rotation, 'embeddings', 'prototypes', 'means', *MIXED)
 
 
-FLOATS = ('logits', 'soft_target', 'embeddings', 'prototypes', 'means')
+MIXED = ('first', 'second', 'mixup', 'cutmix')
+FLOATS = ('logits', 'soft_target', 'embeddings', 'prototypes', 'means', 'class_weight', *MIXED)
+INTEGERS = ('target', 'other_target', 'class_counts', 'mask')
 
 # B, C, D and what the targets are; class ids where they are given
 SHAPES = {
@@ -85,13 +96,16 @@ def make_sample(shape='random', seed=0, dtype=torch.float64):
         prototypes=F.normalize(normal(num_classes, width)),
         means=F.normalize(normal(num_classes, width)) * torch.linspace(0.2, 0.8, num_classes)[:, None],
         mask=torch.rand(batch_size, generator=generator) < 0.6,
+        class_weight=normal(num_classes).exp(),
+        other_target=torch.randint(num_classes, (batch_size,), generator=generator),
+        **{name: normal(batch_size, width) for name in MIXED},
     )
     return sample.apply(lambda t: t.to(dtype), *FLOATS)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A loss, its loop version, the fields of a sample it takes in order, and its options."""
+    """A loss, its loop version, the fields of a sample it takes in order, and its options: a text names a field."""
     loss: Callable
     fields: tuple
     options: dict
@@ -99,11 +113,13 @@ class Case:
     block_size: int | None = None  # similarities held at a time, where not as many as usual
 
     def __call__(self, sample, loss=None, **options):
-        return (loss or self.loss)(*(getattr(sample, field) for field in self.fields), **self.options, **options)
+        given = {k: getattr(sample, v) if isinstance(v, str) else v for k, v in self.options.items()}
+        return (loss or self.loss)(*(getattr(sample, field) for field in self.fields), **given, **options)
 
     def reference(self, sample):
         name = self.loss.__name__
-        return self(sample, loss=getattr(reference if hasattr(reference, name) else prototype_reference, name))
+        sources = reference, prototype_reference, mixing
+        return self(sample, loss=next(getattr(source, name) for source in sources if hasattr(source, name)))
 
     def value_and_gradients(self, sample, function=None):
         sample = sample.apply(lambda t: t.detach().clone().requires_grad_(), *self.leaves)
@@ -145,6 +161,20 @@ CASES = {
         losses.balanced_sup_con_loss, 'embeddings', 'target', 'prototypes', temperature=0.1, block_size=26),
     'balanced_sup_con_loss, one by one': make_case(
         losses.balanced_sup_con_loss, 'embeddings', 'target', 'prototypes', temperature=0.1, block_size=1),
+    'soft_cross_entropy': make_case(losses.soft_cross_entropy, 'logits', 'soft_target'),
+    'soft_cross_entropy, weighted': make_case(
+        losses.soft_cross_entropy, 'logits', 'soft_target', 'class_weight', leaves=('logits',)),
+    'mixture_consistency_loss': make_case(losses.mixture_consistency_loss, *MIXED, leaves=('first', 'second')),
+    'nt_xent_loss': make_case(losses.nt_xent_loss, 'first', 'mixup', temperature=0.1),
+    'nt_xent_loss, in blocks': make_case(losses.nt_xent_loss, 'first', 'mixup', temperature=0.5, block_size=120),
+    'mixing_ratio_contrastive_loss': make_case(
+        losses.mixing_ratio_contrastive_loss, *MIXED, lam=0.3, temperature=0.5),
+    'mixing_ratio_contrastive_loss, other class': make_case(
+        losses.mixing_ratio_contrastive_loss, *MIXED, lam=0.3, temperature=0.5,
+        target1='target', target2='other_target'),
+    'mixing_ratio_contrastive_loss, other class, cross only': make_case(
+        losses.mixing_ratio_contrastive_loss, *MIXED, lam=0.3, temperature=0.5, cross_only=True,
+        target1='target', target2='other_target'),
 }
 
 each_case = pytest.mark.parametrize('case', CASES.values(), ids=CASES, indirect=True)
@@ -273,7 +303,7 @@ def test_unknown_reduction(case):
 @each_shape
 def test_runs_without_values(case, shape):
     sample = make_sample(shape, dtype=torch.float32)
-    sample = sample.apply(lambda t: t.to('meta'), *FLOATS, 'target', 'class_counts', 'mask')
+    sample = sample.apply(lambda t: t.to('meta'), *FLOATS, *INTEGERS)
     value, gradients = case.value_and_gradients(sample)
     assert value.is_meta and value.shape == () and value.dtype == torch.float32
     assert [g.shape for g in gradients] == [getattr(sample, leaf).shape for leaf in case.leaves]
@@ -292,7 +322,7 @@ def test_traces_into_one_graph(case):
 @each_case
 def test_never_waits_for_the_device(case):
     sample = make_sample(dtype=torch.float32)
-    on_device = sample.apply(lambda t: t.cuda(), *FLOATS, 'target', 'class_counts', 'mask')
+    on_device = sample.apply(lambda t: t.cuda(), *FLOATS, *INTEGERS)
     torch.cuda.set_sync_debug_mode('error')
     try:
         value, _ = case.value_and_gradients(on_device)

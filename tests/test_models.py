@@ -25,15 +25,19 @@ REDUCTIONS = {
 MODELS = list(REDUCTIONS)
 every_model = pytest.mark.parametrize('name', MODELS)
 every_two_branch = pytest.mark.parametrize('name', TWO_BRANCH)
+every_bcl = pytest.mark.parametrize('name', [name for name in TWO_BRANCH if name.startswith('bcl')])
+every_glmc = pytest.mark.parametrize('name', [name for name in TWO_BRANCH if name.startswith('glmc')])
 
 # millions of parameters in the ResNet paper (table 6, ten classes); for width 64 of GLMC's network with 100, for the
-# four stages behind a small stem of the usual CIFAR code, for ImageNet less the 1000 biases that a cosine lacks
+# four stages behind a small stem of the usual CIFAR code, for ImageNet less the 1000 biases that BCL's cosine lacks
 PUBLISHED_MILLIONS = {
     ('resnet20_cifar', 10): '0.27', ('resnet32_cifar', 10): '0.46', ('resnet44_cifar', 10): '0.66',
     ('resnet56_cifar', 10): '0.85', ('resnet110_cifar', 10): '1.7', ('resnet32_w64_cifar', 100): '7.4',
     ('bcl_resnet20', 10): '0.27', ('bcl_resnet32', 10): '0.46',
     ('resnet18_cifar', 100): '11.22', ('resnet50_cifar', 100): '23.71',
     ('bcl_resnet50', 1000): '25.556', ('bcl_resnext50_32x4d', 1000): '25.028',
+    ('glmc_resnet20', 10): '0.27', ('glmc_resnet32', 10): '0.46', ('glmc_resnet32_w64', 100): '7.4',
+    ('glmc_resnet50', 1000): '25.557', ('glmc_resnext50_32x4d', 1000): '25.029',
 }
 # sha256 over the names and shapes of the state dict with 100 classes: published weights must load for ever
 FROZEN_STATE_DICTS = {
@@ -43,9 +47,12 @@ FROZEN_STATE_DICTS = {
     'resnet18_cifar': 'ee1180e50912bf57', 'resnet50_cifar': '0590d08db9df7d4e',
     'bcl_resnet20': 'a9e65f31fc19aeed', 'bcl_resnet32': 'b41f9c50dc7b74a5',
     'bcl_resnet50': '60032e7c3e868777', 'bcl_resnext50_32x4d': 'dba989903e585d8c',
+    'glmc_resnet20': '685622159b76bed0', 'glmc_resnet32': '602319cffeb7b4a8', 'glmc_resnet32_w64': '5c1dea2506438d93',
+    'glmc_resnet50': 'b100851ffa1f84cd', 'glmc_resnext50_32x4d': 'ac7ec672e0bf4d3f',
 }
-# hidden and output width of both MLPs: the paper's for ImageNet, else those for CIFAR
+# hidden and output width of BCL's MLPs, width of GLMC's layers: the papers' for ImageNet, else those for CIFAR
 BRANCH_SIZES = {'bcl_resnet50': (2048, 1024), 'bcl_resnext50_32x4d': (2048, 1024)}
+GLMC_WIDTHS = {'glmc_resnet50': 256, 'glmc_resnext50_32x4d': 256}
 
 
 def whole(name, **kwargs):
@@ -77,6 +84,10 @@ def last_map(model):
 
 def pooled(model, x):
     return model.forward_head(model.forward_features(x), pre_logits=True)
+
+
+def shapes(model):
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def same_state(a, b):
@@ -213,7 +224,7 @@ def test_configuration(name):
     assert groups['conv1.weight'] == groups['bn1.weight'] == 0 and len(set(groups.values())) > 3
     assert groups['layer1.0.conv1.weight'] < groups['layer3.1.conv2.weight'] < groups['fc.weight']
     assert not hasattr(model, 'no_weight_decay') or model.no_weight_decay() <= set(names)  # timm's ResNet has none
-    assert getattr(model, 'default_method', 'ce') == ('bcl' if name in TWO_BRANCH else 'ce')
+    assert getattr(model, 'default_method', 'ce') == (name.split('_')[0] if name in TWO_BRANCH else 'ce')
 
 
 @pytest.mark.parametrize('name, num_classes', PUBLISHED_MILLIONS)
@@ -277,8 +288,8 @@ def test_one_checkpoint_serves_both_builds(name, tmp_path):
         load_pretrained(plain, dict(plain.pretrained_cfg, state_dict=broken), num_classes=plain.num_classes)
 
 
-@every_two_branch
-def test_branches_of_a_registered_model(name):
+@every_bcl
+def test_branches_of_bcl(name):
     model = build(name, branches=True).eval()
     assert isinstance(model.get_classifier(), CosineLinear) and model.get_classifier().scale == 30
     hidden, out = BRANCH_SIZES.get(name, (512, 128))
@@ -288,8 +299,34 @@ def test_branches_of_a_registered_model(name):
     assert model.branches['prototype'](model.get_classifier().weight).shape == (model.num_classes, out)
     sized = attach_branches(build(name, device='meta'), 'bcl', hidden_features=32, out_features=None)
     assert [p.shape[0] for p in sized.branches['projector'].parameters() if p.ndim == 2] == [32, out]
+
+
+@every_glmc
+def test_branches_of_glmc(name):
+    model = build(name, branches=True).eval()
+    width, out, classes = model.num_features, GLMC_WIDTHS.get(name, 128), model.num_classes
+    layers = {
+        'classifier.weight': (classes, width), 'classifier.bias': (classes,), 'projector.weight': (out, width),
+        'projector.bias': (out,), 'predictor.weight': (out, out), 'predictor.bias': (out,),
+    }
+    assert shapes(model.branches) == layers
+    assert type(model.fc) is nn.Linear and not torch.equal(model.fc.weight, model.branches['classifier'].weight)
+    sized = attach_branches(build(name, device='meta'), 'glmc', out_features=32)
+    assert sized.branches['projector'].weight.shape == (32, width)
+    assert sized.branches['predictor'].weight.shape == (32, 32)
+    cosine = build(name, branches=True, cosine_scale=16.)
+    assert isinstance(cosine.branches['classifier'], CosineLinear) and cosine.branches['classifier'].scale == 16
+    model.reset_classifier(7)  # both classifiers are new; the other branches stay
+    assert shapes(model.branches) == {**layers, 'classifier.weight': (7, width), 'classifier.bias': (7,)}
+
+
+@every_two_branch
+def test_branches_that_no_longer_fit_are_removed(name):
+    model = build(name, branches=True).eval()
+    before = {k: v.clone() for k, v in model.branches.state_dict().items() if not k.startswith('classifier')}
     model.reset_classifier(7)
-    assert hasattr(model, 'branches') and not any(m.training for m in model.modules())
+    assert before and not any(m.training for m in model.modules())
+    assert all(torch.equal(model.branches.state_dict()[k], v) for k, v in before.items())
     model.reset_classifier(0)
     assert not any(k.startswith('branches') for k in model.state_dict())
     assert not hasattr(build(name, branches=True, num_classes=0), 'branches')
@@ -301,19 +338,20 @@ def test_branches_of_a_registered_model(name):
 @every_two_branch
 def test_the_method_attaches_branches_of_the_models_size(name):
     plain, full = build(name, num_classes=3, device='meta'), build(name, num_classes=3, branches=True, device='meta')
-    create_method('bcl', plain, [3, 2, 1])
-    shapes = [{k: v.shape for k, v in model.state_dict().items()} for model in (plain, full)]
-    assert shapes[0] == shapes[1]
-    narrow = create_method('bcl', build(name, num_classes=3, device='meta'), [3, 2, 1], out_features=8).model
-    assert narrow.branches['projector'][3].weight.shape == (8, BRANCH_SIZES.get(name, (512, 128))[0])
+    create_method(plain.default_method, plain, [3, 2, 1])
+    assert shapes(plain) == shapes(full)
+    narrow = create_method(
+        plain.default_method, build(name, num_classes=3, device='meta'), [3, 2, 1], out_features=8).model
+    last = list(shapes(full.branches['projector']))[-2]
+    assert shapes(narrow.branches['projector'])[last] == (8, shapes(full.branches['projector'])[last][1])
 
 
 @pytest.mark.parametrize('name', timm.list_models(module='two_branch_resnet'))
 def test_starts_from_timms_weights(name):
-    stock, model = whole(name.removeprefix('bcl_')), whole(name, num_classes=7)
+    stock, model = whole(name.partition('_')[2]), whole(name, num_classes=7)
     missing, unexpected = model.load_state_dict(
         {k: v for k, v in stock.state_dict().items() if not k.startswith('fc.')}, strict=False)
-    assert (missing, unexpected) == (['fc.weight'], [])
+    assert (missing, unexpected) == ([f'fc.{k}' for k in model.fc.state_dict()], [])
     x = images(model)
     assert torch.equal(model.eval().forward_features(x), stock.eval().forward_features(x))
 
@@ -347,8 +385,20 @@ def test_attach_to_any_backbone(name, kwargs):
     assert weight.grad.any()
 
 
-def test_attach_places_modules_like_the_model():
-    model = attach_branches(build('resnet20_cifar', device='meta', dtype=torch.bfloat16).eval(), 'bcl')
+@pytest.mark.parametrize('name, kwargs', [('vit_tiny_patch16_224', {'img_size': 32}), ('convnext_atto', {})])
+def test_attach_glmc_to_any_backbone(name, kwargs):
+    model = build(name, num_classes=6, **kwargs).eval()
+    before, keys = model(images()), model.state_dict().keys()
+    branches = attach_branches(model, 'glmc', out_features=16).branches
+    assert torch.equal(model(images()), before) and deployed_state_dict(model).keys() == keys
+    features = pooled(model, images())
+    assert branches['classifier'](features).shape == (2, 6)
+    assert branches['predictor'](branches['projector'](features)).shape == (2, 16)
+
+
+@pytest.mark.parametrize('kind', ['bcl', 'glmc'])
+def test_attach_places_modules_like_the_model(kind):
+    model = attach_branches(build('resnet20_cifar', device='meta', dtype=torch.bfloat16).eval(), kind)
     assert {(p.device.type, p.dtype) for p in model.parameters()} == {('meta', torch.bfloat16)}
     assert not any(m.training for m in model.modules())
     modules = {'predictor': nn.Linear(64, 8), 'scale': projection_mlp(8, 8, 8)}
@@ -360,6 +410,9 @@ def test_attach_places_modules_like_the_model():
     ('resnet20_cifar', {}, 'blc', "unknown kind of branches 'blc'; did you mean bcl"),
     ('resnet20_cifar', {'num_classes': 0}, 'bcl', 'no classes'),
     ('bcl_resnet20', {'branches': True}, 'bcl', r'branches already \(projector, prototype\)'),
+    ('glmc_resnet20', {'branches': True}, 'bcl', r'branches already \(classifier, projector, predictor\)'),
+    ('resnet20_cifar', {'num_classes': 0}, 'glmc', 'no classes'),
+    ('resnetv2_50', {}, 'glmc', 'has Conv2d'),
     ('deit_tiny_distilled_patch16_224', {'img_size': 32}, 'bcl', 'has Linear, Linear'),
     ('resnetv2_50', {}, 'bcl', 'has Conv2d'),
 ])

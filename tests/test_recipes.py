@@ -209,6 +209,61 @@ def test_large_recipes_are_the_released_codes(name, epochs, lr, weight_decay):
     assert [p.shape[0] for p in method.model.branches['projector'].parameters() if p.ndim == 2] == [2048, 1024]
 
 
+# resampling k, reweighting q and weight gamma of GLMC's published commands; batches, which the abstract has at 128
+GLMC = {
+    'glmc_resnet32_w64.cifar100_lt_if100': (0.0, 1.2, 4, 64), 'glmc_resnet32_w64.cifar100_lt_if50': (0.2, 1.2, 6, 64),
+    'glmc_resnet32_w64.cifar100_lt_if10': (0.2, 1.2, 4, 64), 'glmc_resnet32_w64.cifar10_lt_if100': (0.0, 1.2, 1, 64),
+    'glmc_resnet32_w64.cifar10_lt_if50': (0.0, 1.2, 1, 64), 'glmc_resnet32_w64.cifar10_lt_if10': (0.2, 1.0, 2, 64),
+    'glmc_resnet32_w64.glmc.cifar100_lt_if100': (0.0, 1.2, 4, 128),
+    'glmc_resnet32_w64.glmc.cifar100_lt_if50': (0.2, 1.2, 6, 128),
+    'glmc_resnet32_w64.glmc_clr.cifar100_lt_if100': (0.0, 1.2, 4, 128),
+    'glmc_resnet32_w64.glmc_clr.cifar100_lt_if50': (0.2, 1.2, 6, 128),
+    'glmc_resnext50_32x4d.imagenet_lt': (0.2, 1.0, 10, 120), 'glmc_resnext50_32x4d.inat2018': (0.2, 1.0, 10, 128),
+}
+
+
+def test_every_recipe_of_glmc_is_listed():
+    assert {path.stem for path in RECIPES if path.stem.startswith('glmc')} == GLMC.keys()
+
+
+@pytest.mark.parametrize('name', GLMC)
+def test_recipes_of_glmc_are_the_published_commands(name):
+    parser = train_parser()
+    args = parser.parse_args([])
+    vars(args).update(_read_recipe(ROOT / 'recipes' / f'{name}.yaml', parser))
+    k, q, gamma, batch_size = GLMC[name]
+    args.model_kwargs = {'device': 'cpu', 'layers': (1, 1, 1, 1) if 'resnext' in name else (1, 1, 1)}
+    network = timm.create_model(args.model, num_classes=4, **args.model_kwargs)
+    method = create_method(args.method, network, [64, 8, 2, 1], **args.method_kwargs)
+    assert (method.resample_power, method.consistency_weight, args.global_batch_size) == (k, gamma, batch_size)
+    assert (method.class_weight[3] / method.class_weight[0]).item() == pytest.approx(64 ** q, rel=1e-5)
+    assert (method.mix_alpha, method.area_correction, method.joint_forward) == (1.0, False, False)
+    rates = learning_rates(args)
+    if args.dataset.startswith('cifar'):
+        assert (args.epochs, args.lr, args.weight_decay, method.views) == (200, 0.01, 5e-3, ('crop_flip',) * 2)
+        assert rates == [pytest.approx(0.01 * (1 + math.cos(math.pi * e / 200)) / 2) for e in range(200)]
+        assert network.num_features == 256 and method.model.branches['predictor'].weight.shape == (128, 128)
+        assert (args.std == [0.2023, 0.1994, 0.2010]) == (args.dataset == 'cifar100_lt')
+        return
+    epochs = {'imagenet_lt': 135, 'inat2018': 120}[args.dataset]
+    assert (args.epochs, args.lr, method.views) == (epochs, 0.1, ('glmc', 'glmc'))
+    assert args.weight_decay == {'imagenet_lt': 2e-4, 'inat2018': 1e-4}[args.dataset]
+    assert method.model.branches['predictor'].weight.shape == (256, 256)
+    assert rates[:9] == [pytest.approx(0.01 * (e + 1)) for e in range(9)]
+
+    def released(e):  # set after the epoch before
+        return 0.01 * e if e <= 11 else 0.1 * (1 + math.cos(math.pi * (e - 10) / (epochs - 9))) / 2
+    assert max(abs(rates[e] - released(e)) for e in range(1, epochs)) <= 0.13 * 0.1  # as the header says
+
+
+def test_the_two_methods_of_the_abstract_differ_in_the_contrast_alone():
+    for factor in (100, 50):
+        names = (f'glmc_resnet32_w64.{method}.cifar100_lt_if{factor}.yaml' for method in ('glmc', 'glmc_clr'))
+        glmc, clr = (yaml.safe_load((ROOT / 'recipes' / name).read_text()) for name in names)
+        contrast = {'contrastive_weight': 1.0, 'temperature': 0.5}
+        assert clr == {**glmc, 'method': 'glmc_clr', 'method_kwargs': {**glmc['method_kwargs'], **contrast}}
+
+
 def cosine_rate(e, recipe, epochs, warmup):
     """Warm-up on a line from `warmup_lr`, then the cosine that reaches 0 after the last epoch."""
     if e < warmup:

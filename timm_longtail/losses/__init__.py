@@ -4,8 +4,12 @@ from .complement_entropy import complement_entropy_loss
 from .focal import focal_loss
 from .ldam import ldam_loss
 from .logit_adjustment import logit_adjusted_cross_entropy
+from .mixing_ratio import mixing_ratio_contrastive_loss
+from .mixture_consistency import mixture_consistency_loss
+from .nt_xent import nt_xent_loss
 from .proco import proco_loss
 from .prototype_conformity import prototype_conformity_loss
+from .soft_cross_entropy import soft_cross_entropy
 from .sup_con import sup_con_loss
 
 __all__ = [
@@ -14,7 +18,11 @@ __all__ = [
     'focal_loss',
     'ldam_loss',
     'logit_adjusted_cross_entropy',
+    'mixing_ratio_contrastive_loss',
+    'mixture_consistency_loss',
+    'nt_xent_loss',
     'proco_loss',
     'prototype_conformity_loss',
+    'soft_cross_entropy',
     'sup_con_loss',
 ]

@@ -14,11 +14,24 @@ _METHODS: dict[str, type[Method]] = {}
 
 
 def register_method(name: str) -> Callable[[type[Method]], type[Method]]:
-    """Register a method class under a name, which is also its file's: `@register_method('bcl')` in `bcl.py`."""
+    """Register a method class under a name, which is also its file's: `@register_method('bcl')` in `bcl.py`.
+
+    A constructor that passes `**kwargs` on to the method it extends has the options of both.
+    """
     def register(cls: type[Method]) -> type[Method]:
+        cls.__signature__ = _signature(cls)
         _METHODS[name] = cls
         return cls
     return register
+
+
+def _signature(cls: type[Method]) -> inspect.Signature:
+    _, *own = inspect.signature(cls.__init__).parameters.values()
+    if own[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        names = {p.name for p in own}
+        inherited = inspect.signature(cls.__base__).parameters.values()
+        own[-1:] = [p for p in inherited if p.kind is p.KEYWORD_ONLY and p.name not in names]
+    return inspect.Signature(own)
 
 
 def list_methods() -> list[str]:

@@ -6,8 +6,10 @@ deployed state dict is the full one without `branches.*`.
 
 Zhu et al., `Balanced Contrastive Learning for Long-Tailed Visual Recognition` (BCL), CVPR 2022,
 https://arxiv.org/abs/2207.09052.
+Du et al., `Global and Local Mixture Consistency Cumulative Learning for Long-tailed Visual Recognitions` (GLMC),
+CVPR 2023, https://arxiv.org/abs/2305.08661.
 
-Shapes: C classes, D width of the features.
+Shapes: B batch, C classes, D width of the features.
 """
 from collections.abc import Mapping
 
@@ -39,7 +41,24 @@ def _bcl_branches(
     }
 
 
-_KINDS = {'bcl': _bcl_branches}
+def _second_classifier(model: nn.Module, **dd) -> nn.Module:
+    head, width = model.get_classifier(), model.head_hidden_size
+    if isinstance(head, CosineLinear):
+        return CosineLinear(width, head.out_features, head.scale, **dd)
+    return nn.Linear(width, head.out_features, bias=head.bias is not None, **dd)
+
+
+def _glmc_branches(model: nn.Module, out_features: int = 128, **dd) -> dict[str, nn.Module]:
+    # the model's own classifier is the re-balanced one, which predicts; the second only helps to train the backbone
+    width = model.head_hidden_size
+    return {
+        'classifier': _second_classifier(model, **dd),
+        'projector': nn.Linear(width, out_features, **dd),
+        'predictor': nn.Linear(out_features, out_features, **dd),
+    }
+
+
+_KINDS = {'bcl': _bcl_branches, 'glmc': _glmc_branches}
 
 
 def _check_classifier(model: nn.Module, needs_classes: bool) -> None:
@@ -64,11 +83,12 @@ def attach_branches(
 
     Args:
         model: A timm model with one `nn.Linear` or `CosineLinear` as its classifier.
-        kind_or_modules: 'bcl' for the MLPs `projector` and `prototype`, both from D = `model.head_hidden_size`; or
+        kind_or_modules: 'bcl' for the MLPs `projector` and `prototype`, both from D = `model.head_hidden_size`; 'glmc'
+            for a second `classifier` like the model's own, a linear `projector` from D and a linear `predictor`; or
             modules by name, also for a model without classes.
-        **kwargs: Sizes of the kind. 'bcl': `hidden_features` and `out_features`. A size that is left out or None is
-            the one that `model.branch_sizes` gives for the kind (`bcl_resnet50`: 2048 and 1024, the paper's for
-            ImageNet-LT and iNaturalist), else 512 and 128, the values for CIFAR.
+        **kwargs: Sizes of the kind. 'bcl': `hidden_features` and `out_features`; 'glmc': `out_features`. A size that is
+            left out or None is the one that `model.branch_sizes` gives for the kind (the published ones for
+            ImageNet-LT and iNaturalist), else that for CIFAR: 512 and 128, for 'glmc' 128.
 
     Returns:
         The same model.
@@ -109,7 +129,7 @@ def deployed_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 class TwoBranch:
-    """Mixin over a model with `cosine_scale`: a cosine classifier by default and, on request, the branches of a method.
+    """Mixin over a model with `cosine_scale`: a method's own classifier and, on request, its branches.
 
     The default build has no parameter that a plain forward leaves without a gradient.
     """
@@ -123,7 +143,7 @@ class TwoBranch:
             *args: As the model.
             kind: Kind of branches, which also names the method that `train.py` takes by default.
             branches: Add the branches; a model without classes never has any.
-            cosine_scale: Scale of the `CosineLinear` classifier, BCL's 30; None is an `nn.Linear`.
+            cosine_scale: Scale of the `CosineLinear` classifier, BCL's 30; None is an `nn.Linear`, GLMC's.
             **kwargs: As the model.
         """
         super().__init__(*args, cosine_scale=cosine_scale, **kwargs)
@@ -133,7 +153,9 @@ class TwoBranch:
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier as the model does; branches that lost their classes or their width are removed.
+        """Replace the classifier as the model does, and a second one among the branches with it.
+
+        Branches that lost their classes or their width are removed.
 
         Args:
             num_classes: Number of classes, 0 for no classifier.
@@ -141,27 +163,38 @@ class TwoBranch:
         """
         width = self.head_hidden_size
         super().reset_classifier(num_classes, global_pool)
-        if hasattr(self, 'branches') and (num_classes == 0 or self.head_hidden_size != width):
+        if not hasattr(self, 'branches'):
+            return
+        if num_classes == 0 or self.head_hidden_size != width:
             del self.branches
+        elif 'classifier' in self.branches:
+            self.branches['classifier'] = _second_classifier(self, **get_device_dtype(self)).train(self.training)
 
 
 class TwoBranchResNetCifar(TwoBranch, ResNetCifar):
-    """`ResNetCifar` with a cosine classifier and, on request, the branches of a method."""
+    """`ResNetCifar` with a method's own classifier and, on request, its branches."""
 
 
 def checkpoint_filter_fn(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
     """Let one checkpoint serve builds with and without branches.
 
-    Branches that the model lacks are dropped; branches that the checkpoint lacks keep their initial values.
+    Branches that the model lacks are dropped; branches that the checkpoint lacks, or has for another number of classes,
+    keep their initial values.
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(_PREFIX)}
-    loaded = {name: t for name, t in state_dict.items() if not name.startswith(_PREFIX) or name in own}
+    loaded = {
+        name: tensor for name, tensor in state_dict.items()
+        if not name.startswith(_PREFIX) or (name in own and own[name].shape == tensor.shape)
+    }
     return {**own, **loaded}
 
 
 default_cfgs = generate_default_cfgs({
     'bcl_resnet20': cifar_cfg(paper_ids='arXiv:2207.09052'),
     'bcl_resnet32': cifar_cfg(paper_ids='arXiv:2207.09052'),
+    'glmc_resnet20': cifar_cfg(paper_ids='arXiv:2305.08661'),
+    'glmc_resnet32': cifar_cfg(paper_ids='arXiv:2305.08661'),
+    'glmc_resnet32_w64': cifar_cfg(paper_ids='arXiv:2305.08661'),
 })
 
 
@@ -184,3 +217,24 @@ def bcl_resnet20(pretrained: bool = False, **kwargs) -> TwoBranchResNetCifar:
 def bcl_resnet32(pretrained: bool = False, **kwargs) -> TwoBranchResNetCifar:
     """ResNet-32 for 32x32 images with BCL's cosine classifier; `branches=True` adds its two MLPs."""
     return _create_two_branch('bcl_resnet32', pretrained, **dict(dict(kind='bcl', layers=(5, 5, 5)), **kwargs))
+
+
+@register_model
+def glmc_resnet20(pretrained: bool = False, **kwargs) -> TwoBranchResNetCifar:
+    """ResNet-20 for 32x32 images with GLMC's re-balanced classifier; `branches=True` adds its three other layers."""
+    model_args = dict(kind='glmc', cosine_scale=None, layers=(3, 3, 3))
+    return _create_two_branch('glmc_resnet20', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def glmc_resnet32(pretrained: bool = False, **kwargs) -> TwoBranchResNetCifar:
+    """ResNet-32 of the usual widths 16-32-64 with GLMC's re-balanced classifier, 0.46 M parameters."""
+    model_args = dict(kind='glmc', cosine_scale=None, layers=(5, 5, 5))
+    return _create_two_branch('glmc_resnet32', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def glmc_resnet32_w64(pretrained: bool = False, **kwargs) -> TwoBranchResNetCifar:
+    """ResNet-32 of widths 64-128-256, 7.4 M parameters, with GLMC's re-balanced classifier: its published network."""
+    model_args = dict(kind='glmc', cosine_scale=None, layers=(5, 5, 5), channels=(64, 128, 256))
+    return _create_two_branch('glmc_resnet32_w64', pretrained, **dict(model_args, **kwargs))

@@ -2,6 +2,8 @@
 
 Zhu et al., `Balanced Contrastive Learning for Long-Tailed Visual Recognition` (BCL), CVPR 2022,
 https://arxiv.org/abs/2207.09052: ResNet-50 and ResNeXt-50 on ImageNet-LT and iNaturalist 2018.
+Du et al., `Global and Local Mixture Consistency Cumulative Learning for Long-tailed Visual Recognitions` (GLMC),
+CVPR 2023, https://arxiv.org/abs/2305.08661: ResNeXt-50 on both.
 """
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -14,12 +16,12 @@ __all__ = ['TwoBranchResNet']
 
 
 class TwoBranchResNet(TwoBranch, CosineResNet):
-    """timm's `ResNet` with a cosine classifier and, on request, the branches of a method.
+    """timm's `ResNet` with a method's own classifier and, on request, its branches.
 
     Everything but `fc` has the names and shapes of timm's own network, whose weights it can start from.
     """
 
-    branch_sizes = {'bcl': {'hidden_features': 2048, 'out_features': 1024}}
+    branch_sizes = {'bcl': {'hidden_features': 2048, 'out_features': 1024}, 'glmc': {'out_features': 256}}
 
 
 def _cfg(**kwargs):
@@ -34,6 +36,8 @@ def _cfg(**kwargs):
 default_cfgs = generate_default_cfgs({
     'bcl_resnet50': _cfg(paper_ids='arXiv:2207.09052'),
     'bcl_resnext50_32x4d': _cfg(paper_ids='arXiv:2207.09052'),
+    'glmc_resnet50': _cfg(paper_ids='arXiv:2305.08661'),
+    'glmc_resnext50_32x4d': _cfg(paper_ids='arXiv:2305.08661'),
 })
 
 
@@ -58,3 +62,18 @@ def bcl_resnext50_32x4d(pretrained: bool = False, **kwargs) -> TwoBranchResNet:
     """ResNeXt-50 32x4d with BCL's cosine classifier; `branches=True` adds its two MLPs, 2048-2048-1024."""
     model_args = dict(kind='bcl', block=Bottleneck, layers=(3, 4, 6, 3), cardinality=32, base_width=4)
     return _create_two_branch_resnet('bcl_resnext50_32x4d', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def glmc_resnet50(pretrained: bool = False, **kwargs) -> TwoBranchResNet:
+    """ResNet-50 with GLMC's re-balanced classifier; `branches=True` adds its three other layers, 256 wide."""
+    model_args = dict(kind='glmc', cosine_scale=None, block=Bottleneck, layers=(3, 4, 6, 3))
+    return _create_two_branch_resnet('glmc_resnet50', pretrained, **dict(model_args, **kwargs))
+
+
+@register_model
+def glmc_resnext50_32x4d(pretrained: bool = False, **kwargs) -> TwoBranchResNet:
+    """ResNeXt-50 32x4d with GLMC's re-balanced classifier; `branches=True` adds its three other layers, 256 wide."""
+    model_args = dict(
+        kind='glmc', cosine_scale=None, block=Bottleneck, layers=(3, 4, 6, 3), cardinality=32, base_width=4)
+    return _create_two_branch_resnet('glmc_resnext50_32x4d', pretrained, **dict(model_args, **kwargs))

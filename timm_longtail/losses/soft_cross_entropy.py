@@ -1,0 +1,45 @@
+"""Cross-entropy with soft labels, re-weighted by class
+
+Paper: `Global and Local Mixture Consistency Cumulative Learning for Long-tailed Visual Recognitions`
+    - Fei Du, Peng Yang, Qi Jia, Fengtao Nan, Xiaoting Chen, Yun Yang, CVPR 2023
+    - https://arxiv.org/abs/2305.08661
+
+Implemented from the formula. Shapes: B batch, C classes.
+"""
+import torch
+
+from ..errors import UserError
+from ._common import full_precision
+
+
+@full_precision
+def soft_cross_entropy(
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        class_weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cross-entropy against soft labels whose classes are weighted, and which are not normalised again.
+
+        L = -1/B sum_i sum_c w_c y_ic log softmax(f(x_i))_c
+
+    So a label of rare classes counts for more than one image. The mean is over the batch, not over the weights.
+
+    Args:
+        logits: Class scores [B, C].
+        target: Soft labels [B, C].
+        class_weight: w, [C]; None is 1 for every class.
+
+    Returns:
+        Scalar, in float32 or wider.
+
+    Raises:
+        UserError: Shapes that do not fit.
+    """
+    if target.shape != logits.shape or class_weight is not None and class_weight.shape != logits.shape[1:]:
+        weight = '' if class_weight is None else f' and {[*class_weight.shape]}'
+        raise UserError(f'expected logits and target [B, C] and weights [C], '
+                        f'got {[*logits.shape]}, {[*target.shape]}{weight}')
+    target = target.to(logits.dtype)
+    if class_weight is not None:
+        target = target * class_weight.to(logits.dtype)
+    return -(target * logits.log_softmax(1)).sum(1).mean()
