@@ -129,11 +129,12 @@ def test_the_size_of_a_small_set_does_not_hang_on_its_first_image(tmp_path):
     assert dataset.resident and dataset.class_counts == [2, 2] and dataset.bad_images == ['ant/00.png']
 
 
-def test_both_splits_are_kept_alike(tmp_path):
+@pytest.mark.parametrize('place, other', [('train', 'test'), ('test', 'train')])
+def test_both_splits_are_kept_alike(place, other, tmp_path):
     write_classes(tmp_path / 'train', {'ant': 3, 'bee': 2})
     write_classes(tmp_path / 'test', {'ant': 1, 'bee': 1})
-    draw(tmp_path / 'train' / 'bee' / 'large.png', (9, 9))
-    assert create_dataset('folder', 'test', tmp_path).resident
+    draw(tmp_path / place / 'bee' / 'large.png', (9, 9))
+    assert create_dataset('folder', other, tmp_path).resident
     args = parse_train_args(['--dataset', 'folder', '--data-dir', str(tmp_path), '--method', 'ce'])
     assert [dataset.resident for dataset in create_datasets(args)] == [False] * 3
     path = tmp_path / 'both.safetensors'
