@@ -17,8 +17,9 @@ from torch import nn
 
 import timm_longtail  # noqa: F401  registers the models
 from timm_longtail import results
-from timm_longtail.build import check_input, create_splits
+from timm_longtail.build import check_input
 from timm_longtail.candidates import Candidate, is_export, load_checkpoint, load_export, load_timm_model, trained_data
+from timm_longtail.data import create_splits
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
 from timm_longtail.folder import create_folder, hold_folder

@@ -24,7 +24,7 @@ from timm_longtail.candidates import (
 )
 from timm_longtail.checkpoint import writing
 from timm_longtail.cli import check_names
-from timm_longtail.data import LongTailDataset, create_dataset, create_loader
+from timm_longtail.data import LongTailDataset, create_dataset, create_loader, create_splits
 from timm_longtail.engine import evaluate
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
@@ -116,9 +116,12 @@ def load_test_set(args: argparse.Namespace, candidate: Candidate) -> tuple[LongT
     """
     trained = candidate.trained
     name, options = trained_data(args, candidate)
-    # not the training subset: a test split is whole, whatever the factor and the seed
-    test_set = create_dataset(name, 'test', **options)
-    counts = trained.get('shot_counts') or create_dataset(name, 'train', **options).shot_counts
+    counts = trained.get('shot_counts')
+    if counts:  # not the training subset: a test split is whole, whatever the factor and the seed
+        test_set = create_dataset(name, 'test', **options)
+    else:
+        train_set, test_set = create_splits(name, **options)
+        counts = train_set.shot_counts
     if not candidate.model.num_classes == test_set.num_classes == len(counts):
         raise UserError(f'{name} has {test_set.num_classes} classes, the model {candidate.model.num_classes}')
     for theirs, ours in zip(trained.get('class_names') or (), test_set.class_names):

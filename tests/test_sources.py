@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from timm_longtail import pack
 from timm_longtail.build import create_datasets
 from timm_longtail.cli import parse_train_args
 from timm_longtail.data import create_dataset, lists, long_tail_counts, sources
@@ -128,13 +129,17 @@ def test_the_size_of_a_small_set_does_not_hang_on_its_first_image(tmp_path):
     assert dataset.resident and dataset.class_counts == [2, 2] and dataset.bad_images == ['ant/00.png']
 
 
-def test_both_splits_are_kept_alike(tmp_path):
+@pytest.mark.parametrize('place, other', [('train', 'test'), ('test', 'train')])
+def test_both_splits_are_kept_alike(place, other, tmp_path):
     write_classes(tmp_path / 'train', {'ant': 3, 'bee': 2})
     write_classes(tmp_path / 'test', {'ant': 1, 'bee': 1})
-    draw(tmp_path / 'train' / 'bee' / 'large.png', (9, 9))
-    assert create_dataset('folder', 'test', tmp_path).resident
+    draw(tmp_path / place / 'bee' / 'large.png', (9, 9))
+    assert create_dataset('folder', other, tmp_path).resident
     args = parse_train_args(['--dataset', 'folder', '--data-dir', str(tmp_path), '--method', 'ce'])
     assert [dataset.resident for dataset in create_datasets(args)] == [False] * 3
+    path = tmp_path / 'both.safetensors'
+    pack.main(['--dataset', 'folder', '--data-dir', str(tmp_path), '--packed', str(path)])
+    assert [create_dataset(f'packed:{path}', split).resident for split in ('train', 'test')] == [False] * 2
 
 
 def test_a_flat_folder_gives_a_fifth_to_the_test(tmp_path):

@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from .checkpoint import find_checkpoint, read_checkpoint
-from .data import EpochSampler, Preprocessing, create_dataset, create_loader, create_sampler
+from .data import EpochSampler, Preprocessing, create_loader, create_sampler, create_splits
 from .errors import UserError
 from .folder import create_folder, hold_folder
 from .machine import memory_format
@@ -31,9 +31,7 @@ _PROTOCOL = (
     'model_ema', 'model_ema_decay', 'model_ema_warmup',
 )
 
-__all__ = [
-    'build_run', 'check_input', 'create_datasets', 'create_splits', 'enter_output_folder', 'loader_options', 'plain',
-]
+__all__ = ['build_run', 'check_input', 'create_datasets', 'enter_output_folder', 'loader_options', 'plain']
 
 
 def create_datasets(args: Namespace):
@@ -49,27 +47,6 @@ def create_datasets(args: Namespace):
         train_set, held_out = train_set.hold_out(args.val_fraction, args.data_seed)
         return train_set, held_out, test_set
     return train_set, test_set, test_set
-
-
-def create_splits(name: str, **options):
-    """Return the training and the test split of a data set, both decoded in memory or both files.
-
-    Args:
-        name: Data set.
-        **options: Of `create_dataset`.
-
-    Raises:
-        UserError: The splits have other classes.
-    """
-    train_set, test_set = (create_dataset(name, split, **options) for split in ('train', 'test'))
-    if train_set.resident != test_set.resident:  # what becomes of an image must not depend on its split
-        options['loader'] = 'worker'
-        train_set, test_set = (create_dataset(name, split, **options) for split in ('train', 'test'))
-    if train_set.class_names != test_set.class_names:
-        raise UserError(f'{name}: the training and the test split have other classes')
-    # what the source of either split has to say is said once, at the start
-    train_set.note = '; '.join(dict.fromkeys(filter(None, (train_set.note, test_set.note))))
-    return train_set, test_set
 
 
 def build_run(

@@ -7,7 +7,7 @@ import numpy as np
 
 from . import results
 from .cli import check_names
-from .data import LongTailDataset, create_dataset, write_packed
+from .data import LongTailDataset, create_splits, write_packed
 from .data.longtail import shot_groups
 from .errors import UserError
 from .evaluate import GROUPS
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None):
     if not path.parent.is_dir():
         raise UserError(f'--packed {path}: no folder {path.parent}')
     start = time.perf_counter()
-    train, test = (create_dataset(args.dataset, split, **dataset_options(args)) for split in ('train', 'test'))
+    train, test = create_splits(args.dataset, **dataset_options(args))
     if args.skip_bad_images:
         train, test = _leave_out_bad(train), _leave_out_bad(test)
     write_packed(path, train, test, {

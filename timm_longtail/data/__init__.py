@@ -1,7 +1,7 @@
 """Long-tailed data sets, views and loaders."""
 from . import folders, hub_sets, lists, tables  # noqa: F401  they register their data sets
 from .batches import ShardedBatches
-from .datasets import create_dataset, default_imbalance_factor, list_datasets
+from .datasets import create_dataset, create_splits, default_imbalance_factor, list_datasets
 from .factory import Preprocessing, create_loader
 from .loaders import DeviceLoader
 from .longtail import (
@@ -47,6 +47,7 @@ __all__ = [
     'create_dataset',
     'create_loader',
     'create_sampler',
+    'create_splits',
     'create_view',
     'default_imbalance_factor',
     'find_dataset',

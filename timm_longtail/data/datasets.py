@@ -15,7 +15,7 @@ from .longtail_dataset import LongTailDataset, check_labels
 from .packed import read_packed
 from .sources import REGISTRY, Source, SourceOptions, find_dataset
 
-__all__ = ['create_dataset', 'default_imbalance_factor', 'list_datasets']
+__all__ = ['create_dataset', 'create_splits', 'default_imbalance_factor', 'list_datasets']
 
 SPLITS = ('train', 'test')
 LOADERS = ('auto', 'resident', 'worker')
@@ -96,6 +96,28 @@ def create_dataset(
         _check_classes(dataset)
         dataset.shot_counts = list(dataset.class_counts)
     return dataset
+
+
+def create_splits(name: str, **options) -> tuple[LongTailDataset, LongTailDataset]:
+    """Load the training and the test split, both in memory or both left to the workers of a loader.
+
+    What becomes of an image must not depend on its split; alone, each would decide by its own images.
+
+    Args:
+        name: One of `list_datasets()`.
+        **options: As for `create_dataset`.
+
+    Raises:
+        UserError: As for `create_dataset`; the splits have other classes.
+    """
+    train_set, test_set = (create_dataset(name, split, **options) for split in SPLITS)
+    if train_set.resident != test_set.resident:
+        train_set, test_set = (create_dataset(name, split, **{**options, 'loader': 'worker'}) for split in SPLITS)
+    if train_set.class_names != test_set.class_names:
+        raise UserError(f'{name}: the training and the test split have other classes')
+    # what the source of either split has to say is said once, at the start
+    train_set.note = '; '.join(dict.fromkeys(filter(None, (train_set.note, test_set.note))))
+    return train_set, test_set
 
 
 def _factor(name: str, default: float | None, asked: float | None) -> float | None:
