@@ -35,6 +35,9 @@ class FrozenBackbone(Method):
 
     needs_weights = True
 
+    fresh_classifier: bool = False
+    """Whether the classifier is drawn anew, of the same kind; else training goes on from the one that is there."""
+
     def __init__(
             self,
             model: nn.Module,
@@ -48,6 +51,12 @@ class FrozenBackbone(Method):
         for option, value, known in (('train', train, _TRAINED), ('bn', bn, ('eval', 'train'))):
             if value not in known:
                 raise UserError(f'option {option!r} is one of {", ".join(known)}, got {value!r}')
+        head = model.get_classifier()
+        if self.linear_classifier and not isinstance(head, nn.Linear):
+            raise UserError(f'{type(self).__name__} changes the length of class weights; the logits of a '
+                            f'{type(head).__name__} do not depend on their length')
+        if self.fresh_classifier:
+            model.reset_classifier(model.num_classes)
         self.bn = bn
         self.trains_all = train == 'all'
         self.views = (view,)
