@@ -114,7 +114,11 @@ def load_source(args: Namespace) -> Candidate:
         candidate = load_export(f'local-dir:{path}')
     elif path.exists():
         candidate = load_checkpoint(path)
+    elif '/' in args.source:
+        raise UserError(f'{args.source}: no such file or folder')
     else:
+        if args.dataset is None:
+            raise UserError(f'{args.source} does not say what it is for: add --dataset')
         candidate = load_timm_model(args.source, args.initial_checkpoint)
     if args.img_size:
         candidate.preprocessing = replace(candidate.preprocessing, img_size=args.img_size)
@@ -181,7 +185,8 @@ def _check_subset(args: Namespace, trained: dict):
 def made_one_by_one(names: list[str], representation: Representation) -> Iterator[Classifier]:
     """Make classifiers, saying which."""
     for name in names:
-        print(f'\n{name}', flush=True)
+        if name in TRAINED:
+            print(f'\n{name}', flush=True)
         yield from make_classifiers(name, representation)
 
 

@@ -99,7 +99,7 @@ def test_all_classifiers(stage_1, tmp_path, capsys, monkeypatch):
 def test_tau_is_chosen_on_the_hold_out(stage_1, tmp_path, capsys, monkeypatch):
     printed, row, _ = retrained(capsys, monkeypatch, stage_1, '--classifier', 'tau-norm', '--output', tmp_path)
     options = row['classifiers']['tau_norm']['options']
-    assert f'tau = {options["tau"]:g}, chosen by balanced accuracy on the hold-out' in printed
+    assert f'tau = {options["tau"]:g}, chosen by balanced accuracy on the hold-out, ' in printed
     curve = row['classifiers']['tau_norm']['curve']
     assert len(curve) == 21 and curve[f'{options["tau"]}']['balanced'] == max(v['balanced'] for v in curve.values())
 
@@ -210,7 +210,9 @@ def test_a_stock_model_on_photographs(tmp_path, capsys, monkeypatch):
     (['RUN', '--val-fraction', '0.1'], 'stage 1 held out 0.2'),
     (['RUN', '--epochs', '0'], '--epochs must be at least 1'),
     (['RUN', '--classifier', 'crt', '--classifier-kwargs', 'bn=train'], 'bn is an option of its own, --bn'),
-    (['nosuch'], "unknown model 'nosuch'"),
+    (['nosuch', '--dataset', 'digits_lt'], "unknown model 'nosuch'"),
+    (['resnet18'], 'does not say what it is for: add --dataset'),
+    (['output/nosuch'], 'output/nosuch: no such file or folder'),
     (['local-dir:nosuch'], 'nosuch is not an exported model'),
     (['EMPTY'], 'no checkpoint in this folder'),
 ])

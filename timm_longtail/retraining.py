@@ -178,7 +178,7 @@ def _tau_norm(representation: Representation) -> Classifier:
         tau, note = 1.0, 'tau = 1: there is no hold-out to choose it by (--val-fraction at stage 1)'
     else:
         tau = max(curve, key=lambda tau: curve[tau]['balanced'])
-        note = f'tau = {tau:g}, chosen by balanced accuracy on the hold-out'
+        note = f'tau = {tau:g}, chosen by balanced accuracy on the hold-out, {len(representation.held.targets)} images'
     return Classifier('tau_norm', tau_normalize(head, tau), options={'tau': tau}, note=note, curve=curve,
                       curve_on='test set' if representation.held is None else 'hold-out')
 
@@ -234,10 +234,11 @@ def _train_on_features(name: str, representation: Representation) -> Classifier:
     loader = FeatureLoader(train.values, train.targets, sampler, args.batch_size, accelerator.device)
     optimizers, schedulers = create_optimizers(args, method, len(loader))
     task, *optimizers = accelerator.prepare(method, *optimizers)
-    seen = FeatureLoader(train.values, train.targets, None, 4096, accelerator.device)
+    shown = representation.held or representation.test  # after the last epoch; nothing is chosen by it
+    shown = FeatureLoader(shown.values, shown.targets, None, 4096, accelerator.device)
     run = Run(
         accelerator=accelerator, method=method, task=task, optimizers=optimizers, schedulers=schedulers,
-        loaders=[loader], eval_loader=seen, evaluator=LongTailEvaluator(train.shot_counts), train_batches=None,
+        loaders=[loader], eval_loader=shown, evaluator=LongTailEvaluator(train.shot_counts), train_batches=None,
         preprocessing=representation.candidate.preprocessing, steps_per_epoch=len(loader),
         images_per_step=args.batch_size, seed=args.seed, val_interval=args.epochs)
     _fit(run, args.epochs)
