@@ -73,11 +73,10 @@ def test_overfits_64_images(name, request):
     assert last[part] >= at_least
 
 
-@pytest.fixture(scope='module', params=all_methods())
-def saved(request, tmp_path_factory):
-    """The name of a method, its run of two epochs of four steps, and the checkpoint after each step."""
-    _, run = make_run(request.param, '--model-ema', '--save-steps', '1', *SMALL)
-    run.output_dir = tmp_path_factory.mktemp('saved')
+def saved_run(name, folder):
+    """Return the name of a method, its run of two epochs of four steps, and the checkpoint after each step."""
+    _, run = make_run(name, '--model-ema', '--save-steps', '1', *SMALL)
+    run.output_dir = folder
     save, checkpoints = run.save, []
 
     def save_and_keep():
@@ -85,7 +84,12 @@ def saved(request, tmp_path_factory):
         checkpoints.append(torch.load(run.output_dir / LAST, weights_only=True))
     run.save = save_and_keep
     fit(run, 2)
-    return request.param, run, checkpoints
+    return name, run, checkpoints
+
+
+@pytest.fixture(scope='module', params=all_methods())
+def saved(request, tmp_path_factory):
+    return saved_run(request.param, tmp_path_factory.mktemp('saved'))
 
 
 @pytest.mark.parametrize('stop_at', [3, 4, 6])  # inside an epoch, at its end, inside the next

@@ -11,7 +11,7 @@ from timm_longtail.methods import create_method
 
 from .ddp import run_distributed
 from .runs import digits, make_run
-from .test_methods import first_batches
+from .test_methods import first_batches, saved_run
 from .test_methods import test_resumes_to_the_same_bits as check_resume
 from .test_parity import launched
 
@@ -163,7 +163,7 @@ def test_the_warm_up_is_a_share_of_the_run(epochs, first):
 
 @pytest.mark.parametrize('stop_at', [4, 6])  # at the end of the warm-up, and inside the epoch that sets the centroids
 def test_resumes_around_the_centroids(stop_at, tmp_path):
-    check_resume('pc_comp head=7 warmup=0.5', stop_at, tmp_path)
+    check_resume(saved_run('pc_comp head=7 warmup=0.5', tmp_path), stop_at)
 
 
 def centroids_of(rank: int):
