@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 import yaml
 from timm.utils import ParseKwargs
 from torch import nn
 
 import timm_longtail  # noqa: F401  registers the models
 from timm_longtail import results
+from timm_longtail.build import check_input
 from timm_longtail.candidates import Candidate, is_export, load_checkpoint, load_export, load_timm_model, trained_data
 from timm_longtail.data import create_splits
 from timm_longtail.entry import run_main
@@ -47,7 +49,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
                         help=f'all, or of {", ".join(name.replace("_", "-") for name in CLASSIFIERS)}')
     parser.add_argument('--features', choices=('cached', 'augmented'), default='cached',
                         help='train on features computed once, in seconds, or on augmented images, as published')
-    parser.add_argument('--train', choices=('classifier', 'last_block', 'all'), default='classifier',
+    parser.add_argument('--train', type=lambda word: word.replace('-', '_'), default='classifier',
+                        choices=('classifier', 'last_block', 'all'),
                         help='how much is trained (crt, linear, max-norm; augmented)')
     parser.add_argument('--bn', choices=('eval', 'train'), default='eval',
                         help='BatchNorm of the frozen part (augmented): train is what the published code does')
@@ -80,6 +83,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 def _check(args: Namespace):
     if args.classifier_kwargs and (len(args.classifier) > 1 or args.classifier[0].replace('-', '_') not in TRAINED):
         raise UserError('--classifier-kwargs are for one classifier that is trained: name it by --classifier')
+    own = {'train', 'bn', 'view'} & args.classifier_kwargs.keys()
+    if own:
+        raise UserError(f'--classifier-kwargs: {sorted(own)[0]} is an option of its own, --{sorted(own)[0]}')
     if args.classifier_kwargs:
         check_options(args.classifier[0].replace('-', '_'), args.classifier_kwargs)
     if args.features == 'cached' and (args.train != 'classifier' or args.bn != 'eval' or args.view != 'crop_flip'):
@@ -108,13 +114,31 @@ def load_source(args: Namespace) -> Candidate:
         candidate = load_export(f'local-dir:{path}')
     elif path.exists():
         candidate = load_checkpoint(path)
+    elif '/' in args.source:
+        raise UserError(f'{args.source}: no such file or folder')
     else:
+        if args.dataset is None:
+            raise UserError(f'{args.source} does not say what it is for: add --dataset')
         candidate = load_timm_model(args.source, args.initial_checkpoint)
     if args.img_size:
         candidate.preprocessing = replace(candidate.preprocessing, img_size=args.img_size)
     if not isinstance(candidate.model.get_classifier(), (nn.Linear, CosineLinear)):
         raise UserError(f'{args.source}: the classifier of a {candidate.name} is not one linear layer')
+    check_input(candidate.model, candidate.preprocessing.img_size)
+    _check_classifier(candidate)
     return candidate
+
+
+@torch.no_grad()
+def _check_classifier(candidate: Candidate):
+    """Raise a `UserError` unless the model is a backbone and then its classifier, and nothing else."""
+    model = candidate.model.eval()
+    size = candidate.preprocessing.img_size
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    features = model.forward_head(model.forward_features(images), pre_logits=True)
+    whole = model(images)
+    if features.ndim != 2 or not torch.allclose(model.get_classifier()(features), whole, rtol=1e-3, atol=1e-4):
+        raise UserError(f'a {candidate.name} is not a backbone and one linear classifier')
 
 
 def open_data(args: Namespace, candidate: Candidate, accelerator) -> Representation:
@@ -123,30 +147,46 @@ def open_data(args: Namespace, candidate: Candidate, accelerator) -> Representat
     Raises:
         UserError: The data is not what the model says it was trained on.
     """
+    trained = candidate.trained
+    if args.dataset is None:
+        _check_subset(args, trained)
     name, options = trained_data(args, candidate)
     train_set, test_set = create_splits(name, **options)
-    trained = candidate.trained if args.dataset is None else {}
-    fraction = trained.get('val_fraction') or 0.0
-    if args.val_fraction is not None and trained and args.val_fraction != fraction:
-        raise UserError(f'--val-fraction {args.val_fraction}: stage 1 held out {fraction:g}; '
-                        'what it was trained on can no longer be held out')
-    held_out, fraction = None, fraction if args.val_fraction is None else args.val_fraction
+    held_out, fraction = None, trained.get('val_fraction') or 0.0
+    rest = train_set
     if fraction > 0:
-        train_set, held_out = train_set.hold_out(fraction, options['seed'])
-    if trained.get('subset_hash', train_set.hash) != train_set.hash:
-        raise UserError(f'{name} has other training images ({train_set.hash}) than the model was trained on '
+        rest, held_out = train_set.hold_out(fraction, trained.get('data_seed') or 0)
+    seen = trained.get('subset_hash') == rest.hash
+    if seen:
+        train_set = rest
+        if args.val_fraction not in (None, fraction):
+            raise UserError(f'--val-fraction {args.val_fraction}: stage 1 held out {fraction:g}; '
+                            'what it was trained on can no longer be held out')
+    elif trained.get('subset_hash') and args.dataset is None:
+        raise UserError(f'{name} has other training images ({rest.hash}) than the model was trained on '
                         f'({trained["subset_hash"]}): name the data by --dataset to go on with these')
-    if candidate.trained.get('class_names') and candidate.model.num_classes == train_set.num_classes:
-        for theirs, ours in zip(candidate.trained['class_names'], train_set.class_names, strict=True):
-            if theirs != ours:
-                raise UserError(f'{name} has other classes than the model: {ours!r} where it has {theirs!r}')
-    return Representation(args, accelerator, candidate, train_set, test_set, held_out, fraction)
+    else:
+        held_out, fraction = None, args.val_fraction or 0.0
+        if fraction > 0:
+            train_set, held_out = train_set.hold_out(fraction, args.data_seed)
+    return Representation(args, accelerator, candidate, train_set, test_set, held_out, fraction, seen)
+
+
+def _check_subset(args: Namespace, trained: dict):
+    """Raise a `UserError` where a part of the data set was asked for that stage 1 was not trained on."""
+    for option, default in (('imbalance_factor', None), ('imbalance_profile', 'exp'), ('subset_order', 'file'),
+                            ('data_seed', 0)):
+        asked, had = getattr(args, option), trained.get(option)
+        if asked not in (default, had):
+            raise UserError(f'--{option.replace("_", "-")} {asked}: the model was trained with {had}; '
+                            'name the data by --dataset to go on with other images')
 
 
 def made_one_by_one(names: list[str], representation: Representation) -> Iterator[Classifier]:
     """Make classifiers, saying which."""
     for name in names:
-        print(f'\n{name}', flush=True)
+        if name in TRAINED:
+            print(f'\n{name}', flush=True)
         yield from make_classifiers(name, representation)
 
 
@@ -167,23 +207,25 @@ def main(argv: list[str] | None = None):
     hold_folder(folder)
     print('\n'.join([*start_lines(representation, refused), f'output: {folder}']), flush=True)
 
-    made, figures, rows = [], {}, {}
+    made, figures, confusions, rows = [], {}, {}, {}
     if representation.same_classes:
         figures[JOINT] = rows[JOINT] = representation.test.evaluate(representation.head)
+        confusions[JOINT] = representation.test.confusion(representation.head)
     for classifier in made_one_by_one(names, representation):
         made.append(classifier)
-        metrics = figures[classifier.name] = classifier.measure(representation)
+        metrics, confusions[classifier.name] = classifier.measure(representation)
+        figures[classifier.name] = metrics
         reason = export_classifier(folder / classifier.name, classifier, representation, metrics)
         classifier.note = '; '.join(filter(None, (classifier.note, reason)))
         rows[classifier.name] = {
             **metrics, 'options': classifier.options, 'note': classifier.note, 'seconds': classifier.seconds,
             **({'curve': classifier.curve} if classifier.curve else {})}
-    draw_figures(folder, made, figures, representation)
     row = results_row(representation, code, rows)
     results.write_json(folder / 'metrics.json', row)
     if row_path is not None:
         results.write_json(row_path, row)
-    print('\n'.join(final_lines(made, figures)))
+    draw_figures(folder, made, figures, confusions, representation)
+    print('\n'.join(final_lines(made, figures, representation)))
     print(f'\npython validate.py --model local-dir:{folder}/{made[0].name}/export', flush=True)
 
 

@@ -17,6 +17,7 @@ from timm_longtail.data.samplers import create_sampler
 from timm_longtail.errors import UserError
 from timm_longtail.layers import CosineLinear
 from timm_longtail.methods import create_method
+from timm_longtail.methods._frozen import _trained_parameters
 from timm_longtail.models import FeatureClassifier, replace_classifier
 
 from .runs import make_run
@@ -209,6 +210,21 @@ def test_how_much_is_trained():
         model_and_method(train='head')
     with pytest.raises(UserError, match="'bn' is one of eval, train"):
         model_and_method(bn='frozen')
+
+
+@pytest.mark.parametrize('name, prefixes', [
+    ('convnext_atto', ('stages.3.', 'head.norm.', 'head.fc.')),
+    ('swin_tiny_patch4_window7_224', ('layers.3.', 'norm.', 'head.fc.')),
+    ('vit_tiny_patch16_224', ('blocks.11.', 'norm.', 'head.')),
+    ('mobilenetv3_small_050', ('blocks.5.', 'conv_head.', 'classifier.')),
+])
+def test_the_last_block_of_other_networks(name, prefixes):
+    model = timm.create_model(name, num_classes=C, device='meta')
+    trained = _trained_parameters(model, 'last_block')
+    names = [name for name, p in model.named_parameters() if id(p) in trained]
+    for prefix in prefixes:
+        assert any(name.startswith(prefix) for name in names), prefix
+    assert all(name.startswith(prefixes) for name in names)
 
 
 def test_a_run_keeps_the_frozen_part_in_eval_mode():

@@ -14,6 +14,7 @@ import retrain
 import train
 import validate
 from timm_longtail.candidates import load_checkpoint, load_export
+from timm_longtail.data import create_dataset
 from timm_longtail.entry import run_main
 
 from .runs import LINEAR, TINY
@@ -98,19 +99,50 @@ def test_all_classifiers(stage_1, tmp_path, capsys, monkeypatch):
 def test_tau_is_chosen_on_the_hold_out(stage_1, tmp_path, capsys, monkeypatch):
     printed, row, _ = retrained(capsys, monkeypatch, stage_1, '--classifier', 'tau-norm', '--output', tmp_path)
     options = row['classifiers']['tau_norm']['options']
-    assert f'tau = {options["tau"]:g}, chosen by balanced accuracy on the hold-out' in printed
+    assert f'tau = {options["tau"]:g}, chosen by balanced accuracy on the hold-out, ' in printed
     curve = row['classifiers']['tau_norm']['curve']
     assert len(curve) == 21 and curve[f'{options["tau"]}']['balanced'] == max(v['balanced'] for v in curve.values())
 
 
-def test_without_a_hold_out_nothing_is_chosen(cosine, stage_1, tmp_path, capsys, monkeypatch):
-    candidate = load_export(f'local-dir:{stage_1 / "export"}')
-    save_file(candidate.model.state_dict(), tmp_path / 'weights.safetensors')
-    printed, row, _ = retrained(
-        capsys, monkeypatch, f'local-dir:{stage_1 / "export"}', '--dataset', 'digits_lt', '--classifier', 'tau-norm',
-        '--output', tmp_path)
+def test_without_a_hold_out_nothing_is_chosen(stage_1, tmp_path, capsys, monkeypatch):
+    copy = edited(stage_1 / 'export', tmp_path / 'copy', val_fraction=0.0,
+                  subset_hash=create_dataset('digits_lt', 'train').hash)
+    printed, row, folder = retrained(
+        capsys, monkeypatch, f'local-dir:{copy}', '--classifier', 'tau-norm', '--output', tmp_path)
     assert row['classifiers']['tau_norm']['options'] == {'tau': 1.0}
     assert 'there is no hold-out to choose it by' in printed and len(re.findall(r'\| tau [0-9.]+', printed)) == 21
+    config = json.loads(open(f'{folder}/tau_norm/export/config.json').read())
+    assert config['timm_longtail']['stage_1']['source'] == 'copy' and str(tmp_path) not in json.dumps(config)
+
+
+def edited(export, folder, **provenance):
+    """Return a copy of an export that says something else of its training."""
+    config = json.loads((export / 'config.json').read_text())
+    config['timm_longtail'].update(provenance)
+    folder.mkdir()
+    (folder / 'config.json').write_text(json.dumps(config))
+    (folder / 'model.safetensors').write_bytes((export / 'model.safetensors').read_bytes())
+    return folder
+
+
+def test_the_hold_out_of_stage_1_is_known_by_its_images(stage_1, tmp_path, capsys, monkeypatch):
+    """However the data is named: what stage 1 was trained on is not held out, what it held out is not trained on."""
+    source = f'local-dir:{stage_1 / "export"}'
+    printed, row, _ = retrained(
+        capsys, monkeypatch, source, '--dataset', 'digits_lt', '--classifier', 'ncm', '--output', tmp_path)
+    assert row['val_fraction'] == 0.2 and sum(row['class_counts']) < sum(row['shot_counts'])
+    assert 'trained by ce on these images' in printed
+    words = refused(capsys, source, '--dataset', 'digits_lt', '--val-fraction', '0.1', '--output', tmp_path)
+    assert 'stage 1 held out 0.2' in words
+    words = refused(capsys, source, '--imbalance-factor', '50', '--output', tmp_path)
+    assert 'the model was trained with 20.0; name the data by --dataset' in words
+
+
+def test_training_on_images_repeats(stage_1, tmp_path, capsys, monkeypatch):
+    rows = [retrained(
+        capsys, monkeypatch, stage_1, '--classifier', 'crt', '--features', 'augmented', '--epochs', '1',
+        '--output', tmp_path / name)[1]['classifiers']['crt'] for name in 'ab']
+    assert rows[0]['loss'] == rows[1]['loss'] and rows[0]['class_correct'] == rows[1]['class_correct']
 
 
 def test_a_cosine_classifier(cosine, tmp_path, capsys, monkeypatch):
@@ -164,6 +196,7 @@ def test_a_stock_model_on_photographs(tmp_path, capsys, monkeypatch):
     model = timm.create_model(f'local-dir:{folder}/crt/export', pretrained=True)
     assert type(model).__module__ == 'timm.models.resnet' and model.num_classes == 3
     assert model.pretrained_cfg['input_size'] == (3, 32, 32)
+    assert model.pretrained_cfg['license'] == ''  # of these weights nothing is known
     validate.main(['--model', f'local-dir:{folder}/crt/export', '--dataset', 'folder', '--data-dir',
                    str(tmp_path / 'photos'), '-j', '0'])
     assert f'{sum(row["classifiers"]["crt"]["class_correct"])} of 6' in capsys.readouterr().out
@@ -176,7 +209,10 @@ def test_a_stock_model_on_photographs(tmp_path, capsys, monkeypatch):
     (['RUN', '--classifier', 'lws', '--classifier-kwargs', 'tua=1'], "no option 'tua'; it takes tau"),
     (['RUN', '--val-fraction', '0.1'], 'stage 1 held out 0.2'),
     (['RUN', '--epochs', '0'], '--epochs must be at least 1'),
-    (['nosuch'], "unknown model 'nosuch'"),
+    (['RUN', '--classifier', 'crt', '--classifier-kwargs', 'bn=train'], 'bn is an option of its own, --bn'),
+    (['nosuch', '--dataset', 'digits_lt'], "unknown model 'nosuch'"),
+    (['resnet18'], 'does not say what it is for: add --dataset'),
+    (['output/nosuch'], 'output/nosuch: no such file or folder'),
     (['local-dir:nosuch'], 'nosuch is not an exported model'),
     (['EMPTY'], 'no checkpoint in this folder'),
 ])
@@ -187,11 +223,6 @@ def test_refusals(stage_1, tmp_path, capsys, options, words):
 
 
 def test_other_data_than_stage_1_had(stage_1, tmp_path, capsys):
-    config = json.loads((stage_1 / 'export' / 'config.json').read_text())
-    copy = tmp_path / 'copy'
-    copy.mkdir()
-    config['timm_longtail']['subset_hash'] = '0' * 12
-    (copy / 'config.json').write_text(json.dumps(config))
-    (copy / 'model.safetensors').write_bytes((stage_1 / 'export' / 'model.safetensors').read_bytes())
+    copy = edited(stage_1 / 'export', tmp_path / 'copy', subset_hash='0' * 12)
     words = refused(capsys, copy, '--classifier', 'ncm', '--output', tmp_path / 'out')
     assert 'has other training images' in words and 'than the model was trained on (000000000000)' in words

@@ -31,7 +31,7 @@ _PROTOCOL = (
     'model_ema', 'model_ema_decay', 'model_ema_warmup',
 )
 
-__all__ = ['build_run', 'create_datasets', 'enter_output_folder', 'loader_options', 'plain']
+__all__ = ['build_run', 'check_input', 'create_datasets', 'enter_output_folder', 'loader_options', 'plain']
 
 
 def create_datasets(args: Namespace):
@@ -43,10 +43,6 @@ def create_datasets(args: Namespace):
     train_set, test_set = create_splits(args.dataset, **dataset_options(args))
     if args.num_classes not in (None, train_set.num_classes):
         raise UserError(f'--num-classes {args.num_classes} contradicts {args.dataset}: {train_set.num_classes} classes')
-    if train_set.class_names != test_set.class_names:
-        raise UserError(f'{args.dataset}: the training and the test split have other classes')
-    # what the source of either split has to say is said once, at the start
-    train_set.note = '; '.join(dict.fromkeys(filter(None, (train_set.note, test_set.note))))
     if args.val_fraction > 0:
         train_set, held_out = train_set.hold_out(args.val_fraction, args.data_seed)
         return train_set, held_out, test_set
@@ -75,7 +71,7 @@ def build_run(
     preprocessing = preprocessing or choose_preprocessing(args, train_set)
     if model is None:
         model = create_task_model(args, train_set.num_classes, preprocessing.img_size)
-    _check_input(model, preprocessing.img_size)
+    check_input(model, preprocessing.img_size)
     method = create_method(args.method, model, train_set.class_counts, **args.method_kwargs)
     method = _prepare_method(args, method, accelerator)
     batch_size = _batch_size(args, accelerator.num_processes)
@@ -171,7 +167,7 @@ def loader_options(args: Namespace, preprocessing: Preprocessing, device: torch.
         num_workers=min(share, 8) if args.workers is None else args.workers, skip_bad_images=args.skip_bad_images)
 
 
-def _check_input(model: nn.Module, img_size: int):
+def check_input(model: nn.Module, img_size: int):
     """Raise a `UserError` unless the model takes images of this size and has one classifier; before any file."""
     if not isinstance(getattr(model, 'get_classifier', lambda: None)(), nn.Module):
         raise UserError(f'{type(model).__name__} has no single classifier')

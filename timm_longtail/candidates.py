@@ -62,7 +62,7 @@ def load_checkpoint(path: str | Path) -> Candidate:
     path = Path(path)
     found = find_checkpoint(path) if path.is_dir() else (path, read_checkpoint(path))
     if found is None:
-        raise UserError(f'--checkpoint {path}: no checkpoint in this folder')
+        raise UserError(f'{path}: no checkpoint in this folder')
     _, state = found
     about = state.get('about')
     if about is None:
@@ -80,6 +80,8 @@ def load_checkpoint(path: str | Path) -> Candidate:
 def load_timm_model(name: str, initial_checkpoint: str = '') -> Candidate:
     """Build a model of timm's with its pretrained weights, or with those of a file."""
     check_names(name, 'digits_lt')
+    if initial_checkpoint and not Path(initial_checkpoint).is_file():
+        raise UserError(f'--initial-checkpoint {initial_checkpoint}: no such file')
     model = create_timm_model(name, pretrained=not initial_checkpoint)
     if initial_checkpoint:
         load_initial_weights(model, Path(initial_checkpoint))

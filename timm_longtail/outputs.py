@@ -22,7 +22,7 @@ from .machine import memory_format
 from .run import Run
 
 __all__ = [
-    'data_tag', 'finish', 'results_path', 'start_lines', 'write_per_class', 'write_start',
+    'data_tag', 'finish', 'license_of', 'results_path', 'start_lines', 'write_per_class', 'write_start',
     'write_summary',
 ]
 
@@ -189,7 +189,8 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
             run.eval_model, run.output_dir / 'export',
             provenance={**_provenance(row), 'metrics': last},
             mean=preprocessing.mean, std=preprocessing.std, crop_pct=preprocessing.crop_pct,
-            interpolation=preprocessing.interpolation, license=_license(args),
+            interpolation=preprocessing.interpolation,
+            license=license_of(args.model, args.pretrained, args.initial_checkpoint, args.license),
             input_size=(3, preprocessing.img_size, preprocessing.img_size),
             class_names=list(train_set.class_names),
         )
@@ -202,10 +203,10 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
     return row
 
 
-def _license(args: Namespace) -> str | None:
-    """Return the licence of the weights: of ours or of pretrained ones their own, of others not known."""
-    known = args.pretrained or is_ours(args.model)
-    return args.license or (None if known and not args.initial_checkpoint else '')
+def license_of(model: str, pretrained: bool, initial_checkpoint: str, asked: str | None) -> str | None:
+    """Return the licence of weights: of ours or of pretrained ones their own (None), of others not known ('')."""
+    known = pretrained or is_ours(model)
+    return asked or (None if known and not initial_checkpoint else '')
 
 
 def _report_bad_images(run: Run, loader, train_set, test_set):

@@ -4,7 +4,7 @@ N images, C classes, D width of the features.
 """
 import copy
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from .build import loader_options
 from .candidates import Candidate
-from .data import LongTailDataset, create_loader
+from .data import LongTailDataset, create_loader, create_sampler
 from .evaluate import LongTailEvaluator
 from .machine import memory_format
 
@@ -60,6 +60,8 @@ class Representation:
         train_set, test_set: Data; what `held_out` holds, no stage has seen.
         held_out: Data to choose by, or None.
         val_fraction: Share of each class in it.
+        seen: Whether stage 1 was trained on these very images.
+        bad_images: Names of images that could not be read, and why.
     """
     args: Namespace
     accelerator: Accelerator
@@ -68,11 +70,30 @@ class Representation:
     test_set: LongTailDataset
     held_out: LongTailDataset | None = None
     val_fraction: float = 0.0
+    seen: bool = False
+    bad_images: dict[str, str] = field(default_factory=dict)
 
     @property
     def same_classes(self) -> bool:
-        """Whether the trained classifier is one of the data set's classes."""
-        return self.candidate.model.num_classes == self.train_set.num_classes
+        """Whether the trained classifier is one of the data set's classes, as far as their names are known."""
+        names = self.candidate.trained.get('class_names') or self.train_set.class_names
+        return list(names) == list(self.train_set.class_names) and (
+            self.candidate.model.num_classes == self.train_set.num_classes)
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Training features of each class [C]; images that could not be read have none."""
+        return torch.bincount(self.train.targets, minlength=self.train_set.num_classes).tolist()
+
+    def stage_1_sampler(self):
+        """Return the sampler that stage 1 ended with, or None where it was not trained on these images."""
+        trained, targets = self.candidate.trained, self.train_set.targets
+        if not self.seen:
+            return None
+        epochs = trained.get('epochs') or 1
+        sampler = create_sampler(trained.get('sampler') or 'instance', targets, epochs)
+        sampler.set_epoch(epochs - 1)
+        return sampler
 
     @property
     def head(self) -> nn.Module:
@@ -103,7 +124,9 @@ class Representation:
         device = self.accelerator.device
         model = self.candidate.model.float().eval().to(device, memory_format=memory_format(device))
         values, targets = [], []
-        for (images, *_), target, _ in self.loader(dataset):
+        loader = self.loader(dataset)
+        for (images, *_), target, _ in loader:
             values.append(model.forward_head(model.forward_features(images), pre_logits=True).cpu())
             targets.append(target.cpu())
+        self.bad_images.update(loader.bad_images)
         return Features(torch.cat(values), torch.cat(targets), self.train_set.shot_counts)

@@ -2,13 +2,15 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import results
 from .checkpoint import writing
 from .data import create_sampler
 from .errors import UserError
 from .evaluate import GROUPS, format_table
 from .export import export_model
-from .outputs import data_tag, write_per_class
+from .outputs import data_tag, license_of, write_per_class
 from .plots import (
     plot_class_accuracy,
     plot_confusion,
@@ -39,6 +41,7 @@ def start_lines(representation: Representation, refused: dict[str, str]) -> list
     args, train_set, candidate = representation.args, representation.train_set, representation.candidate
     held = representation.held_out
     by = f'trained by {candidate.trained["method"]}' if candidate.trained.get('method') else 'weights of its own'
+    by += ' on these images' if representation.seen else ' on other images'
     lines = [
         f'model: {candidate.name} from {args.source}, {by}',
         f'data: {train_set.name}, {len(train_set)} images, {train_set.num_classes} classes of '
@@ -99,8 +102,15 @@ def export_classifier(
             model, folder / 'export', provenance={**_provenance(classifier, representation), 'metrics': metrics},
             mean=preprocessing.mean, std=preprocessing.std, input_size=(3, size, size),
             class_names=list(train_set.class_names), crop_pct=preprocessing.crop_pct,
-            interpolation=preprocessing.interpolation, license=representation.args.license)
+            interpolation=preprocessing.interpolation, license=_license(representation))
     return ''
+
+
+def _license(representation: Representation) -> str | None:
+    args, candidate = representation.args, representation.candidate
+    if candidate.trained:  # what an export says of its own
+        return args.license or (candidate.model.pretrained_cfg or {}).get('license') or ''
+    return license_of(candidate.name, not args.initial_checkpoint, args.initial_checkpoint, args.license)
 
 
 def _provenance(classifier: Classifier, representation: Representation) -> dict[str, Any]:
@@ -127,7 +137,10 @@ def _stage_1(representation: Representation) -> dict[str, Any]:
     """Return what is known of the model whose classifier was made anew; no paths of this machine."""
     args, trained = representation.args, representation.candidate.trained
     known = ('method', 'method_kwargs', 'sampler', 'epochs', 'seed', 'tree_hash', 'command')
-    source = Path(args.source).name if Path(args.source).exists() else args.source
+    path = Path(args.source.removeprefix('local-dir:'))
+    source = args.source
+    if path.exists():  # of a folder of this machine its name; an export is called as its run
+        source = path.parent.name if path.name == 'export' else path.name
     return {'source': source, **{name: trained[name] for name in known if trained.get(name) is not None}}
 
 
@@ -148,13 +161,20 @@ def results_row(representation: Representation, code: dict[str, Any], classifier
     }
 
 
-def draw_figures(folder: Path, made: list[Classifier], figures: dict[str, dict], representation: Representation):
+def draw_figures(
+        folder: Path,
+        made: list[Classifier],
+        figures: dict[str, dict],
+        confusions: dict[str, torch.Tensor],
+        representation: Representation,
+):
     """Draw weight norms, sampling, accuracy by class, the tau curve, and the confusion before and after.
 
     Args:
         folder: Folder for the PNG files.
         made: Classifiers that were made.
         figures: Figures by name, those of stage 1 among them where it had the same classes.
+        confusions: Confusion [C,C] by name.
         representation: Model and data.
     """
     try:
@@ -170,11 +190,11 @@ def draw_figures(folder: Path, made: list[Classifier], figures: dict[str, dict],
             folder / 'weight_norms.png', {name: head.weight for name, head in {**before, **scaled}.items()}, counts)
     shown = {name: row['class_accuracy'] for name, row in figures.items() if name not in _UNSHOWN or len(figures) < 7}
     plot_class_accuracy(folder / 'class_accuracy.png', shown, counts)
-    compared = {**before, made[0].name: made[0].module}
-    plot_confusion(
-        folder / 'confusion.png', {name: representation.test.confusion(head) for name, head in compared.items()},
-        counts)
-    plot_sampler_probabilities(folder / 'sampling.png', _sampling(made, representation), counts)
+    compared = dict.fromkeys([*before, made[0].name])
+    plot_confusion(folder / 'confusion.png', {name: confusions[name] for name in compared}, counts)
+    samplers = _sampling(made, representation)
+    if samplers:
+        plot_sampler_probabilities(folder / 'sampling.png', samplers, counts)
     for classifier in made:
         if classifier.curve:
             plot_tau_curve(
@@ -185,7 +205,9 @@ def draw_figures(folder: Path, made: list[Classifier], figures: dict[str, dict],
 def _sampling(made: list[Classifier], representation: Representation) -> dict[str, Any]:
     """Return the class probabilities of the samplers of both stages."""
     trained, targets = representation.candidate.trained, representation.train_set.targets
-    stages = {('stage 1', trained.get('sampler') or 'instance', trained.get('epochs') or 1): None}
+    stages = {}
+    if representation.seen:
+        stages['stage 1', trained.get('sampler') or 'instance', trained.get('epochs') or 1] = None
     for classifier in made:
         if 'sampler' in classifier.options:
             stages[classifier.name, classifier.options['sampler'], classifier.options['epochs']] = None
@@ -199,7 +221,7 @@ def _sampling(made: list[Classifier], representation: Representation) -> dict[st
     return shown
 
 
-def final_lines(made: list[Classifier], figures: dict[str, dict]) -> list[str]:
+def final_lines(made: list[Classifier], figures: dict[str, dict], representation: Representation) -> list[str]:
     """Return the table, before and after, and what is to be known about its rows."""
     columns = 'all', *GROUPS, 'balanced'
     lines = ['', 'test set:', format_table(figures, columns)]
@@ -207,4 +229,6 @@ def final_lines(made: list[Classifier], figures: dict[str, dict]) -> list[str]:
         if classifier.curve and classifier.curve_on == 'test set':  # nothing was chosen: the reader sees all of it
             rows = {f'tau {tau:g}': row for tau, row in classifier.curve.items()}
             lines += ['', 'tau-normalisation, on the test set:', format_table(rows, ('balanced', *GROUPS))]
-    return lines + [f'{classifier.name}: {classifier.note}' for classifier in made if classifier.note]
+    lines += [f'{classifier.name}: {classifier.note}' for classifier in made if classifier.note]
+    bad = representation.bad_images
+    return lines + [f'{len(bad)} images could not be read and were skipped: {", ".join(sorted(bad)[:3])}'] * bool(bad)

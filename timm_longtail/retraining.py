@@ -11,6 +11,7 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from . import rng
@@ -19,7 +20,7 @@ from .classifiers import TAUS, logit_adjust, nearest_class_mean, tau_normalize
 from .cli import parse_train_args
 from .data import create_sampler
 from .data.features import FeatureLoader
-from .engine import evaluate, fit
+from .engine import Interrupted, evaluate, fit
 from .errors import UserError, unknown_name
 from .evaluate import LongTailEvaluator
 from .export import deploy
@@ -63,14 +64,15 @@ class Classifier:
     curve_on: str = ''
     seconds: float = 0.0
 
-    def measure(self, representation: Representation) -> dict[str, Any]:
-        """Return the figures on the test set."""
+    def measure(self, representation: Representation) -> tuple[dict[str, Any], torch.Tensor]:
+        """Return the figures on the test set, and the confusion [C,C]."""
         if self.model is None:
-            return representation.test.evaluate(self.module)
-        evaluator = LongTailEvaluator(representation.train_set.shot_counts)
+            return representation.test.evaluate(self.module), representation.test.confusion(self.module)
+        evaluator = LongTailEvaluator(representation.train_set.shot_counts, confusion=True)
         device = representation.accelerator.device
-        model = self.model.to(device, memory_format=memory_format(device))
-        return evaluate(model, representation.loader(representation.test_set), evaluator, reduce=False)
+        model = copy.deepcopy(self.model).to(device, memory_format=memory_format(device))
+        metrics = evaluate(model, representation.loader(representation.test_set), evaluator, reduce=False)
+        return metrics, evaluator.confusion_matrix(reduce=False)
 
     def deployed(self, representation: Representation) -> nn.Module:
         """Return the model with this classifier, as it is exported.
@@ -145,12 +147,16 @@ def make_classifiers(name: str, representation: Representation) -> list[Classifi
 
 def _logit_adjust(representation: Representation) -> Classifier:
     """Take off the prior that stage 1 was trained under: that of its sampler, in its last epoch."""
-    trained, targets = representation.candidate.trained, representation.train_set.targets
-    name, epochs = trained.get('sampler') or 'instance', trained.get('epochs') or 1
-    sampler = create_sampler(name, targets, epochs)
-    sampler.set_epoch(epochs - 1)
-    note = '' if name == 'instance' else f'the prior is that of the sampler of stage 1, {name}'
-    return Classifier('logit_adjust', logit_adjust(representation.head, sampler.class_probabilities),
+    trained, sampler = representation.candidate.trained, representation.stage_1_sampler()
+    if sampler is None:
+        prior, name = representation.train_set.class_counts, 'data'
+        note = 'stage 1 may have had another prior than that of this data'
+    else:
+        prior, name = sampler.class_probabilities, trained.get('sampler') or 'instance'
+        note = '' if name == 'instance' else f'the prior is that of the sampler of stage 1, {name}'
+        if trained.get('method') != 'ce':
+            note = f'where the loss of stage 1 ({trained.get("method")}) adjusts for the prior, this does so twice'
+    return Classifier('logit_adjust', logit_adjust(representation.head, prior),
                       options={'tau': 1.0, 'prior': name}, note=note)
 
 
@@ -172,19 +178,31 @@ def _tau_norm(representation: Representation) -> Classifier:
         tau, note = 1.0, 'tau = 1: there is no hold-out to choose it by (--val-fraction at stage 1)'
     else:
         tau = max(curve, key=lambda tau: curve[tau]['balanced'])
-        note = f'tau = {tau:g}, chosen by balanced accuracy on the hold-out'
+        note = f'tau = {tau:g}, chosen by balanced accuracy on the hold-out, {len(representation.held.targets)} images'
     return Classifier('tau_norm', tau_normalize(head, tau), options={'tau': tau}, note=note, curve=curve,
                       curve_on='test set' if representation.held is None else 'hold-out')
 
 
-def _train_args(name: str, args: Namespace, architecture: str) -> Namespace:
+def _fit(run: Run, num_epochs: int):
+    """Train; an interrupt keeps no state, since the work is short. The accelerator forgets the run afterwards."""
+    try:
+        fit(run, num_epochs)
+    except Interrupted as e:
+        raise KeyboardInterrupt from e
+    run.accelerator.free_memory()
+
+
+def _train_args(name: str, representation: Representation) -> Namespace:
     """Return the options of `train.py` for one classifier: its own defaults, then what was typed."""
+    args = representation.args
+    batch_size = min(args.batch_size, len(representation.train_set))
     given = {key: getattr(args, key) for key in ('epochs', 'lr', 'weight_decay')}
     given = {key: value for key, value in given.items() if value is not None}
     options = {**method_class(name).retrain_options, **given}
     words = [f'--{key.replace("_", "-")}={value}' for key, value in options.items()]
     train_args = parse_train_args([
-        '--model', architecture, '--method', name, '--no-recipe', '-b', str(args.batch_size), '--seed', str(args.seed),
+        '--model', representation.candidate.name, '--method', name, '--no-recipe', '-b', str(batch_size),
+        '--seed', str(args.seed),
         '--val-interval', str(options['epochs']), *words])
     train_args.method_kwargs = dict(args.classifier_kwargs)
     for key in ('workers', 'skip_bad_images', 'validation_batch_size'):
@@ -206,39 +224,42 @@ def _options_of(args: Namespace) -> dict[str, Any]:
 
 
 def _train_on_features(name: str, representation: Representation) -> Classifier:
-    train, train_set, accelerator = representation.train, representation.train_set, representation.accelerator
-    args = _train_args(name, representation.args, representation.candidate.name)
+    train, accelerator = representation.train, representation.accelerator
+    args = _train_args(name, representation)
     rng.seed_torch(args.seed, purpose='init')
     model = FeatureClassifier(_starting_head(representation))
-    method = create_method(name, model, train_set.class_counts, **args.method_kwargs)
-    sampler = create_sampler(args.sampler, train_set.targets, args.epochs)
+    method = create_method(name, model, representation.class_counts, **args.method_kwargs)
+    sampler = create_sampler(args.sampler, train.targets.numpy(), args.epochs)  # of what could be read
     sampler.seed = args.seed
     loader = FeatureLoader(train.values, train.targets, sampler, args.batch_size, accelerator.device)
     optimizers, schedulers = create_optimizers(args, method, len(loader))
     task, *optimizers = accelerator.prepare(method, *optimizers)
-    seen = FeatureLoader(train.values, train.targets, None, 4096, accelerator.device)
+    shown = representation.held or representation.test  # after the last epoch; nothing is chosen by it
+    shown = FeatureLoader(shown.values, shown.targets, None, 4096, accelerator.device)
     run = Run(
         accelerator=accelerator, method=method, task=task, optimizers=optimizers, schedulers=schedulers,
-        loaders=[loader], eval_loader=seen, evaluator=LongTailEvaluator(train_set.shot_counts), train_batches=None,
+        loaders=[loader], eval_loader=shown, evaluator=LongTailEvaluator(train.shot_counts), train_batches=None,
         preprocessing=representation.candidate.preprocessing, steps_per_epoch=len(loader),
         images_per_step=args.batch_size, seed=args.seed, val_interval=args.epochs)
-    fit(run, args.epochs)
+    _fit(run, args.epochs)
     return Classifier(name, method.model.cpu().get_classifier(), options=_options_of(args))
 
 
 def _train_on_images(name: str, representation: Representation) -> Classifier:
     options, candidate = representation.args, representation.candidate
-    args = _train_args(name, options, candidate.name)
+    args = _train_args(name, representation)
+    rng.seed_torch(args.seed, purpose='init')
     args.method_kwargs.update({'bn': options.bn, 'view': options.view})
     if name != 'lws':
         args.method_kwargs['train'] = options.train
-    model = replace_classifier(copy.deepcopy(candidate.model), _starting_head(representation))
+    model = replace_classifier(deploy(candidate.model), _starting_head(representation))
     run = build_run(
         args, representation.accelerator, representation.train_set, representation.held_out or representation.test_set,
         model, candidate.preprocessing)
-    fit(run, args.epochs)
+    _fit(run, args.epochs)
+    representation.bad_images.update(run.bad_images)
     changed = options.bn == 'train' or options.train != 'classifier'
     model = deploy(run.method.model)
     return Classifier(
-        name, model.get_classifier(), model=model if changed else None,
+        name, copy.deepcopy(model.get_classifier()), model=model if changed else None,
         options={**_options_of(args), 'images': 'augmented'})

@@ -108,11 +108,15 @@ def create_splits(name: str, **options) -> tuple[LongTailDataset, LongTailDatase
         **options: As for `create_dataset`.
 
     Raises:
-        UserError: As for `create_dataset`.
+        UserError: As for `create_dataset`; the splits have other classes.
     """
     train_set, test_set = (create_dataset(name, split, **options) for split in SPLITS)
     if train_set.resident != test_set.resident:
         train_set, test_set = (create_dataset(name, split, **{**options, 'loader': 'worker'}) for split in SPLITS)
+    if train_set.class_names != test_set.class_names:
+        raise UserError(f'{name}: the training and the test split have other classes')
+    # what the source of either split has to say is said once, at the start
+    train_set.note = '; '.join(dict.fromkeys(filter(None, (train_set.note, test_set.note))))
     return train_set, test_set
 
 

@@ -1,7 +1,7 @@
 """Contrastive loss between clean and mixed images, weighted by the mixing ratio
 
-The contrastive learning that is added to GLMC (Du et al., CVPR 2023, https://arxiv.org/abs/2305.08661) to raise the
-accuracy of tail classes: `L_CLR`, equations (1) to (3) of its description.
+Added to GLMC (Du et al., CVPR 2023, https://arxiv.org/abs/2305.08661) to raise the accuracy of tail classes: `L_CLR`,
+equations (1) to (3) of an extended abstract in Japanese on contrast by the mixing ratio.
 
 Equation (1) prints 2N rows and columns where there are N clean and N mixed embeddings. It is read here as the NT-Xent
 loss that it names, over the 2N rows of both; `cross_only` is the other reading.

@@ -3,6 +3,7 @@
 Kang et al., `Decoupling Representation and Classifier for Long-Tailed Recognition`, ICLR 2020,
 https://arxiv.org/abs/1910.09217.
 """
+import re
 from typing import Any
 
 from timm.models import group_parameters
@@ -34,6 +35,9 @@ class FrozenBackbone(Method):
 
     needs_weights = True
 
+    fresh_classifier: bool = False
+    """Whether the classifier is drawn anew, of the same kind; else training goes on from the one that is there."""
+
     def __init__(
             self,
             model: nn.Module,
@@ -47,7 +51,14 @@ class FrozenBackbone(Method):
         for option, value, known in (('train', train, _TRAINED), ('bn', bn, ('eval', 'train'))):
             if value not in known:
                 raise UserError(f'option {option!r} is one of {", ".join(known)}, got {value!r}')
+        head = model.get_classifier()
+        if self.linear_classifier and not isinstance(head, nn.Linear):
+            raise UserError(f'{type(self).__name__} changes the length of class weights; the logits of a '
+                            f'{type(head).__name__} do not depend on their length')
+        if self.fresh_classifier:
+            model.reset_classifier(model.num_classes)
         self.bn = bn
+        self.trains_all = train == 'all'
         self.views = (view,)
         trained = _trained_parameters(model, train)
         for parameter in model.parameters():
@@ -56,9 +67,12 @@ class FrozenBackbone(Method):
             del model.branches  # of the method that trained the representation; nothing here runs them
 
     def train(self, mode: bool = True) -> nn.Module:
-        """Set the mode; where nothing is trained, modules stay in eval mode, unless BatchNorm is to drift."""
+        """Set the mode; where nothing is trained, modules stay in eval mode, unless BatchNorm is to drift.
+
+        Dropout that the model applies to its features in a function of its own belongs to the classifier, and is on.
+        """
         super().train(mode)
-        for module in self.model.modules() if self.bn == 'eval' else ():
+        for module in self.model.modules() if self.bn == 'eval' and not self.trains_all else ():
             if not any(parameter.requires_grad for parameter in module.parameters()):
                 module.eval()
         return self
@@ -78,6 +92,12 @@ def _trained_parameters(model: nn.Module, train: str) -> set[int]:
         return {id(parameter) for parameter in model.parameters()}
     if not hasattr(model, 'group_matcher'):
         raise UserError(f'{type(model).__name__} does not say what its blocks are: train the classifier, or all')
-    layers = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
-    body = {id(p): layers[name] for name, p in model.named_parameters() if name in layers and id(p) not in classifier}
-    return classifier | {key for key, layer in body.items() if layer == max(body.values())}
+    matcher = model.group_matcher(coarse=True)
+    patterns = [entry if isinstance(entry, str) else entry[0] for entries in matcher.values() if entries is not None
+                for entry in ([entries] if isinstance(entries, str) else entries)]
+    layers = group_parameters(model, matcher, reverse=True)
+    names = {name: id(p) for name, p in model.named_parameters() if id(p) not in classifier}
+    # what no pattern matches lies between the last block and the classifier, such as a final norm
+    blocks = {name for name in names if any(re.match(pattern, name) for pattern in patterns)}
+    last = max(layers[name] for name in blocks)
+    return classifier | {key for name, key in names.items() if name not in blocks or layers[name] == last}

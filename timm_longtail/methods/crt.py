@@ -4,8 +4,6 @@ B. Kang, S. Xie, M. Rohrbach, Z. Yan, A. Gordo, J. Feng, Y. Kalantidis, ICLR 202
 
 Classifier re-training (cRT), section 4.1.
 """
-from torch import nn
-
 from ._frozen import FrozenBackbone
 from ._registry import register_method
 
@@ -26,7 +24,4 @@ class ClassifierRetraining(FrozenBackbone):
     """
 
     sampler = 'class_balanced'
-
-    def __init__(self, model: nn.Module, class_counts, *, train='classifier', bn='eval', view='crop_flip'):
-        model.reset_classifier(model.num_classes)
-        super().__init__(model, class_counts, train=train, bn=bn, view=view)
+    fresh_classifier = True

@@ -2,10 +2,10 @@
 
 GLMC (Du et al., CVPR 2023, https://arxiv.org/abs/2305.08661) pulls the features of mixed classes towards each other,
 and tail classes, which are mixed rarely, are then mistaken for head classes. This method adds a contrast between the
-images before and after mixing, weighted by the mixing ratio (equations (1) to (3) of its description, an extended
-abstract in Japanese), which keeps different images apart.
+images before and after mixing, weighted by the mixing ratio, which keeps different images apart: equations (1) to (3)
+of an extended abstract in Japanese on contrast by the mixing ratio.
 
-The description gives neither the temperature nor the weight of the contrast, nor says which layer it compares: the
+The abstract gives neither the temperature nor the weight of the contrast, nor says which layer it compares: the
 defaults are SimCLR's temperature on CIFAR, a plain sum, and the projector, all of GLMC staying in place.
 
 Shapes: B batch of this process, W processes, E width of the embeddings.
@@ -31,9 +31,9 @@ class GLMCCLR(GLMC):
         contrastive_weight: Weight of L_CLR.
         temperature: Its temperature, tau.
         head: What it compares: the output of the `projector`, of the `predictor` behind it, or the `features`.
-        negatives: `all` other rows, or those of an `other_class` only: the description's future work.
+        negatives: `all` other rows, or those of an `other_class` only: the abstract's future work.
         cross_only: Anchors are the clean rows only, and their terms the mixed ones: the other reading of equation (1).
-        **kwargs: As GLMC.
+        **kwargs: As GLMC; `joint_forward` takes the clean images into its one forward too.
     """
 
     contrastive_views = 2  # the clean images of a stream, and the mixed ones

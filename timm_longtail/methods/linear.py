@@ -1,6 +1,4 @@
 """Linear evaluation: a fresh classifier on a frozen representation, on images as they are frequent."""
-from torch import nn
-
 from ._frozen import FrozenBackbone
 from ._registry import register_method
 
@@ -17,6 +15,4 @@ class LinearProbe(FrozenBackbone):
         view: View of each image.
     """
 
-    def __init__(self, model: nn.Module, class_counts, *, train='classifier', bn='eval', view='crop_flip'):
-        model.reset_classifier(model.num_classes)
-        super().__init__(model, class_counts, train=train, bn=bn, view=view)
+    fresh_classifier = True

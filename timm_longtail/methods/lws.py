@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import UserError
 from ._frozen import FrozenBackbone
 from ._method import Batch
 from ._registry import register_method
@@ -37,9 +36,6 @@ class LearnableWeightScaling(FrozenBackbone):
     def __init__(self, model: nn.Module, class_counts, *, tau: float = 0.0, bn='eval', view='crop_flip'):
         super().__init__(model, class_counts, bn=bn, view=view)
         head = model.get_classifier()
-        if not isinstance(head, nn.Linear):
-            raise UserError(f'lws scales the class weights of a linear classifier; the logits of a '
-                            f'{type(head).__name__} do not depend on their length')
         for parameter in head.parameters():
             parameter.requires_grad_(False)
         bias = head.weight.new_zeros(len(head.weight)) if head.bias is None else head.bias

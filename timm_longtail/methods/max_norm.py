@@ -11,7 +11,6 @@ from timm.loss.class_weights import compute_class_weights
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import UserError
 from ._frozen import FrozenBackbone
 from ._method import Batch
 from ._registry import register_method
@@ -47,9 +46,6 @@ class MaxNorm(FrozenBackbone):
     ):
         super().__init__(model, class_counts, train=train, bn=bn, view=view)
         head = model.get_classifier()
-        if not isinstance(head, nn.Linear):
-            raise UserError(f'max_norm bounds the class weights of a linear classifier; the logits of a '
-                            f'{type(head).__name__} do not depend on their length')
         norms = head.weight.detach().norm(dim=1)
         radius = norms.min() + 0.1 * (norms.max() - norms.min()) if radius is None else torch.tensor(float(radius))
         self.register_buffer('radius', radius.to(norms))  # of the start: a resumed run must not take it anew
