@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -63,9 +63,15 @@ class Server:
 
 
 @cache
+def bare() -> Server:
+    """Return the server that has torch and torchvision."""
+    return Server('torch', 'torchvision.models.feature_extraction')
+
+
+@cache
 def stock() -> Server:
-    """Return the server that has torch and timm, and nothing of ours."""
-    return Server('torch', 'timm')
+    """Return the server that has timm too, and nothing of ours."""
+    return Server('timm', origin=bare())
 
 
 @cache
@@ -110,10 +116,13 @@ class Process:
         for number in theirs:
             os.close(number)
         self._reply.send({'argv': self.args, 'cwd': str(cwd or os.getcwd()), 'env': dict(env or os.environ)})
-        self.pid = self._reply.recv()
+
+    @cached_property
+    def pid(self) -> int:
+        return self._reply.recv()  # the server may not have begun to listen yet
 
     def wait(self, timeout: float | None = None) -> int:
-        if self.returncode is None:
+        if self.returncode is None and self.pid:
             if not self._reply.poll(timeout):
                 raise TimeoutError(f'{self.args}: goes on after {timeout:g} s')
             self.returncode = self._reply.recv()
@@ -168,8 +177,9 @@ def _serve(channel: socket.socket) -> dict:
         if process:  # the middle one has no use but to be the parent, who learns the exit status
             for number in streams:
                 os.close(number)
-            reply.send(process)
-            reply.send(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+            with suppress(OSError):  # nobody may listen any more
+                reply.send(process)
+                reply.send(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
             os._exit(0)
     channel.detach()
     os.setsid()

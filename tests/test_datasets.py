@@ -1,7 +1,5 @@
 """Data sets by name: the digits, small folders in CIFAR's layout, packed files, and the real CIFAR-100."""
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,8 @@ from safetensors.torch import save_file
 from timm_longtail.data import create_dataset, list_datasets, long_tail_counts, read_packed, write_packed
 from timm_longtail.data.tables import _ORIGINAL_LABELS, DATA_VARIABLE
 from timm_longtail.errors import UserError
+
+from . import forks
 
 
 @pytest.fixture(autouse=True)
@@ -286,7 +286,7 @@ assert not set(sys.modules) & {{'datasets', 'sklearn', 'accelerate', 'pyarrow'}}
 print(create_dataset({f"packed:{packed[0]}"!r}, 'train').hash)
 assert not set(sys.modules) & {{'datasets', 'sklearn', 'accelerate', 'pyarrow'}}
 '''
-    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    run = forks.run('-c', code, cwd=forks.ROOT, server=forks.bare())
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == packed[1].hash
 

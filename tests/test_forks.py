@@ -82,9 +82,12 @@ def test_several_at_once():
         process = forks.Process('-c', 'import time; time.sleep(60)', server=forks.stock())
         process.wait(timeout=0.05)
     process.kill()
+    assert process.wait(timeout=20) == -signal.SIGKILL
 
 
 def test_what_each_server_has_loaded():
     code = 'import sys; print(*(name in sys.modules for name in ("torch", "timm", "timm_longtail", "train")))'
-    assert forks.run('-c', code, server=forks.stock()).stdout == 'True True False False\n'
-    assert forks.run('-c', code).stdout == 'True True True True\n'
+    for server, loaded in (
+            (forks.bare(), 'True False False False'), (forks.stock(), 'True True False False'),
+            (forks.ours(), 'True True True True')):
+        assert forks.run('-c', code, server=server).stdout.strip() == loaded

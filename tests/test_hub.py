@@ -89,8 +89,9 @@ def hub():
 
 @pytest.fixture(scope='module')
 def client(hub, tmp_path_factory):
-    """A server of processes that know this Hub: its client reads where it is when it is imported."""
-    server = forks.Server('timm_longtail', env=environment(hub.url, tmp_path_factory.mktemp('home')))
+    """A server of processes that know this Hub: its client, which timm imports, reads then where it is."""
+    home = tmp_path_factory.mktemp('home')
+    server = forks.Server('timm_longtail', env=environment(hub.url, home), origin=forks.bare())
     yield server
     server.close()
 

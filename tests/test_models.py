@@ -60,10 +60,12 @@ def whole(name, **kwargs):
     return timm.create_model(name, **kwargs)
 
 
+NARROW = {4: {'layers': (1, 1, 1), 'channels': (8, 16, 32)}, 5: {'layers': (1,) * 4, 'channels': (16, 32, 48, 64)}}
+
+
 def build(name, **kwargs):
-    """Build a model, ours with one block in each stage: most contracts do not depend on the depth."""
-    shallow = {'layers': (1,) * (len(REDUCTIONS[name]) - 1)} if name in REDUCTIONS else {}
-    return whole(name, **{**shallow, **kwargs})
+    """Build a model, ours narrow and with one block in each stage: most contracts do not depend on the size."""
+    return whole(name, **{**NARROW.get(len(REDUCTIONS.get(name, ())), {}), **kwargs})
 
 
 def images(model=None, batch_size=2, in_chans=3, size=None):
@@ -362,7 +364,7 @@ def test_a_stem_for_small_images():
     assert differ == {'conv1.weight'} and model.state_dict().keys() == stock.state_dict().keys()
     assert model.conv1.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.1)  # timm's, over the output
     dilated = build('resnet18_cifar', output_stride=2)
-    assert dilated.forward_features(images()).shape == (2, 512, 16, 16)
+    assert dilated.forward_features(images()).shape == (2, 64, 16, 16)
     assert [info['reduction'] for info in dilated.feature_info] == [1, 1, 2, 2, 2]
     model.reset_classifier(4)
     assert type(model.fc) is nn.Linear

@@ -17,7 +17,7 @@ from timm_longtail.candidates import load_checkpoint, load_export
 from timm_longtail.data import create_dataset
 from timm_longtail.entry import run_main
 
-from .runs import LINEAR, TINY
+from .runs import LINEAR, SMALL, TINY
 from .test_sources import write_classes
 
 FIGURES = {'weight_norms.png', 'class_accuracy.png', 'confusion.png', 'tau_curve.png', 'sampling.png'}
@@ -26,7 +26,7 @@ FIGURES = {'weight_norms.png', 'class_accuracy.png', 'confusion.png', 'tau_curve
 def train_one(output, name, *options):
     AcceleratorState._reset_state(reset_partial_state=False)
     train.main([*options, '--dataset', 'digits_lt', '--no-recipe', '--method', 'ce', '-b', '64', '--epochs', '3',
-                '--output', str(output), '--experiment', name])
+                *SMALL, '--output', str(output), '--experiment', name])
     return output / name
 
 

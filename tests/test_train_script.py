@@ -91,8 +91,10 @@ def test_export_is_the_last_epoch(finished):
 
 
 def test_same_seed_same_bits_other_seed_others(finished, tmp_path):
-    for seed in (0, 1):
-        fork(*SHORT, '--save-steps', '2', '--seed', seed, '--output', tmp_path, '--experiment', seed)
+    both = [forks.Process(TRAIN, *SHORT, '--save-steps', '2', '--seed', seed, '--output', tmp_path, '--experiment',
+                          seed, env=ENV) for seed in (0, 1)]
+    for process in both:
+        process.communicate()
     assert_same_weights(weights(finished[0]), weights(tmp_path / '0'))
     with pytest.raises(AssertionError):
         assert_same_weights(weights(finished[0]), weights(tmp_path / '1'))
