@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Evaluate a model: an exported folder, one of the Hub, a checkpoint of a run, or any timm model.
+"""Evaluate models: an exported folder, one of the Hub, a checkpoint of a run, or any timm model.
 
     python validate.py --model local-dir:output/RUN/export
     python validate.py --model hf-hub:USER/NAME --dataset cifar100_lt
     python validate.py --checkpoint output/RUN/model_best.pth.tar
     python validate.py --model resnet50 --pretrained --dataset folder --data-dir photos
+    python validate.py --checkpoint output/RUN output/OTHER --figures figures
 """
 import argparse
 import csv
@@ -25,6 +26,7 @@ from timm_longtail.candidates import (
 from timm_longtail.checkpoint import writing
 from timm_longtail.cli import check_names
 from timm_longtail.data import LongTailDataset, create_dataset, create_loader, create_splits
+from timm_longtail.drawing import require_matplotlib
 from timm_longtail.engine import evaluate
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
@@ -32,6 +34,7 @@ from timm_longtail.evaluate import LongTailEvaluator, format_table
 from timm_longtail.machine import memory_format
 from timm_longtail.options import Parser, add_data_options
 from timm_longtail.outputs import write_per_class
+from timm_longtail.plots import plot_class_accuracy, plot_confusion
 
 
 class Recorder(LongTailEvaluator):
@@ -57,9 +60,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser('validate.py', description=__doc__.splitlines()[0])
     add_data_options(parser)
     parser.set_defaults(dataset=None)
-    parser.add_argument('--model', help='local-dir:FOLDER, hf-hub:USER/NAME or a timm model; '
-                        'without it that of --checkpoint')
-    parser.add_argument('--checkpoint', help='checkpoint of a run; its moving average where there is one')
+    parser.add_argument('--model', nargs='+', help='local-dir:FOLDER, hf-hub:USER/NAME or a timm model; '
+                        'several are compared; without it that of --checkpoint')
+    parser.add_argument('--checkpoint', nargs='+', help='checkpoint of a run, or its folder; the moving average where '
+                        'there is one; several are compared')
     parser.add_argument('--pretrained', action='store_true', help='timm\'s weights for a timm model')
     parser.add_argument('--img-size', type=int, help='side of the model\'s input; default: that of the model')
     parser.add_argument('--crop-pct', type=float, help='share of the shorter side to look at; default: the model\'s')
@@ -67,28 +71,49 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('-j', '--workers', type=int, default=2, help='decoding processes for a data set of files')
     parser.add_argument('--predictions', help='CSV to write: one row an image')
     parser.add_argument('--per-class', help='CSV to write: one row a class')
+    parser.add_argument('--figures', help='folder for PNG files: accuracy by class, confusion')
     return parser.parse_args(argv)
 
 
-def load_candidate(args: argparse.Namespace) -> Candidate:
-    """Build the model that was asked for.
+def load_candidates(args: argparse.Namespace) -> dict[str, Candidate]:
+    """Build the models that were asked for, by what they are called in a table.
 
     Raises:
         UserError: Nothing to evaluate, contradicting options, an unknown model, weights that do not fit.
     """
-    if args.checkpoint:
-        candidate = load_checkpoint(args.checkpoint)
-        if args.model not in (None, candidate.name):
-            raise UserError(f'{args.checkpoint} is of {candidate.name}, not of {args.model}')
-        return candidate
-    if args.model is None:
+    checkpoints, models = args.checkpoint or [], args.model or []
+    if checkpoints:
+        candidates = [load_checkpoint(path) for path in checkpoints]
+        for path, candidate in zip(checkpoints, candidates):
+            if models not in ([], [candidate.name]):
+                raise UserError(f'{path} is of {candidate.name}, not of {" ".join(models)}')
+    elif models:
+        candidates = [_load_model(model, args) for model in models]
+    else:
         raise UserError('say what to evaluate: --model or --checkpoint')
-    if is_export(args.model):
-        return load_export(args.model)
-    check_names(args.model, args.dataset or 'digits_lt')
+    if len(candidates) == 1:
+        return {candidates[0].name: candidates[0]}
+    sources = checkpoints or models
+    labels = [_label(source) for source in sources]
+    named = dict(zip(labels if len(set(labels)) == len(labels) else sources, candidates))
+    if len(named) < len(candidates):
+        raise UserError('a model is named twice')
+    return named
+
+
+def _load_model(name: str, args: argparse.Namespace) -> Candidate:
+    if is_export(name):
+        return load_export(name)
+    check_names(name, args.dataset or 'digits_lt')
     if not args.pretrained:
-        raise UserError(f'--model {args.model} has no weights: add --pretrained or --checkpoint')
-    return load_timm_model(args.model)
+        raise UserError(f'--model {name} has no weights: add --pretrained or --checkpoint')
+    return load_timm_model(name)
+
+
+def _label(source: str) -> str:
+    """Return the name of the run that a path is of."""
+    path = Path(source.rpartition(':')[2])
+    return path.parent.name if path.name == 'export' or path.suffix == '.tar' else path.name
 
 
 def measure(args: argparse.Namespace, candidate: Candidate, test_set: LongTailDataset, shot_counts: list[int]):
@@ -100,7 +125,7 @@ def measure(args: argparse.Namespace, candidate: Candidate, test_set: LongTailDa
         test_set, (preprocessing.eval_view,), batch_size=args.batch_size, training=False, device=device,
         img_size=preprocessing.img_size, mean=preprocessing.mean, std=preprocessing.std,
         num_workers=args.workers, skip_bad_images=args.skip_bad_images)
-    recorder = Recorder(shot_counts)
+    recorder = Recorder(shot_counts, confusion=bool(args.figures))
     model = candidate.model.float().to(device, memory_format=memory_format(device))
     metrics = evaluate(model, recorder.follow(loader), recorder)
     for name in [*test_set.bad_images, *loader.bad_images]:
@@ -140,16 +165,41 @@ def _write_predictions(path: Path, test_set: LongTailDataset, recorder: Recorder
             writer.writerow([test_set.source_names[index], int(target), int(predicted), f'{confidence:.6f}', *names])
 
 
-def main(argv: list[str] | None = None):
-    args = parse_args(argv)
+def _draw(folder: Path, measured: dict[str, dict], confusions: dict[str, torch.Tensor], counts: list[int], names):
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    accuracies = {label: metrics['class_accuracy'] for label, metrics in measured.items()}
+    plot_class_accuracy(folder / 'class_accuracy.png', accuracies, counts, class_names=names)
+    plot_confusion(folder / 'confusion.png', confusions, counts, class_names=names)
+
+
+def _check_options(args: argparse.Namespace):
     for path in filter(None, (args.per_class, args.predictions)):
         if not Path(path).parent.is_dir():
             raise UserError(f'cannot write {path}: no folder {Path(path).parent}')
-    candidate = load_candidate(args)
-    test_set, counts = load_test_set(args, candidate)
-    metrics, recorder = measure(args, candidate, test_set, counts)
-    print(format_table({candidate.name: metrics}, ('all', 'many', 'medium', 'few', 'balanced', 'ece')))
-    print(f'{sum(metrics["class_correct"])} of {metrics["num_images"]} images correct')
+        if max(len(args.model or ()), len(args.checkpoint or ())) > 1:
+            raise UserError(f'{path} is for one model, and several are named')
+    if args.figures:
+        require_matplotlib()
+
+
+def main(argv: list[str] | None = None):
+    args = parse_args(argv)
+    _check_options(args)
+    measured, confusions, first = {}, {}, None
+    for label, candidate in load_candidates(args).items():
+        test_set, counts = load_test_set(args, candidate)
+        first = first or (test_set.hash, counts)
+        if first != (test_set.hash, counts):
+            raise UserError(f'{label} was trained for other images or classes: models are compared on one test set')
+        measured[label], recorder = measure(args, candidate, test_set, counts)
+        confusions[label] = recorder.confusion_matrix() if args.figures else None
+    print(format_table(measured, ('all', 'many', 'medium', 'few', 'balanced', 'few_to_many', 'ece')))
+    for label, metrics in measured.items():
+        name = f'{label}: ' if len(measured) > 1 else ''
+        print(f'{name}{sum(metrics["class_correct"])} of {metrics["num_images"]} images correct')
+    if args.figures:
+        _draw(Path(args.figures), measured, confusions, counts, test_set.class_names)
     if args.per_class:
         images = candidate.trained.get('class_counts') or [''] * len(counts)
         write_per_class(Path(args.per_class), test_set.class_names, images, counts, metrics)

@@ -1,4 +1,5 @@
 """The evaluator against scikit-learn and against loops, on logits as an imbalanced model would give them."""
+import functools
 import warnings
 
 import pytest
@@ -7,7 +8,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 from torch import nn
 
 from timm_longtail import evaluate as evaluate_module
-from timm_longtail.data.longtail import head_tail_groups
+from timm_longtail.data.longtail import head_tail_groups, shot_groups
 from timm_longtail.errors import UserError
 from timm_longtail.evaluate import GROUPS, LongTailEvaluator, confusion_rate, format_table
 
@@ -328,6 +329,21 @@ def test_confusion_rate_in_loops():
             assert rate == close(100 * taken / images)
             total += rate
         assert total == close(100)
+
+
+def test_few_to_many_is_the_confusion_rate():
+    evaluator = filled(*predictions(), confusion=True, batch_size=7)
+    metrics, confusion = evaluator.compute(), evaluator.confusion_matrix()
+    assert metrics['few_to_many'] == close(confusion_rate(confusion, SHOT_COUNTS))
+    inclusive = functools.partial(shot_groups, few_inclusive=True)
+    assert metrics['few_to_many_inclusive'] == close(confusion_rate(confusion, SHOT_COUNTS, groups=inclusive))
+    assert metrics['few_to_many_inclusive'] != metrics['few_to_many']
+
+
+@pytest.mark.parametrize('counts', [[50, 50], [500, 500]])
+def test_few_to_many_without_one_of_the_groups(counts):
+    metrics = evaluate(torch.eye(2), torch.tensor([0, 1]), counts)
+    assert metrics['few_to_many'] is metrics['few_to_many_inclusive'] is None
 
 
 def test_confusion_rate_in_closed_form():

@@ -1,6 +1,7 @@
 """`validate.py`: exports, checkpoints, timm models; the tables it writes; what it refuses."""
 import csv
 import json
+import shutil
 
 import pytest
 import timm
@@ -69,6 +70,28 @@ def test_predictions_and_classes(run, tmp_path, capsys):
     assert [row['group'] for row in classes][::9] == ['many', 'few']
 
 
+def test_several_models_in_one_table(run, tmp_path, capsys):
+    """A checkpoint, the same run's export, and figures of both."""
+    other = tmp_path / 'other'
+    shutil.copytree(run / 'export', other / 'export')
+    validate.main(['--model', f'local-dir:{run / "export"}', f'local-dir:{other / "export"}', '--figures',
+                   str(tmp_path / 'figures')])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split('|')[1].strip() for line in lines[2:4]] == ['run', 'other']
+    assert lines[2].split('|')[2:] == lines[3].split('|')[2:]
+    assert lines[4].removeprefix('run: ') == lines[5].removeprefix('other: ')
+    assert {path.name for path in (tmp_path / 'figures').iterdir()} == {'class_accuracy.png', 'confusion.png'}
+
+
+def test_models_of_other_data_are_not_compared(run, tmp_path):
+    shutil.copytree(run / 'export', tmp_path / 'export')
+    config = json.loads((tmp_path / 'export' / 'config.json').read_text())
+    config['timm_longtail']['shot_counts'][0] += 1
+    (tmp_path / 'export' / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(UserError, match='one test set'):
+        validate.main(['--model', f'local-dir:{run / "export"}', f'local-dir:{tmp_path / "export"}'])
+
+
 def test_a_timm_model_takes_its_groups_from_the_training_split(capsys, monkeypatch):
     """Stock timm with weights from a file: the groups are those of the data set that is named."""
     monkeypatch.setattr(
@@ -91,11 +114,13 @@ def test_a_timm_model_takes_its_groups_from_the_training_split(capsys, monkeypat
     (['--checkpoint', 'RUN/args.yaml'], 'is truncated or is not a checkpoint'),
     (['--model', 'local-dir:RUN/export', '-b', '0'], 'batch size must be at least 1'),
     (['--model', 'local-dir:RUN/export', '--predictions', '/nowhere/p.csv'], 'cannot write /nowhere/p.csv'),
+    (['--checkpoint', 'RUN', 'RUN', '--predictions', 'RUN/p.csv'], 'RUN/p.csv is for one model'),
+    (['--checkpoint', 'RUN', 'RUN'], 'a model is named twice'),
 ])
 def test_bad_input(run, options, message):
     with pytest.raises(UserError, match='.*') as error:
         validate.main([option.replace('RUN', str(run)) for option in options])
-    assert message in str(error.value) and '\n' not in str(error.value)
+    assert message.replace('RUN', str(run)) in str(error.value) and '\n' not in str(error.value)
 
 
 def test_classes_of_other_names(run, tmp_path):

@@ -19,6 +19,7 @@ from .errors import UserError, unknown_name
 __all__ = ['GROUPS', 'LongTailEvaluator', 'confusion_rate', 'format_table']
 
 GROUPS = ('many', 'medium', 'few')
+_SUFFIXES = '', '_inclusive'  # of figures by either rule for Few: fewer than 20 images, 20 or fewer
 _NUM_BINS = 15  # of the calibration error, as in Guo et al., ICML 2017
 
 
@@ -41,6 +42,7 @@ class LongTailEvaluator:
         self.shot_counts = [int(n) for n in shot_counts]
         self.num_classes = len(self.shot_counts)
         self.confusion = confusion
+        self._groups = [shot_groups(self.shot_counts, few_inclusive=inclusive) for inclusive in (False, True)]
         self._sums: dict[str, torch.Tensor] | None = None
 
     def start(self, model: nn.Module, train_batches: Callable[[], Iterator]):
@@ -66,6 +68,7 @@ class LongTailEvaluator:
         """Add the class logits [B, C] of one batch with their classes [B]; no host synchronisation."""
         if self._sums is None:
             self._sums = self._zeros(output.device)
+            self._is_many, self._is_few = (self._members(name).to(output.device) for name in ('many', 'few'))
         sums = self._sums
         log_probs = F.log_softmax(output.double(), dim=1)
         log_confidence, predicted = log_probs.max(dim=1)
@@ -79,12 +82,14 @@ class LongTailEvaluator:
         sums['bin_confidence'].index_add_(0, bins, confidence)
         # added image by image: the order of the additions, and so the last bit, is the same for any batch size
         sums['loss'].index_add_(0, torch.zeros_like(target), F.nll_loss(log_probs, target, reduction='none'))
+        sums['few_to_many'] += (self._is_few[:, target] & self._is_many[:, predicted]).sum(dim=1)
         if self.confusion:
             cells = target * self.num_classes + predicted
             sums['confusion'].index_add_(0, cells, torch.ones_like(cells))
 
     def _zeros(self, device: torch.device) -> dict[str, torch.Tensor]:
-        sizes = {'total': self.num_classes, 'correct': self.num_classes, 'predicted': self.num_classes}
+        sizes = {'total': self.num_classes, 'correct': self.num_classes, 'predicted': self.num_classes,
+                 'few_to_many': len(_SUFFIXES)}
         if self.confusion:
             sizes['confusion'] = self.num_classes ** 2
         sums = {name: torch.zeros(size, dtype=torch.int64, device=device) for name, size in sizes.items()}
@@ -101,9 +106,10 @@ class LongTailEvaluator:
 
         Returns:
             `all`, `many`, `medium`, `few` (mean of the class accuracies of the group, None for an empty group), the
-            same for the other boundary rule (`medium_inclusive`, `few_inclusive`), `balanced`, `worst_class`,
-            `macro_f1`, `ece`, `loss`, `num_images`, and per class the lists `class_correct`, `class_total`,
-            `class_accuracy` (None for a class without images).
+            same for the other boundary rule (`medium_inclusive`, `few_inclusive`), `few_to_many` and
+            `few_to_many_inclusive` (share of the images of Few classes that were taken for a Many class),
+            `balanced`, `worst_class`, `macro_f1`, `ece`, `loss`, `num_images`, and per class the lists
+            `class_correct`, `class_total`, `class_accuracy` (None for a class without images).
         """
         sums = {name: self._total(value, reduce) for name, value in self._counted().items() if name != 'confusion'}
         total, correct, predicted = sums['total'], sums['correct'], sums['predicted']
@@ -114,7 +120,8 @@ class LongTailEvaluator:
         gap = (sums['bin_correct'] - sums['bin_confidence']).abs().sum()
         return {
             'all': _ratio(100.0 * float(correct.sum()), num_images),
-            **self._groups(accuracy),
+            **self._group_accuracies(accuracy),
+            **self._few_to_many(sums['few_to_many'], total),
             'balanced': _mean(accuracy[seen]),
             'worst_class': float(accuracy[seen].min()) if seen.any() else None,
             'macro_f1': _mean(f1[seen]),
@@ -150,16 +157,27 @@ class LongTailEvaluator:
         value = value.clone()  # the sum over the processes replaces it
         return (all_reduce_sum(value) if reduce else value).cpu()
 
-    def _groups(self, accuracy: torch.Tensor) -> dict[str, float | None]:
+    def _group_accuracies(self, accuracy: torch.Tensor) -> dict[str, float | None]:
         result = {}
-        for few_inclusive, suffix in ((False, ''), (True, '_inclusive')):
-            groups = shot_groups(self.shot_counts, few_inclusive=few_inclusive)
+        for groups, suffix in zip(self._groups, _SUFFIXES):
             for name in GROUPS:
-                if name == 'many' and few_inclusive:
+                if name == 'many' and suffix:
                     continue  # the rule moves classes between medium and few only
                 group = accuracy[torch.as_tensor(groups[name], dtype=torch.int64)]
                 result[name + suffix] = _mean(group[~torch.isnan(group)])
         return result
+
+    def _few_to_many(self, taken: torch.Tensor, total: torch.Tensor) -> dict[str, float | None]:
+        many, images = self._members('many'), (self._members('few') * total).sum(dim=1)
+        return {f'few_to_many{suffix}': _ratio(100.0 * float(taken[i]), int(images[i])) if many[i].any() else None
+                for i, suffix in enumerate(_SUFFIXES)}
+
+    def _members(self, name: str) -> torch.Tensor:
+        """Which classes a group holds by either rule, bool [2, C]."""
+        members = torch.zeros(len(self._groups), self.num_classes, dtype=torch.bool)
+        for row, groups in zip(members, self._groups):
+            row[groups[name]] = True
+        return members
 
 
 def confusion_rate(
