@@ -126,6 +126,18 @@ def test_views_and_cached_features(name):
     assert run.method.features(torch.randn(2, 3, 32, 32)).shape == (2, run.method.model.head_hidden_size)
 
 
+@pytest.mark.parametrize('name', all_methods())
+def test_a_step_runs_the_images_that_its_method_says(name):
+    _, run = make_run(name, '--batch-size', '8')
+    run.start_epoch(1)
+    seen = []
+    backbone = run.method._run_backbone
+    run.method._run_backbone = lambda x: seen.append(len(x)) or backbone(x)
+    run.method(*first_batches(run), phase='main')
+    per_image = run.method.forwards_per_image
+    assert sum(seen) == 8 * len(run.loaders) * (len(run.method.views) if per_image is None else per_image)
+
+
 def test_compiling_keeps_the_state_dict_keys():
     _, run = make_run('bcl')
     keys = list(run.method.state_dict())
@@ -163,7 +175,7 @@ def test_an_idle_phase_does_nothing():
     history = fit(run, 2)
     assert called == ['main'] * 4 + ['main', 'centres'] * 4 and run.method.centres.any()
     assert 'train_centres_loss' in history[1] and 'train_centres_loss' not in history[0]
-    assert _cost(run)['forward_passes'] == 3 * 64 * len(run.loaders) * len(run.method.views)
+    assert _cost(run)['forward_passes'] == 3 * 64 * len(run.loaders)
 
 
 def test_toy_calls_every_hook(tmp_path):

@@ -28,6 +28,7 @@ class Toy(Method):
     """Two streams, two phases, a moving average, a centre loss, noise from both generators."""
 
     phases = ('main', 'centres')
+    forwards_per_image = 1  # of its two views it looks at one
 
     def __init__(self, model, class_counts, *, momentum: float = 0.9, drop_rate: float = 0.1):
         super().__init__(model, class_counts)

@@ -245,10 +245,12 @@ def _protocol(args: Namespace, run: Run, train_set) -> dict[str, Any]:
 
 def _cost(run: Run) -> dict[str, Any]:
     images = run.images_per_step * run.steps_per_epoch * len(run.loaders)  # of an epoch
-    passes = sum(1 + sum(f'train_{phase}_loss' in row for phase in run.method.phases[1:]) for row in run.history)
+    method = run.method
+    per_image = len(method.views) if method.forwards_per_image is None else method.forwards_per_image
+    phases = sum(1 + sum(f'train_{phase}_loss' in row for phase in method.phases[1:]) for row in run.history)
     return {
         'images_seen': images * len(run.history),
-        'forward_passes': images * len(run.method.views) * passes,  # an epoch may leave a later phase out
+        'forward_passes': int(images * per_image * phases),  # an epoch may leave a later phase out
         'seconds': run.seconds,
         'train_seconds_per_epoch': sum(row['train_seconds'] for row in run.history) / len(run.history),
         **results.peak_memory(run.accelerator.device),

@@ -14,7 +14,7 @@ from .longtail import (
     subset_hash,
 )
 from .longtail_dataset import LongTailDataset
-from .packed import read_packed, write_packed
+from .packed import packed_data, read_packed, write_packed
 from .samplers import (
     ClassSampler,
     EpochSampler,
@@ -59,6 +59,7 @@ __all__ = [
     'list_views',
     'long_tail_counts',
     'long_tail_indices',
+    'packed_data',
     'read_packed',
     'register_dataset',
     'register_view',

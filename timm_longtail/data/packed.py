@@ -8,6 +8,7 @@ rest is JSON in the file's header. Reading needs no `datasets`.
 import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..errors import UserError
 from .encoded import EncodedImages, decode_images
 from .longtail_dataset import LongTailDataset
 
-__all__ = ['read_packed', 'write_packed']
+__all__ = ['packed_data', 'read_packed', 'write_packed']
 
 _FORMAT = 'timm_longtail.packed/1'
 _SHARED = (
@@ -136,12 +137,25 @@ def write_packed(
     return path
 
 
-def _read_tensors(path: Path, split: str) -> tuple[dict[str, np.ndarray], dict]:
+def packed_data(path: str | Path) -> tuple[str, float]:
+    """Return the name of the data set that a file holds, and its imbalance factor, without its images.
+
+    Raises:
+        UserError: No file, or not a packed file.
+    """
+    _, header = _read_tensors(Path(path), 'train', ())
+    return header['name'], header['imbalance_factor']
+
+
+def _read_tensors(
+        path: Path,
+        split: str,
+        keys: Sequence[str] = ('offsets', 'targets', 'indices', 'digests', 'names'),
+) -> tuple[dict[str, np.ndarray], dict]:
     """Return the tensors of a split and the header."""
     from safetensors import SafetensorError, safe_open
     if not path.is_file():
         raise UserError(f'no packed data set at {path}')
-    keys = ('offsets', 'targets', 'indices', 'digests', 'names')
     try:
         with safe_open(path, framework='numpy') as file:
             metadata = file.metadata() or {}

@@ -51,6 +51,10 @@ class Method(nn.Module):
     contrastive_views: int = 0
     """How many of the views a loss compares across the batch; 0 where the loss looks at one image at a time."""
 
+    forwards_per_image: float | None = None
+    """Images that a phase sends through a network per image that it is given; None for one a view. May be set per
+    instance; rows of results name the sum."""
+
     overfit_check: tuple[str, float] = ('train_accuracy', 0.9)
     """What the registry test asks of 64 images: a logged part and the value that it must reach."""
 

@@ -53,6 +53,7 @@ class GLMC(Method):
         views: Views of an image for MixUp and for CutMix.
     """
 
+    forwards_per_image = 1  # two streams of two views become two mixtures
     overfit_check = ('eval_all', 80.0)  # no clean image is trained on; chance is 10
 
     def __init__(

@@ -36,6 +36,7 @@ class GLMCCLR(GLMC):
         **kwargs: As GLMC; `joint_forward` takes the clean images into its one forward too.
     """
 
+    forwards_per_image = 2  # B of each mixture, and the clean views of both streams
     contrastive_views = 2  # the clean images of a stream, and the mixed ones
 
     def __init__(

@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""Run recipes one after the other, as many as the time allows, and keep a row of results of each.
+
+    python recipes/run.py --minutes 60                        the queue, recipes/queue.txt, from the top
+    python recipes/run.py recipes/bcl_resnet32.cifar100_lt_if100.yaml --seeds 0 1 2
+    python recipes/run.py --packed cifar100_lt.safetensors -- --torchcompile
+
+What has its row is passed over. A run that the time cut short has saved its state, and the next start goes on with it.
+A line of the queue: a recipe, `--seeds`, and options of `train.py`; `--after RECIPE` starts from the weights that a
+recipe of the queue ended with, of the same seed. Options behind `--` go to every run.
+"""
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from timm_longtail.cli import parse_train_args  # noqa: E402
+from timm_longtail.data import default_imbalance_factor, packed_data  # noqa: E402
+from timm_longtail.entry import run_main  # noqa: E402
+from timm_longtail.errors import UserError  # noqa: E402
+from timm_longtail.options import Parser  # noqa: E402
+from timm_longtail.results import relative_to_root  # noqa: E402
+
+TRAIN = ROOT / 'train.py'
+INTERRUPTED = 128 + signal.SIGINT
+
+
+@dataclass
+class Item:
+    """One run: a recipe, a seed, options of `train.py`, and the recipe whose weights it starts from."""
+    recipe: Path
+    seed: int
+    options: list[str]
+    after: Path | None
+
+    @cached_property
+    def args(self) -> argparse.Namespace:
+        return parse_train_args(['-c', str(self.recipe), '--seed', str(self.seed), *self.options])
+
+    @property
+    def data(self) -> tuple[str, float]:
+        """The data set and its imbalance factor."""
+        factor = self.args.imbalance_factor
+        return self.args.dataset, default_imbalance_factor(self.args.dataset) if factor is None else factor
+
+    @property
+    def name(self) -> str:
+        experiment = f'-{self.args.experiment}' if self.args.experiment else ''
+        typed = '--imbalance-factor' in self.options
+        return f'{self.recipe.stem}{f"-if{self.data[1]:g}" if typed else ""}{experiment}.s{self.seed}'
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    argv = sys.argv[1:] if argv is None else argv
+    own, common = (argv[:argv.index('--')], argv[argv.index('--') + 1:]) if '--' in argv else (argv, [])
+    parser = Parser('recipes/run.py', description=__doc__.splitlines()[0])
+    parser.add_argument('recipes', nargs='*', help='recipes (YAML); without one those of --queue')
+    parser.add_argument('--queue', default=ROOT / 'recipes' / 'queue.txt', help='text file, a recipe a line')
+    parser.add_argument('--seeds', type=int, nargs='+', help='training seeds; default: those of the queue, or 0')
+    parser.add_argument('--minutes', type=float, help='time to stop after; default: when all is done')
+    parser.add_argument('--packed', nargs='+', help='packed files, for the recipes whose data set and factor they '
+                        'hold; other recipes are left out')
+    parser.add_argument('--output', default='output', help='folder of the runs')
+    parser.add_argument('--results', default='results', help='folder of the rows')
+    parser.add_argument('--list', action='store_true', help='print what is left and run nothing')
+    args = parser.parse_args(own)
+    args.common = common
+    args.packed = None if args.packed is None else {packed_data(path): f'packed:{path}' for path in args.packed}
+    return args
+
+
+def read_queue(path: str | Path, seeds: list[int] | None = None, common: Sequence[str] = ()) -> Iterator[Item]:
+    """Yield the runs of a queue in its order.
+
+    Args:
+        path: Text file.
+        seeds: Seeds of all lines; None takes those of each line.
+        common: Options of `train.py` for all lines.
+
+    Raises:
+        UserError: A recipe that is not there, a line that is none.
+    """
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError as e:
+        raise UserError(f'cannot read the queue {path}: {e.strerror}') from e
+    parser = Parser(str(path), add_help=False)
+    parser.add_argument('recipe')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument('--after')
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words:
+            args, options = parser.parse_known_args(words)
+            for seed in seeds or args.seeds:
+                yield Item(_recipe(args.recipe), seed, [*options, *common], _recipe(args.after) if args.after else None)
+
+
+def _recipe(name: str) -> Path:
+    path = Path(name) if name.endswith('.yaml') else ROOT / 'recipes' / f'{name}.yaml'
+    if not path.is_file():
+        raise UserError(f'no recipe at {path}')
+    return path
+
+
+def has_row(item: Item, results: Path) -> bool:
+    """Return whether a run has its row of results: the same recipe, data, variant, length and seed."""
+    args = item.args
+    wanted = {'recipe': relative_to_root(item.recipe), 'experiment': args.experiment, 'epochs': args.epochs,
+              'method_kwargs': args.method_kwargs, 'seed': args.seed}
+    for path in results.glob('*.json'):
+        row = json.loads(path.read_text())
+        data = row.get('dataset_name', row['dataset']), row['imbalance_factor']
+        if data == item.data and all(row.get(name) == value for name, value in wanted.items()):
+            return True
+    return False
+
+
+def train_options(item: Item, args: argparse.Namespace) -> list[str]:
+    """Return the options of `train.py` for a run.
+
+    Raises:
+        UserError: Its data are not there, or the weights that it starts from.
+    """
+    output, more = Path(args.output), []
+    if item.after is not None:
+        exports = sorted((output / f'{item.after.stem}.s{item.seed}').glob('*/export'))
+        if not exports:
+            raise UserError(f'it starts from {item.after.stem}, which has not ended with seed {item.seed}')
+        more += ['--initial-checkpoint', str(exports[-1])]
+    if args.packed is not None:
+        if item.data not in args.packed:
+            raise UserError(f'no packed file holds {item.data[0]} with factor {item.data[1]:g}')
+        more += ['--dataset', args.packed[item.data]]
+    return ['-c', os.path.relpath(item.recipe), '--seed', str(item.seed), *item.options, *more,
+            '--output', str(output / item.name), '--results', args.results, '--resume', 'auto']
+
+
+def train(options: list[str], seconds: float | None) -> int:
+    """Run `train.py`; when the time is over it is asked to save its state and stop. Returns its exit status."""
+    process = subprocess.Popen([sys.executable, str(TRAIN), *options])
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        return process.wait()
+    except KeyboardInterrupt:  # the terminal has told the run, too
+        return process.wait()
+
+
+def main(argv: list[str] | None = None):
+    args = parse_args(argv)
+    end = None if args.minutes is None else time.monotonic() + 60 * args.minutes
+    named = (Item(_recipe(name), seed, args.common, None) for name in args.recipes for seed in args.seeds or [0])
+    failed = []
+    for item in named if args.recipes else read_queue(args.queue, args.seeds, args.common):
+        if has_row(item, Path(args.results)):
+            continue
+        try:
+            options = train_options(item, args)
+        except UserError as e:
+            print(f'{item.name}: left out, {e}', flush=True)
+            continue
+        print(f'{item.name}: python train.py {shlex.join(options)}', flush=True)
+        if args.list:
+            continue
+        status = train(options, None if end is None else max(0.0, end - time.monotonic()))
+        if status == INTERRUPTED:
+            print(f'{item.name}: stopped, the next start goes on with it')
+            break
+        if status:
+            failed.append(item.name)
+        if end is not None and time.monotonic() >= end:
+            break
+    if failed:
+        raise UserError(f'did not end well: {", ".join(failed)}')
+
+
+if __name__ == '__main__':
+    run_main(main)

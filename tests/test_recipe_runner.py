@@ -1,0 +1,136 @@
+"""`recipes/run.py`: the order of the queue, what is passed over, what a time limit does."""
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from timm_longtail.data import create_splits, packed_data, write_packed
+from timm_longtail.errors import UserError
+
+from . import readme_tables
+
+ROOT = Path(__file__).parent.parent
+DIGITS = 'recipes/bcl_resnet20.digits_lt_if20.yaml'
+
+# what stands in for train.py: notes its options; where it is to last, it waits for SIGINT as train.py does
+_TRAIN = '''
+import json, pathlib, signal, sys, time
+options = sys.argv[1:]
+with open('called.jsonl', 'a') as f:
+    f.write(json.dumps(options) + chr(10))
+signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+if '--fail' in options:
+    sys.exit(1)
+if '--last' in options:
+    time.sleep(60)
+name = options[options.index('--output') + 1]
+(pathlib.Path(name) / 'run' / 'export').mkdir(parents=True, exist_ok=True)
+'''
+
+
+@pytest.fixture
+def runner(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location('run_recipes', ROOT / 'recipes' / 'run.py')
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look for their module
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'train.py').write_text(_TRAIN)
+    monkeypatch.setattr(module, 'TRAIN', tmp_path / 'train.py')
+    parse = module.parse_train_args
+    unknown = '--fail', '--last'
+    monkeypatch.setattr(module, 'parse_train_args', lambda argv: parse([o for o in argv if o not in unknown]))
+    return module
+
+
+def write_queue(*lines):
+    Path('queue.txt').write_text('\n'.join(lines))
+    return ['--queue', 'queue.txt']
+
+
+def called():
+    path = Path('called.jsonl')
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def outputs():
+    return [Path(options[options.index('--output') + 1]).name for options in called()]
+
+
+def test_runs_lines_and_seeds_in_order_with_the_common_options_last(runner):
+    queue = write_queue(
+        '# most valuable first', '', 'resnet32_cifar.cifar100_lt_if100 --seeds 1 0 --lr 0.2',
+        'resnet20_cifar.pc_comp.cifar100_lt_if100 --experiment pc_head --method-kwargs pc=head complement=none',
+        'bcl_resnet32.cifar100_lt_if100 --imbalance-factor 50  # half as steep')
+    runner.main([*queue, '--', '--mixed-precision', 'bf16'])
+    assert outputs() == [
+        'resnet32_cifar.cifar100_lt_if100.s1', 'resnet32_cifar.cifar100_lt_if100.s0',
+        'resnet20_cifar.pc_comp.cifar100_lt_if100-pc_head.s0', 'bcl_resnet32.cifar100_lt_if100-if50.s0']
+    first = called()[0]
+    assert (ROOT / 'recipes' / Path(first[1]).name).samefile(first[1])
+    assert first[2:8] == ['--seed', '1', '--lr', '0.2', '--mixed-precision', 'bf16']
+    assert first[-4:] == ['--results', 'results', '--resume', 'auto']
+
+
+def test_what_has_its_row_is_passed_over(runner):
+    row = json.loads((readme_tables.RESULTS / 'digits_lt_if20.bcl_resnet20.bcl.e12.s0.json').read_text())
+    assert row['recipe'] == DIGITS
+    Path('results').mkdir()
+    Path('results/row.json').write_text(json.dumps(row))
+    runner.main([str(ROOT / DIGITS), '--seeds', '0', '1'])
+    assert outputs() == ['bcl_resnet20.digits_lt_if20.s1']
+    runner.main([str(ROOT / DIGITS), '--', '--imbalance-factor', '10'])
+    runner.main([str(ROOT / DIGITS), '--', '--epochs', '24'])
+    runner.main([str(ROOT / DIGITS), '--', '--method-kwargs', 'temperature=0.2'])
+    assert len(outputs()) == 4
+
+
+def test_the_time_limit_stops_a_run_and_those_behind_it(runner, capfd):
+    queue = write_queue('resnet32_cifar.cifar100_lt_if100 --last', 'bcl_resnet32.cifar100_lt_if100')
+    runner.main([*queue, '--minutes', '0.03'])
+    assert outputs() == ['resnet32_cifar.cifar100_lt_if100.s0']
+    assert 'stopped, the next start goes on with it' in capfd.readouterr().out
+
+
+def test_a_run_that_fails_does_not_stop_the_others(runner):
+    queue = write_queue('resnet32_cifar.cifar100_lt_if100 --fail', 'bcl_resnet32.cifar100_lt_if100')
+    with pytest.raises(UserError, match=r'did not end well: resnet32_cifar\.cifar100_lt_if100\.s0$'):
+        runner.main(queue)
+    assert len(called()) == 2
+
+
+def test_stage_2_starts_from_stage_1_of_its_seed(runner, capsys):
+    stage_1, stage_2 = 'resnet32_cifar.cifar100_lt_if100', 'resnet32_cifar.crt.cifar100_lt_if100'
+    runner.main(write_queue(f'{stage_2} --after {stage_1}'))
+    assert called() == [] and f'it starts from {stage_1}, which has not ended' in capsys.readouterr().out
+    runner.main(write_queue(f'{stage_1} --seeds 3', f'{stage_2} --seeds 3 --after {stage_1}'))
+    options = called()[1]
+    assert options[options.index('--initial-checkpoint') + 1] == f'output/{stage_1}.s3/run/export'
+
+
+def test_packed_files_serve_the_recipes_of_their_data(runner, tmp_path, capsys):
+    path = tmp_path / 'digits.safetensors'
+    write_packed(path, *create_splits('digits_lt'), {})
+    assert packed_data(path) == ('digits_lt', 20)
+    runner.main([*write_queue('bcl_resnet32.cifar100_lt_if100', str(ROOT / DIGITS)), '--packed', str(path)])
+    (options,) = called()
+    assert options[options.index('--dataset') + 1] == f'packed:{path}'
+    assert 'no packed file holds cifar100_lt with factor 100' in capsys.readouterr().out
+
+
+def test_the_queue_of_the_project_can_be_parsed(runner):
+    items = list(runner.read_queue(ROOT / 'recipes' / 'queue.txt'))
+    assert len({item.name for item in items}) == len(items) > 20  # a folder each
+    before = set()
+    for item in items:
+        assert item.after is None or (item.after, item.seed) in before, item.name
+        before.add((item.recipe, item.seed))
+
+
+@pytest.mark.parametrize('line, message', [('no_such', 'no recipe at'), ('--seeds 0', 'required: recipe')])
+def test_a_bad_line(runner, line, message):
+    with pytest.raises(UserError, match=message):
+        runner.main(write_queue(line))
