@@ -35,6 +35,8 @@ def python_blocks() -> list:
 def test_tables_are_generated_from_the_registries():
     text = readme_tables.README.read_text()
     assert readme_tables.fill(text) == text, 'run `python -m tests.readme_tables --write`'
+    commands = (readme_tables.RESULTS / 'README.md').read_text()
+    assert readme_tables.commands() == commands, 'run `python -m tests.readme_tables --write`'
 
 
 @pytest.mark.parametrize('code', python_blocks())
