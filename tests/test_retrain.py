@@ -94,6 +94,9 @@ def test_all_classifiers(stage_1, tmp_path, capsys, monkeypatch):
     config = json.loads(open(f'{folder}/crt/export/config.json').read())['timm_longtail']
     assert config['method'] == 'crt' and config['stage_1']['sampler'] == 'sqrt'
     assert str(tmp_path) not in json.dumps(config)
+    card = open(f'{folder}/crt/export/README.md').read()
+    assert '- Representation: that of `run`, trained by `ce` for ' in card
+    assert f'{config["stage_1"]["command"]}\n{config["command"]}\n' in card and 'last epoch' not in card
 
 
 def test_tau_is_chosen_on_the_hold_out(stage_1, tmp_path, capsys, monkeypatch):

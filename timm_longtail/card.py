@@ -63,10 +63,12 @@ def model_card(config: dict[str, Any]) -> ModelCard:
     )
     parts = [f'---\n{data.to_yaml()}\n---', f'# {name}', _summary(config)]
     if shown:
-        parts += ['## Result', format_table({'last epoch': provenance['metrics']}), _protocol(provenance)]
+        parts += ['## Result', format_table({_moment(provenance): provenance['metrics']}), _protocol(provenance)]
     parts += ['## Use', _usage(config, name)]
     if provenance.get('command'):
-        parts += ['## Training', f'```bash\n{provenance["command"]}\n```', _training(provenance)]
+        first = (provenance.get('stage_1') or {}).get('command')
+        commands = '\n'.join(filter(None, [first, provenance['command']]))
+        parts += ['## Training', f'```bash\n{commands}\n```', _training(provenance)]
     parts += ['## Limits', _limits(provenance)]
     paper = _paper(provenance.get('method'))
     if paper:
@@ -94,6 +96,11 @@ def _summary(config: dict[str, Any]) -> str:
     lines = [f'- Architecture: `{config["architecture"]}`, for {config["num_classes"]} classes and images of {size}']
     if 'method' in provenance:
         lines.append(f'- Method: `{provenance["method"]}`')
+    stage_1 = provenance.get('stage_1')
+    if stage_1:
+        how = f', trained by `{stage_1["method"]}`' if 'method' in stage_1 else ''
+        epochs = f' for {stage_1["epochs"]} epochs' if 'epochs' in stage_1 else ''
+        lines.append(f'- Representation: that of `{stage_1["source"]}`{how}{epochs}; its classifier was made anew')
     if 'dataset' in provenance:
         images = counts and f', {sum(counts)} images: {max(counts)} of the largest class, {min(counts)} of the smallest'
         name = provenance.get('dataset_name', provenance['dataset'])
@@ -101,6 +108,10 @@ def _summary(config: dict[str, Any]) -> str:
     lines.append(f'- Made with: timm_longtail {provenance["version"]}')
     kind = 'An image classifier trained on classes of very different size.' if counts else 'An image classifier.'
     return f'{kind}\n\n' + '\n'.join(lines)
+
+
+def _moment(provenance: dict[str, Any]) -> str:
+    return 'last epoch' if 'epochs' in provenance else 'as exported'
 
 
 def _protocol(provenance: dict[str, Any]) -> str:
@@ -114,12 +125,13 @@ def _protocol(provenance: dict[str, Any]) -> str:
         'training seed': provenance.get('seed'),
         'held-out share': _number(provenance.get('val_fraction') or None),
     }
+    after = ' after the last epoch,' if 'epochs' in provenance else ''
     known = ', '.join(f'{key} {value}' for key, value in subset.items() if value is not None)
     test_set = f'test set of `{provenance["dataset"]}`' if 'dataset' in provenance else 'test set'
     return (
         f'All: percent of the images of the {test_set} that are right{correct}. Many, Medium, Few: means of the class '
         f'accuracies over the classes with more than 100, with 20 to 100, and with fewer than 20 training images. '
-        f'Measured after the last epoch, on the weights in this folder, in fp32.'
+        f'Measured{after} on the weights in this folder, in fp32.'
         + (f' Protocol: {known}.' if known else '')
     )
 
