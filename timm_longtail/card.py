@@ -111,7 +111,7 @@ def _summary(config: dict[str, Any]) -> str:
 
 
 def _moment(provenance: dict[str, Any]) -> str:
-    return 'last epoch' if 'epochs' in provenance else 'as exported'
+    return 'as exported' if 'stage_1' in provenance else 'last epoch'
 
 
 def _protocol(provenance: dict[str, Any]) -> str:
@@ -125,7 +125,7 @@ def _protocol(provenance: dict[str, Any]) -> str:
         'training seed': provenance.get('seed'),
         'held-out share': _number(provenance.get('val_fraction') or None),
     }
-    after = ' after the last epoch,' if 'epochs' in provenance else ''
+    after = '' if 'stage_1' in provenance else ' after the last epoch,'
     known = ', '.join(f'{key} {value}' for key, value in subset.items() if value is not None)
     test_set = f'test set of `{provenance["dataset"]}`' if 'dataset' in provenance else 'test set'
     return (
