@@ -64,11 +64,15 @@ def representation(tmp_path_factory):
     return path
 
 
+# a method that stops where images are known by heart is allowed to here
+LENIENT = {'rais': 'rais most_accuracy=1'}
+
+
 @pytest.mark.parametrize('name', list_methods())
 def test_overfits_64_images(name, request):
     retrains = issubclass(method_class(name), FrozenBackbone)
     weights = ['--initial-checkpoint', str(request.getfixturevalue('representation'))] if retrains else []
-    run, last = overfit(name, *weights)
+    run, last = overfit(LENIENT.get(name, name), *weights)
     part, at_least = run.method.overfit_check
     assert last[part] >= at_least
 
