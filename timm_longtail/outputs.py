@@ -192,7 +192,8 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
             interpolation=preprocessing.interpolation,
             license=license_of(args.model, args.pretrained, args.initial_checkpoint, args.license),
             input_size=(3, preprocessing.img_size, preprocessing.img_size),
-            class_names=list(train_set.class_names),
+            # outputs that are no classes (none, rotations) have no names
+            class_names=list(train_set.class_names) if 'class_correct' in last and run.eval_model.num_classes else None,
         )
     _report_bad_images(run, loader, train_set, test_set)
     if args.results:
