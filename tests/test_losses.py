@@ -22,9 +22,8 @@ from timm_longtail.losses import _common
 
 from . import forks
 from .reference import losses as reference
-from .reference import mixing
+from .reference import mixing, rotation
 from .reference import prototype as prototype_reference
-from .reference import rotation
 
 
 @dataclass(frozen=True)
