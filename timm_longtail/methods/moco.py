@@ -3,8 +3,7 @@
 X. Chen et al., 2020, https://arxiv.org/abs/2003.04297; K. He et al., CVPR 2020, https://arxiv.org/abs/1911.05722. The
 defaults are those of PNDA on CIFAR-100 (A. Miyai et al., WACV 2023, https://arxiv.org/abs/2210.12681).
 
-Shapes: B batch of this process, W processes, T turns of a key, K keys in the queue, D width of the features, E width of
-the embeddings.
+Shapes: B batch of this process, W processes, T turns of a key, K keys queued, D width of features, E of embeddings.
 """
 import copy
 
@@ -41,8 +40,7 @@ class MoCo(Method):
     """
 
     overfit_check = ('train_contrast', 0.15)  # few images fill the queue with themselves: no accuracy to ask for
-    turns: tuple[int, ...] = (0,)
-    """Quarter turns of each key; the first is none."""
+    turns: tuple[int, ...] = (0,)  # quarter turns of each key, the first of them none
 
     def __init__(
             self,
@@ -61,8 +59,7 @@ class MoCo(Method):
             raise UserError(f'two views are compared, the query\'s and the key\'s; got {views}')
         if bn_groups < 1 or bn_groups % world_size():
             raise UserError(f'bn_groups={bn_groups} cannot be dealt to {world_size()} processes')
-        if model.num_classes:
-            model.reset_classifier(0)
+        model.reset_classifier(0)
         width = model.head_hidden_size
         attach_branches(model, {'projector': projection_mlp(width, hidden_features or width, out_features)})
         super().__init__(model, class_counts)
@@ -71,7 +68,7 @@ class MoCo(Method):
         self.temperature = temperature
         self.bn_groups = bn_groups // world_size()  # of this process
         self.key_model = copy.deepcopy(model).requires_grad_(False)
-        self._run_key_backbone = self._key_backbone
+        self._run_key_backbone, self._compiled = self._key_backbone, False
         self.register_buffer('queue', unit_rows(torch.randn(queue_size, out_features)))
         self.register_buffer('queue_start', torch.zeros((), dtype=torch.int64))
 
@@ -89,8 +86,7 @@ class MoCo(Method):
         (x, x_key), _, index = batch
         if len(x) % self.bn_groups or len(x) == self.bn_groups > 1:
             raise UserError(f'a batch of {len(x)} cannot be cut into {self.bn_groups} groups of two or more: bn_groups')
-        with BatchNormGroups(self.bn_groups):
-            query = unit_rows(self.model.branches['projector'](self.features(x)))  # [B, E]
+        query = self._embed(self.model, self.features, x, self.bn_groups)  # [B, E]
         keys = self._keys(x_key)  # [T, WB, E]
         own = keys[:, rank() * len(x):(rank() + 1) * len(x)]
         queue = self.queue.clone()  # as it is before these keys enter it
@@ -102,17 +98,24 @@ class MoCo(Method):
         """Return whose turned keys are positives, bool [B], for images [B] of the data set."""
         return torch.zeros_like(index, dtype=torch.bool)
 
+    def _embed(self, model: nn.Module, backbone, x: torch.Tensor, num_groups: int) -> torch.Tensor:
+        """Embed images, with statistics of each group; compiled code cannot have them, and runs group by group."""
+        parts = x.chunk(num_groups) if self._compiled else (x,)
+        with BatchNormGroups(num_groups // len(parts)):
+            features = torch.cat([backbone(part) for part in parts])
+        with BatchNormGroups(num_groups):
+            return unit_rows(model.branches['projector'](features))
+
     @torch.no_grad()
     def _keys(self, x: torch.Tensor) -> torch.Tensor:
-        """Embed the images [B, 3, H, W] of all processes in every turn, each turn in an order of its own that leaves
-        which of them share statistics to chance; [T, WB, E] in the order of the images."""
+        """Embed the images of all processes in every turn, [T, WB, E] in their order; who share statistics is chance."""
         images = all_gather_cat(x)  # [WB, 3, H, W]
         orders = np.stack([self.rng.permutation(len(images)) for _ in self.turns])  # [T, WB], equal on all processes
         share = orders[:, rank() * len(x):(rank() + 1) * len(x)].copy()
         rows, back = (torch.from_numpy(a).to(x.device, non_blocking=True) for a in (share, orders.argsort(axis=1)))
         turned = torch.cat([images[r].rot90(turn, (2, 3)) for turn, r in zip(self.turns, rows)])  # [TB, 3, H, W]
-        with BatchNormGroups(self.bn_groups * len(self.turns)):  # one forward: each turn has statistics of its own
-            keys = unit_rows(self.key_model.branches['projector'](self._run_key_backbone(turned)))
+        # one forward: each turn has statistics of its own
+        keys = self._embed(self.key_model, self._run_key_backbone, turned, self.bn_groups * len(self.turns))
         keys = all_gather_cat(keys).unflatten(0, (-1, *rows.shape)).transpose(0, 1).flatten(1, 2)  # [T, WB, E]
         return keys.gather(1, back[:, :, None].expand_as(keys))
 
@@ -130,15 +133,14 @@ class MoCo(Method):
 
     def compile_features(self, **kwargs):
         super().compile_features(**kwargs)
-        self._run_key_backbone = torch.compile(self._key_backbone, **kwargs)
+        self._run_key_backbone, self._compiled = torch.compile(self._key_backbone, **kwargs), True
 
     def _key_backbone(self, x: torch.Tensor) -> torch.Tensor:
         return self.key_model.forward_head(self.key_model.forward_features(x), pre_logits=True)
 
 
 def _seen(query: torch.Tensor, key: torch.Tensor, queue: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return what is logged: the share of the queries [B, E] whose own key is nearer than any of the queue, and how
-    much nearer it is, in cosines, than the other keys of the batch."""
+    """Share of the queries [B, E] whose own key is nearer than any queued; by how much it beats others of the batch."""
     with torch.autocast(query.device.type, enabled=False):
         similarity = query @ key.T  # [B, B]
         own, num_others = similarity.diagonal(), max(1, similarity.numel() - len(query))
