@@ -118,3 +118,23 @@ def test_the_evaluator_counts_rotations():
 def test_other_outputs_are_refused():
     with pytest.raises(UserError, match='the model has 10 outputs'):
         create_method('rais', make_run('ce')[1].method.model, [1] * 10)
+
+
+def test_its_figure(tmp_path):
+    matplotlib = pytest.importorskip('matplotlib')
+    from timm_longtail.image_plots import _tiles, plot_rotation_agnostic
+    images = torch.stack([torch.full((3, 4, 4), 10 * i, dtype=torch.uint8) for i in range(7)])
+    entropy = torch.tensor([0.1, 1.3, 0.5, 1.2, 0.95, 0.2, 0.85])
+    figure = plot_rotation_agnostic(tmp_path / 'figure.png', images, entropy, columns=2, rows=1, title='RAIS')
+    most, least, histogram = figure.axes
+    shown = [[int(image.get_array()[0, left, 0]) for left in (0, 6)] for axis in (most, least) for image in axis.images]
+    assert shown == [[10, 30], [0, 50]]  # of entropy 1.3 and 1.2, 0.1 and 0.2
+    assert '42.86 % of 7 images' in histogram.get_title('left')
+    assert sum(patch.get_height() for patch in histogram.patches) == 7
+    assert histogram.lines[0].get_xdata()[0] == pytest.approx(0.893, abs=1e-3)
+    assert (tmp_path / 'figure.png').stat().st_size > 5000 and matplotlib
+    assert _tiles(images.numpy()[:3], 2).shape == (10, 10, 3)
+    with pytest.raises(UserError, match='expected uint8'):
+        plot_rotation_agnostic(tmp_path / 'figure.png', images.float(), entropy)
+    with pytest.raises(UserError, match='entropy: expected numbers'):
+        plot_rotation_agnostic(tmp_path / 'figure.png', images, entropy[:5])

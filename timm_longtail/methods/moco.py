@@ -108,7 +108,7 @@ class MoCo(Method):
 
     @torch.no_grad()
     def _keys(self, x: torch.Tensor) -> torch.Tensor:
-        """Embed the images of all processes in every turn, [T, WB, E] in their order; who share statistics is chance."""
+        """Embed the images of all processes in every turn, [T, WB, E] in their order; chance groups them."""
         images = all_gather_cat(x)  # [WB, 3, H, W]
         orders = np.stack([self.rng.permutation(len(images)) for _ in self.turns])  # [T, WB], equal on all processes
         share = orders[:, rank() * len(x):(rank() + 1) * len(x)].copy()
