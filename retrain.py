@@ -59,7 +59,10 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
                         help='options of the one classifier that is named, such as tau=1 for lws')
     parser.add_argument('--initial-checkpoint', default='', help='weights of a timm model, in place of pretrained ones')
     parser.add_argument('--epochs', type=int, help='of each classifier; default 10')
-    parser.add_argument('--lr', type=float, help='default of the classifier: 0.1, max-norm 0.01')
+    parser.add_argument('--lr', type=float, nargs='+', help='default of the classifier: 0.1, max-norm 0.01; of several '
+                        'the one with the best balanced accuracy on the hold-out is taken')
+    parser.add_argument('--choose-lr-on-test', action='store_true',
+                        help='choose among several --lr on the test set, as published linear evaluations do')
     parser.add_argument('--weight-decay', type=float, help='default of the classifier: 5e-4, max-norm 0.1')
     parser.add_argument('-b', '--batch-size', type=int, default=128, help='images of an update')
     parser.add_argument('--seed', type=int, default=0, help='initialisation, order, views')
@@ -93,6 +96,8 @@ def _check(args: Namespace):
     for name in ('epochs', 'batch_size', 'validation_batch_size', 'img_size'):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f'--{name.replace("_", "-")} must be at least 1, got {getattr(args, name)}')
+    if len(args.lr or ()) < 2 and args.choose_lr_on_test:
+        raise UserError('--choose-lr-on-test: there is nothing to choose from; give several --lr')
     if args.val_fraction is not None and not 0 <= args.val_fraction < 1:
         raise UserError(f'--val-fraction must be in [0, 1), got {args.val_fraction}')
 
@@ -122,6 +127,8 @@ def load_source(args: Namespace) -> Candidate:
         candidate = load_timm_model(args.source, args.initial_checkpoint)
     if args.img_size:
         candidate.preprocessing = replace(candidate.preprocessing, img_size=args.img_size)
+    if not candidate.has_classes:
+        candidate.model.reset_classifier(1)  # a place to put the new ones
     if not isinstance(candidate.model.get_classifier(), (nn.Linear, CosineLinear)):
         raise UserError(f'{args.source}: the classifier of a {candidate.name} is not one linear layer')
     check_input(candidate.model, candidate.preprocessing.img_size)

@@ -30,7 +30,7 @@ from timm_longtail.drawing import require_matplotlib
 from timm_longtail.engine import evaluate
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
-from timm_longtail.evaluate import LongTailEvaluator, format_table
+from timm_longtail.evaluate import KNNEvaluator, LongTailEvaluator, format_table
 from timm_longtail.machine import memory_format
 from timm_longtail.options import Parser, add_data_options
 from timm_longtail.outputs import write_per_class
@@ -54,6 +54,10 @@ class Recorder(LongTailEvaluator):
         super().add(output, target)
         confidence, predicted = output.double().softmax(dim=1).max(dim=1)
         self.predictions.append(torch.stack([target.double(), predicted.double(), confidence], dim=1))
+
+
+class NeighborRecorder(Recorder, KNNEvaluator):
+    """The same for a model without classes."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -116,25 +120,41 @@ def _label(source: str) -> str:
     return path.parent.name if path.name == 'export' or path.suffix == '.tar' else path.name
 
 
-def measure(args: argparse.Namespace, candidate: Candidate, test_set: LongTailDataset, shot_counts: list[int]):
-    """Evaluate in fp32; returns the figures, and the recorder with every prediction."""
+def measure(
+        args: argparse.Namespace,
+        candidate: Candidate,
+        test_set: LongTailDataset,
+        shot_counts: list[int],
+        train_set: LongTailDataset | None,
+):
+    """Evaluate in fp32; returns the figures, and the recorder with every prediction.
+
+    The images of `train_set` vote where the model has no classes.
+    """
     given = {name: getattr(args, name) for name in ('img_size', 'crop_pct') if getattr(args, name) is not None}
     preprocessing = replace(candidate.preprocessing, **given)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
-    loader = create_loader(
-        test_set, (preprocessing.eval_view,), batch_size=args.batch_size, training=False, device=device,
+    options = dict(
+        views=(preprocessing.eval_view,), batch_size=args.batch_size, training=False, device=device,
         img_size=preprocessing.img_size, mean=preprocessing.mean, std=preprocessing.std,
         num_workers=args.workers, skip_bad_images=args.skip_bad_images)
-    recorder = Recorder(shot_counts, confusion=bool(args.figures))
+    loader = create_loader(test_set, **options)
+    train_loader = None if train_set is None else create_loader(train_set, **options)
+    recorder = (Recorder if train_set is None else NeighborRecorder)(shot_counts, confusion=bool(args.figures))
     model = candidate.model.float().to(device, memory_format=memory_format(device))
-    metrics = evaluate(model, recorder.follow(loader), recorder)
+    metrics = evaluate(model, recorder.follow(loader), recorder, lambda: iter(train_loader))
     for name in [*test_set.bad_images, *loader.bad_images]:
         print(f'skipped, cannot be read: {name}')
     return metrics, recorder
 
 
-def load_test_set(args: argparse.Namespace, candidate: Candidate) -> tuple[LongTailDataset, list[int]]:
+def load_test_set(
+        args: argparse.Namespace,
+        candidate: Candidate,
+) -> tuple[LongTailDataset, list[int], LongTailDataset | None]:
     """Return the test split, and the counts that define the groups: of the training set, or of that of the data set.
+
+    For a model without classes the training set too, without what a run held out.
 
     Raises:
         UserError: No data set is named, or one of other classes.
@@ -142,6 +162,11 @@ def load_test_set(args: argparse.Namespace, candidate: Candidate) -> tuple[LongT
     trained = candidate.trained
     name, options = trained_data(args, candidate)
     counts = trained.get('shot_counts')
+    if not candidate.has_classes:
+        train_set, test_set = create_splits(name, **options)
+        counts, fraction = train_set.shot_counts, trained.get('val_fraction') or 0.0
+        train_set = train_set.hold_out(fraction, trained.get('data_seed') or 0)[0] if fraction else train_set
+        return test_set, counts, train_set
     if counts:  # not the training subset: a test split is whole, whatever the factor and the seed
         test_set = create_dataset(name, 'test', **options)
     else:
@@ -152,7 +177,7 @@ def load_test_set(args: argparse.Namespace, candidate: Candidate) -> tuple[LongT
     for theirs, ours in zip(trained.get('class_names') or (), test_set.class_names):
         if theirs != ours:
             raise UserError(f'{name} has other classes than the model: {ours!r} where it has {theirs!r}')
-    return test_set, counts
+    return test_set, counts, None
 
 
 def _write_predictions(path: Path, test_set: LongTailDataset, recorder: Recorder):
@@ -188,11 +213,11 @@ def main(argv: list[str] | None = None):
     _check_options(args)
     measured, confusions, first = {}, {}, None
     for label, candidate in load_candidates(args).items():
-        test_set, counts = load_test_set(args, candidate)
+        test_set, counts, train_set = load_test_set(args, candidate)
         first = first or (test_set.hash, counts)
         if first != (test_set.hash, counts):
             raise UserError(f'{label} was trained for other images or classes: models are compared on one test set')
-        measured[label], recorder = measure(args, candidate, test_set, counts)
+        measured[label], recorder = measure(args, candidate, test_set, counts, train_set)
         confusions[label] = recorder.confusion_matrix() if args.figures else None
     print(format_table(measured, ('all', 'many', 'medium', 'few', 'balanced', 'few_to_many', 'ece')))
     for label, metrics in measured.items():

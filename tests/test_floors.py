@@ -16,7 +16,7 @@ FLOORS = {
     6: ('train', 'retrain', 'validate', 'benchmark', f'{PACKAGE}.__main__'),
     5: ('engine', 'checkpoint', 'export', 'plots', 'cli', 'run', 'progress', 'build', 'outputs', 'results', 'machine',
         'optim', 'options', 'entry', 'benchmarking', 'folder', 'weights', 'trackers', 'pack', 'push', 'card',
-        'drawing', 'candidates', 'representation', 'retraining', 'retrained'),
+        'drawing', 'image_plots', 'candidates', 'representation', 'retraining', 'retrained'),
     4: ('methods', '__init__'),  # the package itself: it registers models and methods
     3: ('evaluate', 'classifiers'),
     2: ('models', 'data'),

@@ -22,7 +22,7 @@ from timm_longtail.losses import _common
 
 from . import forks
 from .reference import losses as reference
-from .reference import mixing
+from .reference import mixing, rotation
 from .reference import prototype as prototype_reference
 
 
@@ -38,6 +38,7 @@ class Sample:
     means: torch.Tensor  # [C, D], shorter than 1
     mask: torch.Tensor  # bool [B]
     class_weight: torch.Tensor  # [C]
+    rotated: torch.Tensor  # [B, 3, D], unit rows
     # [B, D] and [B] of images to mix and of their mixtures, of any length
     first: torch.Tensor
     second: torch.Tensor
@@ -50,7 +51,8 @@ class Sample:
 
     def permute_rows(self, order):
         return self.apply(
-            lambda t: t[order], 'logits', 'target', 'soft_target', 'embeddings', 'mask', 'other_target', *MIXED)
+            lambda t: t[order], 'logits', 'target', 'soft_target', 'embeddings', 'mask', 'other_target', 'rotated',
+            *MIXED)
 
     def permute_classes(self, order):
         """Class order[c] becomes class c."""
@@ -59,11 +61,11 @@ class Sample:
         return sample.apply(lambda t: t[order], 'class_counts', 'class_weight', 'prototypes', 'means')
 
     def rotate(self, rotation):
-        return self.apply(lambda t: t @ rotation, 'embeddings', 'prototypes', 'means', *MIXED)
+        return self.apply(lambda t: t @ rotation, 'embeddings', 'prototypes', 'means', 'rotated', *MIXED)
 
 
 MIXED = ('first', 'second', 'mixup', 'cutmix')
-FLOATS = ('logits', 'soft_target', 'embeddings', 'prototypes', 'means', 'class_weight', *MIXED)
+FLOATS = ('logits', 'soft_target', 'embeddings', 'prototypes', 'means', 'class_weight', 'rotated', *MIXED)
 INTEGERS = ('target', 'other_target', 'class_counts', 'mask')
 
 # B, C, D and what the targets are; class ids where they are given
@@ -99,6 +101,7 @@ def make_sample(shape='random', seed=0, dtype=torch.float64):
         class_weight=normal(num_classes).exp(),
         other_target=torch.randint(num_classes, (batch_size,), generator=generator),
         **{name: normal(batch_size, width) for name in MIXED},
+        rotated=F.normalize(normal(batch_size, 3, width), dim=2),
     )
     return sample.apply(lambda t: t.to(dtype), *FLOATS)
 
@@ -118,7 +121,7 @@ class Case:
 
     def reference(self, sample):
         name = self.loss.__name__
-        sources = reference, prototype_reference, mixing
+        sources = reference, prototype_reference, mixing, rotation
         return self(sample, loss=next(getattr(source, name) for source in sources if hasattr(source, name)))
 
     def value_and_gradients(self, sample, function=None):
@@ -175,6 +178,12 @@ CASES = {
     'mixing_ratio_contrastive_loss, other class, cross only': make_case(
         losses.mixing_ratio_contrastive_loss, *MIXED, lam=0.3, temperature=0.5, cross_only=True,
         target1='target', target2='other_target'),
+    # the queue has one key a class here
+    'pnda_loss': make_case(
+        losses.pnda_loss, 'embeddings', 'first', 'rotated', 'mask', 'prototypes', temperature=0.2),
+    'rotation_separation_loss': make_case(losses.rotation_separation_loss, 'logits', 'target', weight=0.3),
+    'rotation_separation_loss, no margin': make_case(
+        losses.rotation_separation_loss, 'logits', 'target', weight=1.5, margin=0.0),
 }
 
 each_case = pytest.mark.parametrize('case', CASES.values(), ids=CASES, indirect=True)
@@ -191,7 +200,8 @@ def case(request, monkeypatch):
 
 
 def test_every_loss_has_a_case():
-    assert {case.loss.__name__ for case in CASES.values()} == set(losses.__all__)
+    # no scalar: see test_rotation_losses.py
+    assert {case.loss.__name__ for case in CASES.values()} == set(losses.__all__) - {'rotation_entropy'}
 
 
 # against the loops

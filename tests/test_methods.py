@@ -64,11 +64,15 @@ def representation(tmp_path_factory):
     return path
 
 
+# a method that stops where images are known by heart is allowed to here
+LENIENT = {'rais': 'rais most_accuracy=1'}
+
+
 @pytest.mark.parametrize('name', list_methods())
 def test_overfits_64_images(name, request):
     retrains = issubclass(method_class(name), FrozenBackbone)
     weights = ['--initial-checkpoint', str(request.getfixturevalue('representation'))] if retrains else []
-    run, last = overfit(name, *weights)
+    run, last = overfit(LENIENT.get(name, name), *weights)
     part, at_least = run.method.overfit_check
     assert last[part] >= at_least
 
@@ -131,8 +135,10 @@ def test_a_step_runs_the_images_that_its_method_says(name):
     _, run = make_run(name, '--batch-size', '8')
     run.start_epoch(1)
     seen = []
-    backbone = run.method._run_backbone
-    run.method._run_backbone = lambda x: seen.append(len(x)) or backbone(x)
+    for module in run.method.modules():  # a key encoder, too
+        if hasattr(module, 'forward_features'):
+            run_backbone = module.forward_features
+            module.forward_features = lambda x, run=run_backbone: seen.append(len(x)) or run(x)
     run.method(*first_batches(run), phase='main')
     per_image = run.method.forwards_per_image
     assert sum(seen) == 8 * len(run.loaders) * (len(run.method.views) if per_image is None else per_image)

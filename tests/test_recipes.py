@@ -137,7 +137,7 @@ def stage_2_rate(e):
 
 BASELINES = {
     path.stem: (['-c', str(path)], stage_2_rate if split_name(path)[1] in ('crt', 'lws') else ldam_rate)
-    for path in RECIPES if path.name.startswith('resnet32_cifar.') and split_name(path)[1] != 'proco'}
+    for path in RECIPES if path.name.startswith('resnet32_cifar.') and split_name(path)[1] not in ('proco', 'moco')}
 
 
 @pytest.mark.parametrize(
@@ -262,6 +262,47 @@ def test_the_two_methods_of_the_abstract_differ_in_the_contrast_alone():
         glmc, clr = (yaml.safe_load((ROOT / 'recipes' / name).read_text()) for name in names)
         contrast = {'contrastive_weight': 1.0, 'temperature': 0.5}
         assert clr == {**glmc, 'method': 'glmc_clr', 'method_kwargs': {**glmc['method_kwargs'], **contrast}}
+
+
+SELF_SUPERVISED = {  # epochs, rate, weight decay and batches of the released code
+    'resnet50_cifar.moco.cifar100': (300, 0.125, 1e-4, 128), 'resnet50_cifar.pnda.cifar100': (300, 0.125, 1e-4, 128),
+    'resnet50_cifar.pnda-pda.cifar100': (300, 0.125, 1e-4, 128), 'resnet18.moco.tiny_imagenet': (200, 0.125, 1e-4, 256),
+    'resnet50_cifar.pnda-nda.cifar100': (300, 0.125, 1e-4, 128), 'resnet18.pnda.tiny_imagenet': (200, 0.125, 1e-4, 256),
+    'resnet18.pnda-pda.tiny_imagenet': (200, 0.125, 1e-4, 256),
+    'resnet18.pnda-nda.tiny_imagenet': (200, 0.125, 1e-4, 256),
+    'resnet18_cifar.rais.cifar100': (210, 1e-3, 1e-6, 64), 'resnet18.rais.tiny_imagenet': (160, 0.1, 1e-6, 64),
+}
+
+
+@pytest.mark.parametrize('name', SELF_SUPERVISED)
+def test_self_supervised_recipes_are_the_released_codes(name):
+    parser = train_parser()
+    args = parser.parse_args([])
+    vars(args).update(_read_recipe(ROOT / 'recipes' / f'{name}.yaml', parser))
+    assert (args.epochs, args.lr, args.weight_decay, args.global_batch_size) == SELF_SUPERVISED[name]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.lr)
+    scheduler = _create_scheduler(args, optimizer, 10)
+    warmup = 0 if args.method == 'rais' else 5
+    for update in range(0, 10 * args.epochs, 7):  # each step has its rate
+        scheduler.step_update(update)
+        epoch = update / 10
+        cosine = (1 + math.cos(math.pi * epoch / args.epochs)) / 2
+        rate = args.lr * (epoch / warmup if epoch < warmup else cosine)
+        assert optimizer.param_groups[0]['lr'] == pytest.approx(rate, rel=1e-9)
+    args.model_kwargs = {'device': 'meta'}
+    outputs = {'rais': 4}.get(args.method, 0)
+    network = timm.create_model(args.model, num_classes=outputs, **args.model_kwargs)
+    method = create_method(args.method, network, [4, 3, 2, 1], **args.method_kwargs)
+    tiny = args.dataset == 'tiny_imagenet'
+    if args.method == 'rais':
+        assert (method.first_epochs, method.margin, method.views) == (10, 0.2, ('flip',))
+        assert (method.separation_weight, method.most_accuracy) == ((0.1, 0.78) if tiny else (0.2, 0.9))
+        return
+    assert (len(method.queue), method.momentum, method.temperature, method.bn_groups) == (4096, 0.999, 0.2, 4)
+    assert method.views == (('sim_blur',) * 2 if tiny else ('sim',) * 2)
+    assert method.turns == ((0,) if args.method == 'moco' else (0, 1, 2, 3))
+    if args.method == 'pnda':
+        assert method.rotations == name.split('.')[1].rpartition('-')[2]
 
 
 def cosine_rate(e, recipe, epochs, warmup):
@@ -393,11 +434,13 @@ def test_optimizer_is_the_papers(path):
            for p in group['params']} - {id(p) for p in method.model.parameters()}
     decayed = set(own)
     for optimizer in optimizers:
-        assert type(optimizer) is torch.optim.SGD
+        is_sgd = content['opt'] != 'adam'
+        assert type(optimizer) is (torch.optim.SGD if is_sgd else torch.optim.Adam)
         for group in optimizer.param_groups:
             if {id(p) for p in group['params']} <= own:
                 continue
-            assert group['momentum'] == 0.9 and not group['nesterov'] and group['dampening'] == 0
+            if is_sgd:
+                assert group['momentum'] == 0.9 and not group['nesterov'] and group['dampening'] == 0
             assert group['weight_decay'] == float(content['weight_decay']) > 0
             decayed |= {id(p) for p in group['params']}
     names = {name: id(p) for name, p in method.named_parameters() if p.requires_grad}

@@ -25,8 +25,8 @@ FIGURES = {'weight_norms.png', 'class_accuracy.png', 'confusion.png', 'tau_curve
 
 def train_one(output, name, *options):
     AcceleratorState._reset_state(reset_partial_state=False)
-    train.main([*options, '--dataset', 'digits_lt', '--no-recipe', '--method', 'ce', '-b', '64', '--epochs', '3',
-                *SMALL, '--output', str(output), '--experiment', name])
+    train.main(['--dataset', 'digits_lt', '--no-recipe', '--method', 'ce', '-b', '64', '--epochs', '3',
+                *SMALL, '--output', str(output), '--experiment', name, *options])
     return output / name
 
 
@@ -175,6 +175,32 @@ def test_on_images(stage_1, tmp_path, capsys, monkeypatch, options):
     expected = 'running_' if options[1] == 'train' else 'layer3.'
     assert any(expected in name for name in changed) and 'fc.weight' in changed
     assert 'conv1.weight' not in changed
+
+
+def test_a_self_supervised_model(tmp_path, capsys, monkeypatch):
+    """It has no classifier: those from nothing are made, and neighbours vote in validate.py."""
+    run = train_one(tmp_path, 'run', *TINY, *LINEAR, '--method', 'moco', '--val-fraction', '0.2', '--epochs', '1')
+    last = json.loads((run / 'metrics.json').read_text())['last']
+    assert sum(last['class_correct']) > 0
+    capsys.readouterr()
+    validate.main(['--model', f'local-dir:{run / "export"}'])
+    assert f'{sum(last["class_correct"])} of {last["num_images"]} images correct' in capsys.readouterr().out
+    options = run, '--output', tmp_path, '--epochs', '2', '--classifier'
+    printed, row, folder = retrained(capsys, monkeypatch, *options, 'linear', 'ncm', '--lr', '50', '0.1')
+    assert row['classifiers'].keys() == {'linear', 'ncm_l2', 'ncm_cosine', 'ncm_centred'}
+    chosen = row['classifiers']['linear']
+    assert chosen['note'] == 'lr = 0.1 of 50, 0.1, chosen by balanced accuracy on the hold-out'
+    found = dict(re.findall(r'linear, lr (\S+): balanced accuracy (\S+)', printed))
+    assert float(found['0.1']) > float(found['50']) and chosen['options']['lr'] == 0.1
+    assert load_export(f'local-dir:{folder}/linear/export').model.num_classes == 10
+    printed, row, _ = retrained(capsys, monkeypatch, *options, 'linear', '--lr', '50', '0.1', '--choose-lr-on-test')
+    chosen = row['classifiers']['linear']
+    assert chosen['note'].endswith('chosen by balanced accuracy on the test set')
+    assert f'lr 0.1: balanced accuracy {chosen["balanced"]:.2f}' in printed
+    line = refused(capsys, *options, 'tau-norm')
+    assert line.endswith('tau_norm: it rescales the class weights of the trained classifier, and this model has none')
+    line = refused(capsys, *options, 'linear', '--choose-lr-on-test')
+    assert 'nothing to choose from' in line
 
 
 def test_a_checkpoint_is_a_source_too(stage_1, tmp_path, capsys, monkeypatch):

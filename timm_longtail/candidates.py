@@ -1,6 +1,6 @@
 """Models that were trained before: exports, checkpoints, models of the Hub, timm's own; and the data they know."""
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,16 @@ class Candidate:
         preprocessing: What it wants of an image.
         trained: What it was trained on, as far as it says: `dataset`, `imbalance_factor`, `class_names`,
             `class_counts`, `shot_counts`, `resident`, …
+        has_classes: Whether it has a classifier of its own; a self-supervised one has none.
     """
     model: nn.Module
     name: str
     preprocessing: Preprocessing
     trained: dict[str, Any]
+    has_classes: bool = field(init=False)
+
+    def __post_init__(self):
+        self.has_classes = self.model.num_classes > 0
 
 
 def is_export(source: str) -> bool:

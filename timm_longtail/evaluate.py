@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from .data.longtail import shot_groups
 from .distributed import all_reduce_sum
 from .errors import UserError, unknown_name
+from .layers import unit_rows
 
-__all__ = ['GROUPS', 'LongTailEvaluator', 'confusion_rate', 'format_table']
+__all__ = ['GROUPS', 'KNNEvaluator', 'LongTailEvaluator', 'confusion_rate', 'format_table']
 
 GROUPS = ('many', 'medium', 'few')
 _SUFFIXES = '', '_inclusive'  # of figures by either rule for Few: fewer than 20 images, 20 or fewer
@@ -178,6 +179,49 @@ class LongTailEvaluator:
         for row, groups in zip(members, self._groups):
             row[groups[name]] = True
         return members
+
+
+class KNNEvaluator(LongTailEvaluator):
+    """Accuracy of a vote of the most similar training images: what features are worth without a classifier.
+
+    As Wu et al., CVPR 2018 (https://arxiv.org/abs/1805.01978): each of the k nearest by the cosine s votes for its
+    class with exp(s / t). Votes are not probabilities: there is no `loss` and no `ece`.
+
+    Args:
+        shot_counts: See `LongTailEvaluator`; classes with many images have many votes.
+        num_neighbors: k, at most all training images.
+        temperature: t above.
+        **kwargs: See `LongTailEvaluator`.
+    """
+
+    def __init__(self, shot_counts, num_neighbors: int = 200, temperature: float = 0.1, **kwargs):
+        super().__init__(shot_counts, **kwargs)
+        self.num_neighbors = num_neighbors
+        self.temperature = temperature
+
+    def start(self, model: nn.Module, train_batches: Callable[[], Iterator]):
+        super().start(model, train_batches)
+        # by each process for itself: the main process may evaluate alone
+        rows = [(self._features(model, images), target) for (images, *_), target, _ in train_batches()]
+        self._bank, self._bank_targets = (torch.cat(parts) for parts in zip(*rows))
+
+    def update(self, model: nn.Module, images: torch.Tensor, target: torch.Tensor):
+        self.add(self.vote(self._features(model, images)), target)
+
+    def vote(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the logarithm of each class's share of the votes on unit features [B, D]: [B, C]."""
+        similarity, nearest = (features @ self._bank.T).topk(min(self.num_neighbors, len(self._bank)))
+        weights = ((similarity - 1) / self.temperature).exp()
+        votes = weights.new_zeros(len(features), self.num_classes).scatter_add_(1, self._bank_targets[nearest], weights)
+        return (votes / votes.sum(dim=1, keepdim=True)).log()
+
+    def compute(self, reduce: bool = True) -> dict[str, Any]:
+        self._bank = self._bank_targets = None  # as large as the training set
+        return {k: v for k, v in super().compute(reduce).items() if k not in ('loss', 'ece')}
+
+    @staticmethod
+    def _features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        return unit_rows(model.forward_head(model.forward_features(images), pre_logits=True))
 
 
 def confusion_rate(

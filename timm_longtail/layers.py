@@ -6,8 +6,9 @@ import torch
 import torch.fx
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
-__all__ = ['CosineLinear', 'NearestMean', 'linear_classifier', 'projection_mlp', 'unit_rows']
+__all__ = ['BatchNormGroups', 'CosineLinear', 'NearestMean', 'linear_classifier', 'projection_mlp', 'unit_rows']
 
 
 @torch.fx.wrap  # a leaf for FX: the choice of dtype cannot be traced
@@ -93,6 +94,27 @@ class NearestMean(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map features [..., D] to logits [..., C]."""
         return F.linear(unit_rows(x - self.centre), self.means, -self.means.square().sum(dim=1) / 2) - 0.5
+
+
+class BatchNormGroups(TorchFunctionMode):
+    """Context in which batch normalisation takes its statistics over equal parts of the batch, in their order.
+
+    One forward is then what as many processes, or forwards one after the other, would give: running statistics are
+    updated once a part. Everything else still runs on the whole batch. Compiled code does not see the context.
+
+    Args:
+        num_groups: Parts.
+    """
+
+    def __init__(self, num_groups: int):
+        super().__init__()
+        self.num_groups = num_groups
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.batch_norm and self.num_groups > 1:
+            x, *others = args
+            return torch.cat([func(part, *others, **(kwargs or {})) for part in x.chunk(self.num_groups)])
+        return func(*args, **(kwargs or {}))
 
 
 def linear_classifier(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:

@@ -192,14 +192,16 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
             interpolation=preprocessing.interpolation,
             license=license_of(args.model, args.pretrained, args.initial_checkpoint, args.license),
             input_size=(3, preprocessing.img_size, preprocessing.img_size),
-            class_names=list(train_set.class_names),
+            # outputs that are no classes (none, rotations) have no names
+            class_names=list(train_set.class_names) if 'class_correct' in last and run.eval_model.num_classes else None,
         )
     _report_bad_images(run, loader, train_set, test_set)
     if args.results:
         results.write_json(results_path(args, train_set), row)
     rows = {'last epoch': last, f'best epoch ({best["epoch"] + 1}, by {best["selected_by"]})': best}
-    print(f'\ntest set, weights as exported:\n{format_table(rows)}\n'
-          f'python validate.py --model local-dir:{run.output_dir / "export"}', flush=True)
+    print(f'\ntest set, weights as exported:\n{format_table(rows)}', flush=True)
+    if 'class_correct' in last:
+        print(f'python validate.py --model local-dir:{run.output_dir / "export"}', flush=True)
     return row
 
 

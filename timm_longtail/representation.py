@@ -77,7 +77,7 @@ class Representation:
     def same_classes(self) -> bool:
         """Whether the trained classifier is one of the data set's classes, as far as their names are known."""
         names = self.candidate.trained.get('class_names') or self.train_set.class_names
-        return list(names) == list(self.train_set.class_names) and (
+        return self.candidate.has_classes and list(names) == list(self.train_set.class_names) and (
             self.candidate.model.num_classes == self.train_set.num_classes)
 
     @property

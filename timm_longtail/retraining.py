@@ -64,14 +64,16 @@ class Classifier:
     curve_on: str = ''
     seconds: float = 0.0
 
-    def measure(self, representation: Representation) -> tuple[dict[str, Any], torch.Tensor]:
-        """Return the figures on the test set, and the confusion [C,C]."""
+    def measure(self, representation: Representation, held_out: bool = False) -> tuple[dict[str, Any], torch.Tensor]:
+        """Return the figures on the test set, or on the hold-out, and the confusion [C,C]."""
         if self.model is None:
-            return representation.test.evaluate(self.module), representation.test.confusion(self.module)
+            features = representation.held if held_out else representation.test
+            return features.evaluate(self.module), features.confusion(self.module)
         evaluator = LongTailEvaluator(representation.train_set.shot_counts, confusion=True)
         device = representation.accelerator.device
         model = copy.deepcopy(self.model).to(device, memory_format=memory_format(device))
-        metrics = evaluate(model, representation.loader(representation.test_set), evaluator, reduce=False)
+        dataset = representation.held_out if held_out else representation.test_set
+        metrics = evaluate(model, representation.loader(dataset), evaluator, reduce=False)
         return metrics, evaluator.confusion_matrix(reduce=False)
 
     def deployed(self, representation: Representation) -> nn.Module:
@@ -110,6 +112,8 @@ def choose_classifiers(asked: list[str], representation: Representation) -> tupl
 
 def _why_not(name: str, representation: Representation) -> str | None:
     model, args = representation.candidate.model, representation.args
+    if name in _FROM_STAGE_1 and not representation.candidate.has_classes:
+        return f'it {_FROM_STAGE_1[name]} of the trained classifier, and this model has none'
     if name in _FROM_STAGE_1 and not representation.same_classes:
         return (f'it {_FROM_STAGE_1[name]} of the trained classifier, which has {model.num_classes} classes and the '
                 f'data {representation.train_set.num_classes}')
@@ -136,10 +140,8 @@ def make_classifiers(name: str, representation: Representation) -> list[Classifi
         made = [_logit_adjust(representation)]
     elif name == 'ncm':
         made = _nearest_means(representation)
-    elif representation.args.features == 'cached':
-        made = [_train_on_features(name, representation)]
     else:
-        made = [_train_on_images(name, representation)]
+        made = [_train(name, representation)]
     for classifier in made:
         classifier.seconds = (time.perf_counter() - started) / len(made)
     return made
@@ -192,11 +194,33 @@ def _fit(run: Run, num_epochs: int):
     run.accelerator.free_memory()
 
 
-def _train_args(name: str, representation: Representation) -> Namespace:
+def _train(name: str, representation: Representation) -> Classifier:
+    """Train a classifier, or one with each of several learning rates, the best of which is taken."""
+    args = representation.args
+    train = _train_on_features if args.features == 'cached' else _train_on_images
+    rates = args.lr or [None]
+    if len(rates) == 1:
+        return train(name, representation, rates[0])
+    if representation.held_out is None and not args.choose_lr_on_test:
+        raise UserError('several --lr are chosen from on a hold-out, and there is none: --val-fraction at stage 1 or, '
+                        'for other images, here; or --choose-lr-on-test')
+    made, best = None, -1.0
+    for rate in rates:
+        classifier = train(name, representation, rate)
+        figure = classifier.measure(representation, held_out=not args.choose_lr_on_test)[0]['balanced']
+        print(f'{name}, lr {rate:g}: balanced accuracy {figure:.2f}', flush=True)
+        if figure > best:
+            made, best = classifier, figure
+    made.note = (f'lr = {made.options["lr"]:g} of {", ".join(f"{rate:g}" for rate in rates)}, chosen by balanced '
+                 f'accuracy on the {"test set" if args.choose_lr_on_test else "hold-out"}')
+    return made
+
+
+def _train_args(name: str, representation: Representation, lr: float | None) -> Namespace:
     """Return the options of `train.py` for one classifier: its own defaults, then what was typed."""
     args = representation.args
     batch_size = min(args.batch_size, len(representation.train_set))
-    given = {key: getattr(args, key) for key in ('epochs', 'lr', 'weight_decay')}
+    given = {'epochs': args.epochs, 'lr': lr, 'weight_decay': args.weight_decay}
     given = {key: value for key, value in given.items() if value is not None}
     options = {**method_class(name).retrain_options, **given}
     words = [f'--{key.replace("_", "-")}={value}' for key, value in options.items()]
@@ -223,9 +247,9 @@ def _options_of(args: Namespace) -> dict[str, Any]:
             'sampler': args.sampler, **args.method_kwargs}
 
 
-def _train_on_features(name: str, representation: Representation) -> Classifier:
+def _train_on_features(name: str, representation: Representation, lr: float | None) -> Classifier:
     train, accelerator = representation.train, representation.accelerator
-    args = _train_args(name, representation)
+    args = _train_args(name, representation, lr)
     rng.seed_torch(args.seed, purpose='init')
     model = FeatureClassifier(_starting_head(representation))
     method = create_method(name, model, representation.class_counts, **args.method_kwargs)
@@ -245,9 +269,9 @@ def _train_on_features(name: str, representation: Representation) -> Classifier:
     return Classifier(name, method.model.cpu().get_classifier(), options=_options_of(args))
 
 
-def _train_on_images(name: str, representation: Representation) -> Classifier:
+def _train_on_images(name: str, representation: Representation, lr: float | None) -> Classifier:
     options, candidate = representation.args, representation.candidate
-    args = _train_args(name, representation)
+    args = _train_args(name, representation, lr)
     rng.seed_torch(args.seed, purpose='init')
     args.method_kwargs.update({'bn': options.bn, 'view': options.view})
     if name != 'lws':

@@ -7,8 +7,10 @@ from .logit_adjustment import logit_adjusted_cross_entropy
 from .mixing_ratio import mixing_ratio_contrastive_loss
 from .mixture_consistency import mixture_consistency_loss
 from .nt_xent import nt_xent_loss
+from .pnda import pnda_loss
 from .proco import proco_loss
 from .prototype_conformity import prototype_conformity_loss
+from .rotation_separation import rotation_entropy, rotation_separation_loss
 from .soft_cross_entropy import soft_cross_entropy
 from .sup_con import sup_con_loss
 
@@ -21,8 +23,11 @@ __all__ = [
     'mixing_ratio_contrastive_loss',
     'mixture_consistency_loss',
     'nt_xent_loss',
+    'pnda_loss',
     'proco_loss',
     'prototype_conformity_loss',
+    'rotation_entropy',
+    'rotation_separation_loss',
     'soft_cross_entropy',
     'sup_con_loss',
 ]

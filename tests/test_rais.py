@@ -1,0 +1,140 @@
+"""RAIS: whom it flags, where it stops, what it leaves."""
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from timm_longtail.data import create_dataset
+from timm_longtail.engine import fit
+from timm_longtail.errors import UserError
+from timm_longtail.methods import create_method
+from timm_longtail.methods._flags import FLAG_FILE, read_flags, write_flags
+from timm_longtail.methods.rais import RotationEvaluator, rotations
+
+from .runs import digits, make_run
+
+
+def half_symmetric():
+    """Digits, every second of them the mean of its four rotations; which those are."""
+    dataset = create_dataset('digits_lt', 'train', imbalance_factor=1)
+    symmetric = np.arange(len(dataset)) % 2 == 0
+    images = dataset.images.clone()
+    # halves and quarters: a mean of integers is the same in every rotation
+    images[symmetric] = rotations(images[symmetric].float()).unflatten(0, (4, -1)).mean(0).round().byte()
+    assert torch.equal(images[symmetric], images[symmetric].rot90(1, (2, 3)))
+    return replace(dataset, images=images, shot_counts=dataset.class_counts), symmetric
+
+
+def test_it_flags_images_that_are_the_same_in_every_rotation(tmp_path):
+    """Positive control: nine in ten of those made symmetric are found, and at most one in ten of the others."""
+    dataset, symmetric = half_symmetric()
+    options = '--img-size', '8', '--opt', 'adam', '--lr', '3e-3', '--batch-size', '64'
+    _, run = make_run('rais first_epochs=4', '--epochs', '8', '--val-interval', '8', *options, dataset=dataset)
+    history = fit(run, 8)
+    run.method.finish(tmp_path, run.train_batches)
+    flags = read_flags(tmp_path / FLAG_FILE, dataset.digests)
+    assert flags[symmetric].mean() >= 0.9
+    assert flags[~symmetric].mean() <= 0.1
+    assert 0.4 <= history[-1]['train_agnostic'] <= 0.6
+    # three in four rotations of the symmetric half cannot be told, however long it trains
+    assert history[-1]['eval_all'] <= 100 * (0.5 + 0.5 / 4) + 1
+
+
+def test_what_it_leaves(tmp_path):
+    _, run = make_run('rais', '--img-size', '8')
+    run.method.finish(tmp_path, run.train_batches)
+    tensors = load_file(tmp_path / FLAG_FILE)
+    assert np.array_equal(tensors['digest'], digits().digests)
+    (x, *_), _, index = next(iter(run.train_batches()))
+    probabilities = [run.method.model.eval()(x.rot90(turn, (2, 3))).softmax(1) for turn in range(4)]
+    entropy = sum(-(p * p.log()).sum(1) for p in probabilities) / 4
+    np.testing.assert_allclose(tensors['entropy'][index], entropy.detach(), rtol=1e-5)
+    threshold = np.log(4) / 2 + 0.2
+    assert np.array_equal(tensors['flag'], tensors['entropy'] > threshold)
+
+
+def test_flags_find_their_images(tmp_path):
+    digests = digits().digests
+    entropy = np.linspace(0, 1.38, len(digests))
+    flags = write_flags(tmp_path / 'flags', digests, entropy, 0.9)
+    assert np.array_equal(flags, entropy > 0.9) and 0 < flags.sum() < len(flags)
+    order = np.random.default_rng(0).permutation(len(digests))[:20]  # part of the set, in another order
+    assert np.array_equal(read_flags(tmp_path / 'flags', digests[order]), flags[order])
+    other = digests[order].copy()
+    other[:3] += 1
+    with pytest.raises(UserError, match='is of other images: it lacks 3 of these 20'):
+        read_flags(tmp_path / 'flags', other)
+    with pytest.raises(UserError, match='no flag file at nowhere'):
+        read_flags('nowhere', digests)
+    (tmp_path / 'text').write_text('no flags')
+    with pytest.raises(UserError, match='text is not a flag file of rais'):
+        read_flags(tmp_path / 'text', digests)
+
+
+def test_it_stops_where_the_images_are_known_by_heart():
+    _, run = make_run('rais first_epochs=1', '--img-size', '8')
+    run.start_epoch(2)
+    batch = next(iter(run.loaders[0]))
+    with torch.no_grad():
+        run.method.logits = lambda features: torch.eye(4).repeat_interleave(len(features) // 4, dim=0)  # all right
+        run.method(batch)
+    assert run.method.correct.tolist() == [64, 64]
+    run.epoch = 1
+    with pytest.raises(UserError, match='rotation accuracy of 1.000 in training, above most_accuracy=0.9'):
+        run.start_epoch(2)
+    run.method.correct.copy_(torch.tensor([90, 100]))
+    run.start_epoch(2)
+    assert run.method.correct.tolist() == [0, 0]
+
+
+def test_the_weight_of_the_separation_grows_on_a_line():
+    _, run = make_run('rais first_epochs=2 separation_weight=0.3', '--img-size', '8')
+    weights = []
+    for run.epoch in range(5):
+        run.start_epoch(5)
+        weights.append(run.method.weight)
+    assert weights == [None, None, 0.0, pytest.approx(0.1), pytest.approx(0.2)]
+
+
+def test_the_evaluator_counts_rotations():
+    def model(x):  # a mark in the first row, which the rotations move around the image
+        corners = x[:, 0, [0, -1, -1, 0], [0, 0, -1, -1]]
+        return 100 * corners
+    images = torch.zeros(6, 3, 4, 4)
+    images[:, 0, 0, 0] = 1
+    evaluator = RotationEvaluator(64)
+    evaluator.start(model, None)
+    evaluator.update(model, images, torch.arange(6))
+    metrics = evaluator.compute()
+    assert (metrics['all'], metrics['num_images']) == (100.0, 24) and 'many' not in metrics
+    images[0] = 0  # cannot be told: the first of equal scores is right once in four
+    evaluator.start(model, None)
+    evaluator.update(model, images, torch.arange(6))
+    assert evaluator.compute()['all'] == pytest.approx(100 * 21 / 24)
+
+
+def test_other_outputs_are_refused():
+    with pytest.raises(UserError, match='the model has 10 outputs'):
+        create_method('rais', make_run('ce')[1].method.model, [1] * 10)
+
+
+def test_its_figure(tmp_path):
+    matplotlib = pytest.importorskip('matplotlib')
+    from timm_longtail.image_plots import _tiles, plot_rotation_agnostic
+    images = torch.stack([torch.full((3, 4, 4), 10 * i, dtype=torch.uint8) for i in range(7)])
+    entropy = torch.tensor([0.1, 1.3, 0.5, 1.2, 0.95, 0.2, 0.85])
+    figure = plot_rotation_agnostic(tmp_path / 'figure.png', images, entropy, columns=2, rows=1, title='RAIS')
+    most, least, histogram = figure.axes
+    shown = [[int(image.get_array()[0, left, 0]) for left in (0, 6)] for axis in (most, least) for image in axis.images]
+    assert shown == [[10, 30], [0, 50]]  # of entropy 1.3 and 1.2, 0.1 and 0.2
+    assert '42.86 % of 7 images' in histogram.get_title('left')
+    assert sum(patch.get_height() for patch in histogram.patches) == 7
+    assert histogram.lines[0].get_xdata()[0] == pytest.approx(0.893, abs=1e-3)
+    assert (tmp_path / 'figure.png').stat().st_size > 5000 and matplotlib
+    assert _tiles(images.numpy()[:3], 2).shape == (10, 10, 3)
+    with pytest.raises(UserError, match='expected uint8'):
+        plot_rotation_agnostic(tmp_path / 'figure.png', images.float(), entropy)
+    with pytest.raises(UserError, match='entropy: expected numbers'):
+        plot_rotation_agnostic(tmp_path / 'figure.png', images, entropy[:5])

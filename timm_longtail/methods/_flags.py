@@ -1,0 +1,64 @@
+"""Flag files: which images look alike in every rotation. One of `cifar100` serves every subset of it.
+
+An image is known by its digest, the sha256 of its uint8 HWC pixels, whatever its place in a data set.
+
+N images.
+"""
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from ..errors import UserError
+
+__all__ = ['FLAG_FILE', 'read_flags', 'write_flags']
+
+FLAG_FILE = 'rotation_agnostic.safetensors'
+
+
+def write_flags(path: Path, digests: np.ndarray, entropy: np.ndarray, threshold: float) -> np.ndarray:
+    """Write a flag file.
+
+    Args:
+        path: File.
+        digests: uint8 [N,32].
+        entropy: Mean entropy of the predictions for the four rotations of each image, in nats [N].
+        threshold: An image is rotation-agnostic if its entropy is larger.
+
+    Returns:
+        The flags, bool [N].
+
+    Raises:
+        UserError: The disk refuses.
+    """
+    tensors = {'digest': digests, 'flag': entropy > threshold, 'entropy': entropy.astype(np.float32)}
+    try:
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path, {'threshold': f'{threshold:.6f}'})
+    except (SafetensorError, OSError) as e:
+        raise UserError(f'cannot write {path}: {e}') from e
+    return tensors['flag']
+
+
+def read_flags(path: str | Path, digests: np.ndarray) -> np.ndarray:
+    """Return the flags of images, bool [N], from a file that may hold more.
+
+    Args:
+        path: File that `write_flags` wrote.
+        digests: Of the images, uint8 [N,32].
+
+    Raises:
+        UserError: No such file, no flag file, or one of other images.
+    """
+    if not Path(path).is_file():
+        raise UserError(f'no flag file at {path}')
+    try:
+        tensors = load_file(path)
+        flag_of = dict(zip(map(bytes, tensors['digest']), tensors['flag'].tolist(), strict=True))
+    except (SafetensorError, KeyError, ValueError) as e:
+        raise UserError(f'{path} is not a flag file of rais') from e
+    names = [*map(bytes, digests)]
+    missing = sum(name not in flag_of for name in names)
+    if missing:
+        raise UserError(f'{path} is of other images: it lacks {missing} of these {len(names)}')
+    return np.array([flag_of[name] for name in names], dtype=bool)

@@ -1,0 +1,58 @@
+"""Rethinking Rotation in Self-Supervised Contrastive Learning: Adaptive Positive or Negative Data Augmentation (PNDA)
+
+A. Miyai et al., WACV 2023, https://arxiv.org/abs/2210.12681: a rotation of an image is a positive where it looks like
+the image, and a negative where it does not. `rais` finds out which.
+
+Shapes: B batch of this process, N images.
+"""
+import logging
+
+import torch
+
+from ..errors import UserError
+from ._flags import read_flags
+from ._registry import register_method
+from .moco import MoCo
+
+_logger = logging.getLogger(__name__)
+
+_ROTATIONS = 'none', 'pda', 'nda', 'pnda'
+
+
+@register_method('pnda')
+class PNDA(MoCo):
+    """MoCo with the key in its four quarter turns: those of 90, 180 and 270 degrees attract the query or repel it.
+
+    Queries are never turned, and only the key that is not enters the queue.
+
+    Args:
+        model: As `moco`.
+        class_counts: As `moco`.
+        rotations: What the turned keys are: `pda` positives, `nda` negatives, `pnda` as `flags` say for each image;
+            `none` leaves them out, which is `moco`.
+        flags: File that `rais` wrote for these images, or for a set that they are part of; for `pnda`.
+        **kwargs: As `moco`.
+    """
+
+    def __init__(self, model, class_counts, *, rotations: str = 'nda', flags: str = '', **kwargs):
+        if rotations not in _ROTATIONS:
+            raise UserError(f'option rotations is one of {", ".join(_ROTATIONS)}, got {rotations!r}')
+        if bool(flags) != (rotations == 'pnda'):
+            raise UserError('rotations=pnda takes flags=FILE, which method rais writes; the others take none')
+        super().__init__(model, class_counts, **kwargs)
+        self.rotations = rotations
+        self.turns = (0,) if rotations == 'none' else (0, 1, 2, 3)
+        self.flags = flags
+        self._is_positive: torch.Tensor | None = None
+
+    def start_epoch(self, epoch, num_epochs, rng, batches):
+        super().start_epoch(epoch, num_epochs, rng, batches)
+        if self.flags and self._is_positive is None:
+            flags = read_flags(self.flags, batches.digests)
+            _logger.info(f'pnda: rotations are positives of {100 * flags.mean():.2f} % of the {len(flags)} images')
+            self._is_positive = torch.from_numpy(flags).to(self.queue.device)
+
+    def rotation_positive(self, index):
+        if self._is_positive is not None:
+            return self._is_positive[index]
+        return torch.full_like(index, self.rotations == 'pda', dtype=torch.bool)

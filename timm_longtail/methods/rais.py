@@ -1,0 +1,141 @@
+"""Rotation Agnostic Images Sampling (RAIS), of PNDA
+
+A. Miyai et al., "Rethinking Rotation in Self-Supervised Contrastive Learning: Adaptive Positive or Negative Data
+Augmentation", WACV 2023, https://arxiv.org/abs/2210.12681.
+
+Shapes: B batch of this process, N images, 4 rotations, rows in the order of the rotations: [4B].
+"""
+import logging
+import math
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ..distributed import all_reduce_sum
+from ..errors import UserError
+from ..evaluate import LongTailEvaluator
+from ..losses import rotation_entropy, rotation_separation_loss
+from ._flags import FLAG_FILE, write_flags
+from ._method import Batch, Method
+from ._registry import register_method
+
+_logger = logging.getLogger(__name__)
+
+
+def rotations(x: torch.Tensor) -> torch.Tensor:
+    """Return images [B, 3, H, H] turned by 0, 90, 180 and 270 degrees, [4B, 3, H, H]."""
+    return torch.cat([x.rot90(turn, (2, 3)) for turn in range(4)])
+
+
+def _turns(x: torch.Tensor) -> torch.Tensor:
+    return torch.arange(4, device=x.device).repeat_interleave(len(x))
+
+
+class RotationEvaluator(LongTailEvaluator):
+    """Accuracy over the rotations of each image; `balanced` and `worst_class` are over the four rotations."""
+
+    def __init__(self, num_images: int):
+        super().__init__([num_images] * 4)
+
+    def update(self, model, images, target):
+        self.add(model(rotations(images)), _turns(images))
+
+    def compute(self, reduce=True):
+        kept = 'all', 'balanced', 'worst_class', 'ece', 'loss', 'num_images'
+        return {k: v for k, v in super().compute(reduce).items() if k in kept}
+
+
+@register_method('rais')
+class RAIS(Method):
+    """A classifier of four rotations that gives up on images which look alike in all of them.
+
+    Step 1 trains it on all images, and must end before it knows them by heart. Step 2 goes on with those whose rotation
+    it tells, and drives the entropies of all apart, with a weight that grows on a line. `finish` writes who is
+    rotation-agnostic: those whose mean entropy over the rotations is above rho + margin, with rho = log(4) / 2.
+
+    Args:
+        model: timm model with 4 outputs.
+        class_counts: Training images of each class, [C]; unused.
+        first_epochs: Epochs of step 1; the rest are step 2.
+        separation_weight: Weight of the entropy separation that step 2 ends with.
+        margin: Of the separation, and of the images that are flagged.
+        most_accuracy: The run stops if step 1 ends with a higher rotation accuracy over its last epoch of training.
+        view: View of each image.
+    """
+
+    forwards_per_image = 4
+    overfit_check = ('train_rotation_accuracy', 0.9)
+
+    def __init__(
+            self,
+            model,
+            class_counts,
+            *,
+            first_epochs: int = 10,
+            separation_weight: float = 0.2,
+            margin: float = 0.2,
+            most_accuracy: float = 0.9,
+            view: str = 'flip',
+    ):
+        super().__init__(model, class_counts)
+        if model.num_classes != 4:
+            raise UserError(f'rais tells four rotations apart, and the model has {model.num_classes} outputs')
+        self.views = (view,)
+        self.first_epochs = first_epochs
+        self.separation_weight = separation_weight
+        self.margin = margin
+        self.most_accuracy = most_accuracy
+        self.threshold = math.log(4) / 2 + margin  # rho + m
+        self.weight: float | None = None  # None in step 1
+        self.register_buffer('correct', torch.zeros(2, dtype=torch.int64))  # of how many, in an epoch of step 1
+
+    @classmethod
+    def num_outputs(cls, num_classes):
+        return 4
+
+    def create_evaluator(self, shot_counts):
+        return RotationEvaluator(sum(shot_counts))
+
+    def start_epoch(self, epoch, num_epochs, rng, batches):
+        if epoch == 0 and num_epochs <= self.first_epochs:
+            _logger.warning(f'rais: all {num_epochs} epochs are step 1 (first_epochs={self.first_epochs}): '
+                            'nothing separates the images')
+        if epoch == self.first_epochs:
+            self._check_overfit()
+        self.correct.zero_()
+        step_2 = epoch - self.first_epochs
+        ramp = step_2 / max(1, num_epochs - self.first_epochs)
+        self.weight = None if step_2 < 0 else self.separation_weight * ramp
+
+    def _check_overfit(self):
+        right, total = self.correct.tolist()
+        if right > self.most_accuracy * total:
+            raise UserError(
+                f'rais: step 1 ended with a rotation accuracy of {right / total:.3f} in training, above most_accuracy='
+                f'{self.most_accuracy:g}: it knows the images by heart; take fewer first_epochs, or another --seed')
+
+    def forward(self, batch: Batch, phase: str = 'main') -> dict:
+        (x,), _, _ = batch
+        logits, target = self.logits(self.features(rotations(x))), _turns(x)  # [4B, 4], [4B]
+        right = logits.argmax(1) == target
+        entropy = rotation_entropy(logits.detach()).view(4, -1).mean(0)  # [B]
+        parts = {'output': None, 'rotation_accuracy': right.double().mean(),
+                 'agnostic': (entropy > self.threshold).double().mean()}
+        if self.weight is not None:
+            return {'loss': rotation_separation_loss(logits, target, self.weight, self.margin), **parts}
+        self.correct += all_reduce_sum(torch.stack((right.sum(), torch.full_like(right.sum(), len(right)))))
+        return {'loss': F.cross_entropy(logits, target), **parts}
+
+    @torch.no_grad()
+    def finish(self, folder, batches):
+        self.eval()
+        entropies, rows = [], []
+        for (x, *_), _, index in batches():
+            logits = self.logits(self.features(rotations(x)))
+            entropies.append(rotation_entropy(logits).view(4, -1).mean(0).cpu())
+            rows.append(index.cpu())
+        entropy, rows = (np.asarray(torch.cat(parts)) for parts in (entropies, rows))
+        flags = write_flags(folder / FLAG_FILE, batches.digests[rows], entropy, self.threshold)
+        print(f'{100 * flags.mean():.2f} % of {len(flags)} images are rotation-agnostic: {folder / FLAG_FILE}',
+              flush=True)
