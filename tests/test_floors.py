@@ -15,7 +15,7 @@ PACKAGE = 'timm_longtail'
 FLOORS = {
     6: ('train', 'retrain', 'validate', 'benchmark', f'{PACKAGE}.__main__'),
     5: ('engine', 'checkpoint', 'export', 'plots', 'cli', 'run', 'progress', 'build', 'outputs', 'results', 'machine',
-        'optim', 'options', 'entry', 'benchmarking', 'folder', 'weights', 'trackers', 'pack', 'push', 'card',
+        'optim', 'options', 'entry', 'benchmarking', 'folder', 'weights', 'trackers', 'pack', 'push', 'card', 'flags',
         'drawing', 'image_plots', 'candidates', 'representation', 'retraining', 'retrained'),
     4: ('methods', '__init__'),  # the package itself: it registers models and methods
     3: ('evaluate', 'classifiers'),

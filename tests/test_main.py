@@ -93,7 +93,7 @@ def test_usage_has_a_line_for_scripts_and_for_each_command(capsys, monkeypatch):
 
 @pytest.mark.parametrize('word, hint', [
     ('pakc', 'did you mean pack?'), ('trian.py', 'did you mean train.py'),
-    ('tests', 'known: benchmark.py, pack, push, '), ('nowhere/train.py', 'known: pack, push\n'),
+    ('tests', 'known: benchmark.py, flags, pack, push, '), ('nowhere/train.py', 'known: flags, pack, push\n'),
 ])
 def test_an_unknown_word_is_one_line_with_near_names(word, hint, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)

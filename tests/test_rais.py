@@ -9,6 +9,7 @@ from safetensors.numpy import load_file
 from timm_longtail.data import create_dataset
 from timm_longtail.engine import fit
 from timm_longtail.errors import UserError
+from timm_longtail.flags import main as flags_main
 from timm_longtail.methods import create_method
 from timm_longtail.methods._flags import FLAG_FILE, read_flags, write_flags
 from timm_longtail.methods.rais import RotationEvaluator, rotations
@@ -34,7 +35,7 @@ def test_it_flags_images_that_are_the_same_in_every_rotation(tmp_path):
     _, run = make_run('rais first_epochs=4', '--epochs', '8', '--val-interval', '8', *options, dataset=dataset)
     history = fit(run, 8)
     run.method.finish(tmp_path, run.train_batches)
-    flags = read_flags(tmp_path / FLAG_FILE, dataset.digests)
+    flags, *_ = read_flags(tmp_path / FLAG_FILE, dataset.digests)
     assert flags[symmetric].mean() >= 0.9
     assert flags[~symmetric].mean() <= 0.1
     assert 0.4 <= history[-1]['train_agnostic'] <= 0.6
@@ -61,7 +62,9 @@ def test_flags_find_their_images(tmp_path):
     flags = write_flags(tmp_path / 'flags', digests, entropy, 0.9)
     assert np.array_equal(flags, entropy > 0.9) and 0 < flags.sum() < len(flags)
     order = np.random.default_rng(0).permutation(len(digests))[:20]  # part of the set, in another order
-    assert np.array_equal(read_flags(tmp_path / 'flags', digests[order]), flags[order])
+    found, entropies, threshold = read_flags(tmp_path / 'flags', digests[order])
+    assert np.array_equal(found, flags[order]) and threshold == 0.9
+    np.testing.assert_allclose(entropies, entropy[order], rtol=1e-6)
     other = digests[order].copy()
     other[:3] += 1
     with pytest.raises(UserError, match='is of other images: it lacks 3 of these 20'):
@@ -71,6 +74,20 @@ def test_flags_find_their_images(tmp_path):
     (tmp_path / 'text').write_text('no flags')
     with pytest.raises(UserError, match='text is not a flag file of rais'):
         read_flags(tmp_path / 'text', digests)
+
+
+def test_the_command_shows_what_the_file_says(tmp_path, capsys):
+    dataset = create_dataset('digits_lt', 'train')
+    entropy = np.where(dataset.targets == 3, 1.2, 0.1)
+    write_flags(tmp_path / 'flags', dataset.digests, entropy, 0.9)
+    flags_main([str(tmp_path / 'flags'), '--dataset', 'digits_lt', '--figure', str(tmp_path / 'rais.png')])
+    first, most, _ = capsys.readouterr().out.splitlines()
+    share = 100 * (dataset.targets == 3).mean()
+    assert first.startswith(f'{share:.2f} % of {len(dataset)} images') and first.endswith('above 0.900 nats')
+    assert most.startswith('most: 3 100.0 %, 0 0.0 %')
+    assert (tmp_path / 'rais.png').stat().st_size > 10_000
+    with pytest.raises(UserError, match='no folder'):
+        flags_main([str(tmp_path / 'flags'), '--dataset', 'digits_lt', '--figure', str(tmp_path / 'no' / 'rais.png')])
 
 
 def test_it_stops_where_the_images_are_known_by_heart():

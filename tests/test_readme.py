@@ -72,7 +72,7 @@ def test_files_of_a_run_are_written():
 @pytest.mark.parametrize('document', [*DOCUMENTS, 'docs/design.md'])
 def test_named_options_exist(document):
     known = {option for action in train_parser()._actions for option in action.option_strings}
-    modules = (f'timm_longtail/{name}.py' for name in ('benchmarking', 'pack', 'push'))
+    modules = (f'timm_longtail/{name}.py' for name in ('benchmarking', 'flags', 'pack', 'push'))
     scripts = 'validate.py', 'benchmark.py', 'retrain.py', *modules
     for script in scripts:
         known |= set(re.findall(r"add_argument\('(--[\w-]+)'", (ROOT / script).read_text()))

@@ -7,8 +7,8 @@ N images.
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from ..errors import UserError
 
@@ -40,12 +40,15 @@ def write_flags(path: Path, digests: np.ndarray, entropy: np.ndarray, threshold:
     return tensors['flag']
 
 
-def read_flags(path: str | Path, digests: np.ndarray) -> np.ndarray:
-    """Return the flags of images, bool [N], from a file that may hold more.
+def read_flags(path: str | Path, digests: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Read what a file, which may hold more, says of some images.
 
     Args:
         path: File that `write_flags` wrote.
         digests: Of the images, uint8 [N,32].
+
+    Returns:
+        Flags, bool [N], entropies, float32 [N], and the threshold between them.
 
     Raises:
         UserError: No such file, no flag file, or one of other images.
@@ -53,12 +56,14 @@ def read_flags(path: str | Path, digests: np.ndarray) -> np.ndarray:
     if not Path(path).is_file():
         raise UserError(f'no flag file at {path}')
     try:
-        tensors = load_file(path)
-        flag_of = dict(zip(map(bytes, tensors['digest']), tensors['flag'].tolist(), strict=True))
+        with safe_open(path, framework='numpy') as file:
+            found, flags, entropies = (file.get_tensor(name) for name in ('digest', 'flag', 'entropy'))
+            threshold = float((file.metadata() or {})['threshold'])
+        row_of = {bytes(digest): row for row, digest in enumerate(found)}
     except (SafetensorError, KeyError, ValueError) as e:
         raise UserError(f'{path} is not a flag file of rais') from e
-    names = [*map(bytes, digests)]
-    missing = sum(name not in flag_of for name in names)
+    rows = [row_of.get(digest, -1) for digest in map(bytes, digests)]
+    missing = rows.count(-1)
     if missing:
-        raise UserError(f'{path} is of other images: it lacks {missing} of these {len(names)}')
-    return np.array([flag_of[name] for name in names], dtype=bool)
+        raise UserError(f'{path} is of other images: it lacks {missing} of these {len(rows)}')
+    return flags[rows].astype(bool), entropies[rows], threshold

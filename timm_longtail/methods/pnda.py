@@ -48,7 +48,7 @@ class PNDA(MoCo):
     def start_epoch(self, epoch, num_epochs, rng, batches):
         super().start_epoch(epoch, num_epochs, rng, batches)
         if self.flags and self._is_positive is None:
-            flags = read_flags(self.flags, batches.digests)
+            flags, *_ = read_flags(self.flags, batches.digests)
             _logger.info(f'pnda: rotations are positives of {100 * flags.mean():.2f} % of the {len(flags)} images')
             self._is_positive = torch.from_numpy(flags).to(self.queue.device)
 
