@@ -15,7 +15,7 @@ DOCUMENTS = ('README.md', 'CONTRIBUTING.md')
 MADE = {
     'args.yaml', 'class_counts.json', 'summary.csv', 'metrics.json', 'per_class.csv', 'config.json',
     'model.safetensors', 'FILE.safetensors', 'cifar100_lt.safetensors', 'bad_images.csv', 'images.csv', 'classes.csv',
-    'path/to/validate.py',
+    'path/to/validate.py', 'output/RUN/rotation_agnostic.safetensors',
 }
 LAUNCHERS = {'--multi_gpu', '--num_processes'}  # accelerate's options
 PLANNED = set()  # what the documents call so
@@ -73,7 +73,7 @@ def test_files_of_a_run_are_written():
 def test_named_options_exist(document):
     known = {option for action in train_parser()._actions for option in action.option_strings}
     modules = (f'timm_longtail/{name}.py' for name in ('benchmarking', 'flags', 'pack', 'push'))
-    scripts = 'validate.py', 'benchmark.py', 'retrain.py', *modules
+    scripts = 'validate.py', 'benchmark.py', 'retrain.py', 'recipes/run.py', *modules
     for script in scripts:
         known |= set(re.findall(r"add_argument\('(--[\w-]+)'", (ROOT / script).read_text()))
     options = set(re.findall(r'(?<![\w-])--[a-z][\w-]+', (ROOT / document).read_text()))
