@@ -12,6 +12,7 @@ recipe of the queue ended with, of the same seed. Options behind `--` go to ever
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -46,7 +47,14 @@ class Item:
 
     @cached_property
     def args(self) -> argparse.Namespace:
-        return parse_train_args(['-c', str(self.recipe), '--seed', str(self.seed), *self.options])
+        return parse_train_args(self.typed)
+
+    @property
+    def typed(self) -> list[str]:
+        """Options as they are typed; a variant of a recipe, such as that of `resnet32_cifar.ce-sqrt…`, has its name."""
+        variant = re.search(r'\.\w+-(\w+)\.', self.recipe.name)
+        named = [] if variant is None or '--experiment' in self.options else ['--experiment', variant[1]]
+        return ['-c', os.path.relpath(self.recipe), '--seed', str(self.seed), *named, *self.options]
 
     @property
     def data(self) -> tuple[str, float]:
@@ -56,9 +64,17 @@ class Item:
 
     @property
     def name(self) -> str:
-        experiment = f'-{self.args.experiment}' if self.args.experiment else ''
-        typed = '--imbalance-factor' in self.options
-        return f'{self.recipe.stem}{f"-if{self.data[1]:g}" if typed else ""}{experiment}.s{self.seed}'
+        """What `train.py` calls the run, and what tells a variant from it."""
+        dataset, factor = self.data
+        tag = dataset if factor == 1 else f'{dataset}_if{factor:g}'
+        parts = self.args.model, self.args.method, tag, self.args.experiment, f's{self.seed}'
+        return '.'.join(filter(None, parts))
+
+    def folders(self, output: Path) -> tuple[Path, Path]:
+        """Return `--output` and the folder of the run in it; seeds of a variant would have one name in one folder."""
+        if self.args.experiment:
+            return output / self.name, output / self.name / self.args.experiment
+        return output, output / self.name
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -135,16 +151,15 @@ def train_options(item: Item, args: argparse.Namespace) -> list[str]:
     """
     output, more = Path(args.output), []
     if item.after is not None:
-        exports = sorted((output / f'{item.after.stem}.s{item.seed}').glob('*/export'))
-        if not exports:
-            raise UserError(f'it starts from {item.after.stem}, which has not ended with seed {item.seed}')
-        more += ['--initial-checkpoint', str(exports[-1])]
+        export = Item(item.after, item.seed, [], None).folders(output)[1] / 'export'
+        if not export.is_dir():
+            raise UserError(f'it starts from {export}, which is not there yet')
+        more += ['--initial-checkpoint', str(export)]
     if args.packed is not None:
         if item.data not in args.packed:
             raise UserError(f'no packed file holds {item.data[0]} with factor {item.data[1]:g}')
         more += ['--dataset', args.packed[item.data]]
-    return ['-c', os.path.relpath(item.recipe), '--seed', str(item.seed), *item.options, *more,
-            '--output', str(output / item.name), '--results', args.results, '--resume', 'auto']
+    return [*item.typed, *more, '--output', str(item.folders(output)[0]), '--results', args.results, '--resume', 'auto']
 
 
 def train(options: list[str], seconds: float | None) -> int:

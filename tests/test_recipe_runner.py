@@ -25,8 +25,13 @@ if '--fail' in options:
     sys.exit(1)
 if '--last' in options:
     time.sleep(60)
-name = options[options.index('--output') + 1]
-(pathlib.Path(name) / 'run' / 'export').mkdir(parents=True, exist_ok=True)
+value = lambda name: options[options.index(name) + 1]
+if '--experiment' in options:
+    folder = value('--experiment')
+else:  # what train.py calls it
+    folder = pathlib.Path(value('-c')).stem + '.s' + value('--seed')
+    folder = folder.replace('resnet32_cifar.cifar', 'resnet32_cifar.ce.cifar')
+(pathlib.Path(value('--output')) / folder / 'export').mkdir(parents=True, exist_ok=True)
 '''
 
 
@@ -56,8 +61,12 @@ def called():
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def outputs():
-    return [Path(options[options.index('--output') + 1]).name for options in called()]
+def value(options, name):
+    return options[options.index(name) + 1]
+
+
+def runs():
+    return [(Path(value(options, '-c')).stem, value(options, '--seed')) for options in called()]
 
 
 def test_runs_lines_and_seeds_in_order_with_the_common_options_last(runner):
@@ -66,13 +75,22 @@ def test_runs_lines_and_seeds_in_order_with_the_common_options_last(runner):
         'resnet20_cifar.pc_comp.cifar100_lt_if100 --experiment pc_head --method-kwargs pc=head complement=none',
         'bcl_resnet32.cifar100_lt_if100 --imbalance-factor 50  # half as steep')
     runner.main([*queue, '--', '--mixed-precision', 'bf16'])
-    assert outputs() == [
-        'resnet32_cifar.cifar100_lt_if100.s1', 'resnet32_cifar.cifar100_lt_if100.s0',
-        'resnet20_cifar.pc_comp.cifar100_lt_if100-pc_head.s0', 'bcl_resnet32.cifar100_lt_if100-if50.s0']
+    assert runs() == [
+        ('resnet32_cifar.cifar100_lt_if100', '1'), ('resnet32_cifar.cifar100_lt_if100', '0'),
+        ('resnet20_cifar.pc_comp.cifar100_lt_if100', '0'), ('bcl_resnet32.cifar100_lt_if100', '0')]
     first = called()[0]
     assert (ROOT / 'recipes' / Path(first[1]).name).samefile(first[1])
     assert first[2:8] == ['--seed', '1', '--lr', '0.2', '--mixed-precision', 'bf16']
-    assert first[-4:] == ['--results', 'results', '--resume', 'auto']
+    assert first[-6:] == ['--output', 'output', '--results', 'results', '--resume', 'auto']
+    assert value(called()[2], '--output') == 'output/resnet20_cifar.pc_comp.cifar100_lt_if100.pc_head.s0'
+
+
+def test_a_variant_has_a_name_and_a_folder_of_its_own(runner):
+    runner.main(write_queue('resnet32_cifar.ce-sqrt.cifar100_lt_if100', 'resnet32_cifar.cifar100_lt_if100'))
+    variant, plain = called()
+    assert value(variant, '--experiment') == 'sqrt' and '--experiment' not in plain
+    assert value(variant, '--output') == 'output/resnet32_cifar.ce.cifar100_lt_if100.sqrt.s0'
+    assert value(plain, '--output') == 'output'
 
 
 def test_what_has_its_row_is_passed_over(runner):
@@ -81,23 +99,23 @@ def test_what_has_its_row_is_passed_over(runner):
     Path('results').mkdir()
     Path('results/row.json').write_text(json.dumps(row))
     runner.main([str(ROOT / DIGITS), '--seeds', '0', '1'])
-    assert outputs() == ['bcl_resnet20.digits_lt_if20.s1']
+    assert runs() == [('bcl_resnet20.digits_lt_if20', '1')]
     runner.main([str(ROOT / DIGITS), '--', '--imbalance-factor', '10'])
     runner.main([str(ROOT / DIGITS), '--', '--epochs', '24'])
     runner.main([str(ROOT / DIGITS), '--', '--method-kwargs', 'temperature=0.2'])
-    assert len(outputs()) == 4
+    assert len(runs()) == 4
 
 
 def test_the_time_limit_stops_a_run_and_those_behind_it(runner, capfd):
     queue = write_queue('resnet32_cifar.cifar100_lt_if100 --last', 'bcl_resnet32.cifar100_lt_if100')
     runner.main([*queue, '--minutes', '0.03'])
-    assert outputs() == ['resnet32_cifar.cifar100_lt_if100.s0']
+    assert runs() == [('resnet32_cifar.cifar100_lt_if100', '0')]
     assert 'stopped, the next start goes on with it' in capfd.readouterr().out
 
 
 def test_a_run_that_fails_does_not_stop_the_others(runner):
     queue = write_queue('resnet32_cifar.cifar100_lt_if100 --fail', 'bcl_resnet32.cifar100_lt_if100')
-    with pytest.raises(UserError, match=r'did not end well: resnet32_cifar\.cifar100_lt_if100\.s0$'):
+    with pytest.raises(UserError, match=r'did not end well: resnet32_cifar\.ce\.cifar100_lt_if100\.s0$'):
         runner.main(queue)
     assert len(called()) == 2
 
@@ -105,10 +123,10 @@ def test_a_run_that_fails_does_not_stop_the_others(runner):
 def test_stage_2_starts_from_stage_1_of_its_seed(runner, capsys):
     stage_1, stage_2 = 'resnet32_cifar.cifar100_lt_if100', 'resnet32_cifar.crt.cifar100_lt_if100'
     runner.main(write_queue(f'{stage_2} --after {stage_1}'))
-    assert called() == [] and f'it starts from {stage_1}, which has not ended' in capsys.readouterr().out
+    assert called() == [] and 'it starts from output/resnet32_cifar.ce.cifar' in capsys.readouterr().out
     runner.main(write_queue(f'{stage_1} --seeds 3', f'{stage_2} --seeds 3 --after {stage_1}'))
-    options = called()[1]
-    assert options[options.index('--initial-checkpoint') + 1] == f'output/{stage_1}.s3/run/export'
+    export = 'output/resnet32_cifar.ce.cifar100_lt_if100.s3/export'
+    assert value(called()[1], '--initial-checkpoint') == export
 
 
 def test_packed_files_serve_the_recipes_of_their_data(runner, tmp_path, capsys):
@@ -117,13 +135,13 @@ def test_packed_files_serve_the_recipes_of_their_data(runner, tmp_path, capsys):
     assert packed_data(path) == ('digits_lt', 20)
     runner.main([*write_queue('bcl_resnet32.cifar100_lt_if100', str(ROOT / DIGITS)), '--packed', str(path)])
     (options,) = called()
-    assert options[options.index('--dataset') + 1] == f'packed:{path}'
+    assert value(options, '--dataset') == f'packed:{path}'
     assert 'no packed file holds cifar100_lt with factor 100' in capsys.readouterr().out
 
 
 def test_the_queue_of_the_project_can_be_parsed(runner):
     items = list(runner.read_queue(ROOT / 'recipes' / 'queue.txt'))
-    assert len({item.name for item in items}) == len(items) > 20  # a folder each
+    assert len({item.name for item in items}) == len(items) > 20  # a folder and a row each
     before = set()
     for item in items:
         assert item.after is None or (item.after, item.seed) in before, item.name
