@@ -206,6 +206,9 @@ def main(argv: list[str] | None = None):
     if accelerator.num_processes > 1:
         raise UserError('retrain.py is one process; for several, train.py --method crt --initial-checkpoint …')
     representation = open_data(args, load_source(args), accelerator)
+    if len(args.lr or ()) > 1 and representation.held_out is None and not args.choose_lr_on_test:
+        raise UserError('several --lr are chosen from on a hold-out, and there is none: --val-fraction at stage 1 or, '
+                        'for other images, here; or --choose-lr-on-test')
     names, refused = choose_classifiers(args.classifier, representation)
     row_path = results_path(representation)
     tag = data_tag(representation.train_set)

@@ -169,9 +169,11 @@ def train(options: list[str], seconds: float | None) -> int:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
-        return process.wait()
+        status = process.wait()
+        return INTERRUPTED if status == -signal.SIGINT else status  # before it could answer
     except KeyboardInterrupt:  # the terminal has told the run, too
-        return process.wait()
+        process.wait()
+        return INTERRUPTED
 
 
 def main(argv: list[str] | None = None):
@@ -181,6 +183,7 @@ def main(argv: list[str] | None = None):
     failed = []
     for item in named if args.recipes else read_queue(args.queue, args.seeds, args.common):
         if has_row(item, Path(args.results)):
+            print(f'{item.name}: has its row', flush=True)
             continue
         try:
             options = train_options(item, args)

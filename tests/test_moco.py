@@ -167,6 +167,12 @@ def test_options_that_make_no_sense(name, kwargs, message):
         make_method(name, **kwargs)
 
 
+def test_statistics_of_the_whole_batch_are_refused():
+    method = nn.SyncBatchNorm.convert_sync_batchnorm(make_method())
+    with pytest.raises(UserError, match='bn_groups over parts of it'):
+        method.start_epoch(0, 1, np.random.default_rng(0), None)
+
+
 @pytest.mark.parametrize('batch_size', [14, 4])
 def test_a_batch_that_cannot_be_grouped(batch_size):
     with pytest.raises(UserError, match=f'a batch of {batch_size} cannot be cut into 4 groups'):

@@ -36,9 +36,17 @@ def is_ours(architecture: str) -> bool:
     return timm.models.model_entrypoint(architecture).__module__.startswith(f'{__package__}.')
 
 
+def _tells_classes(config: dict[str, Any]) -> bool:
+    """Whether the outputs of a model are classes: MoCo's has none, those of RAIS are rotations."""
+    metrics = config['timm_longtail'].get('metrics') or {}
+    return bool(config['num_classes']) and (not metrics or 'many' in metrics)
+
+
 def shown_metrics(config: dict[str, Any]) -> dict[str, float]:
     """Return the figures that `model-index` shows, by the names that it gives them; none for an empty group."""
     metrics = config['timm_longtail'].get('metrics') or {}
+    if not _tells_classes(config):
+        return {}
     return {label: round(metrics[key], 4) for key, label in METRIC_NAMES.items() if metrics.get(key) is not None}
 
 
@@ -51,19 +59,23 @@ def model_card(config: dict[str, Any]) -> ModelCard:
     provenance = config['timm_longtail']
     name, shown = model_name(config), shown_metrics(config)
     dataset = provenance.get('dataset', 'unknown')
+    task = 'image-classification' if _tells_classes(config) else 'image-feature-extraction'
+    metrics = provenance.get('metrics') or {}
     data = ModelCardData(
         model_name=name,
-        tags=['image-classification', 'timm', 'long-tailed'],
+        tags=[task, 'timm', 'long-tailed'],
         library_name='timm',
-        pipeline_tag='image-classification',
+        pipeline_tag=task,
         license=config['pretrained_cfg'].get('license') or None,
         datasets=[provenance['hub_id']] if provenance.get('hub_id') else None,
         metrics=['accuracy'] if shown else None,
         eval_results=[_eval_result(dataset, label, value) for label, value in shown.items()] or None,
     )
     parts = [f'---\n{data.to_yaml()}\n---', f'# {name}', _summary(config)]
-    if shown:
-        parts += ['## Result', format_table({_moment(provenance): provenance['metrics']}), _protocol(provenance)]
+    if 'many' in metrics:
+        parts += ['## Result', format_table({_moment(config): metrics}), _protocol(config)]
+    elif 'all' in metrics:
+        parts += ['## Result', f'{metrics["all"]:.2f} % of the rotations of the test images are told, in fp32.']
     parts += ['## Use', _usage(config, name)]
     if provenance.get('command'):
         first = (provenance.get('stage_1') or {}).get('command')
@@ -93,7 +105,9 @@ def _summary(config: dict[str, Any]) -> str:
     provenance = config['timm_longtail']
     size = 'x'.join(map(str, config['pretrained_cfg']['input_size']))
     counts = provenance.get('class_counts')
-    lines = [f'- Architecture: `{config["architecture"]}`, for {config["num_classes"]} classes and images of {size}']
+    outputs = config['num_classes']
+    what = f'for {outputs} classes and' if _tells_classes(config) else f'with {outputs or "no"} outputs, for'
+    lines = [f'- Architecture: `{config["architecture"]}`, {what} images of {size}']
     if 'method' in provenance:
         lines.append(f'- Method: `{provenance["method"]}`')
     stage_1 = provenance.get('stage_1')
@@ -107,14 +121,20 @@ def _summary(config: dict[str, Any]) -> str:
         lines.append(f'- Training set: `{name}`{images or ""}')
     lines.append(f'- Made with: timm_longtail {provenance["version"]}')
     kind = 'An image classifier trained on classes of very different size.' if counts else 'An image classifier.'
+    if not _tells_classes(config):
+        kind = 'A network for images, trained without their classes.'
     return f'{kind}\n\n' + '\n'.join(lines)
 
 
-def _moment(provenance: dict[str, Any]) -> str:
+def _moment(config: dict[str, Any]) -> str:
+    if not config['num_classes']:
+        return 'vote of neighbours'
+    provenance = config['timm_longtail']
     return 'as exported' if 'stage_1' in provenance else 'last epoch'
 
 
-def _protocol(provenance: dict[str, Any]) -> str:
+def _protocol(config: dict[str, Any]) -> str:
+    provenance = config['timm_longtail']
     metrics = provenance['metrics']
     correct = f' ({sum(metrics["class_correct"])} of {metrics["num_images"]})' if 'class_correct' in metrics else ''
     subset = {
@@ -132,6 +152,8 @@ def _protocol(provenance: dict[str, Any]) -> str:
         f'All: percent of the images of the {test_set} that are right{correct}. Many, Medium, Few: means of the class '
         f'accuracies over the classes with more than 100, with 20 to 100, and with fewer than 20 training images. '
         f'Measured{after} on the weights in this folder, in fp32.'
+        + ('' if config['num_classes'] else ' The 200 nearest training images vote for the class of an image.')
+        + (f' Note: {provenance["note"]}.' if provenance.get('note') else '')
         + (f' Protocol: {known}.' if known else '')
     )
 
@@ -148,7 +170,8 @@ def _usage(config: dict[str, Any], name: str) -> str:
         f'model = timm.create_model(\'hf-hub:USER/{name}\', pretrained=True).eval()  # or local-dir:FOLDER\n'
         f'transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n'
         f'image = Image.open(\'image.png\').convert(\'RGB\')\n'
-        f'logits = model(transform(image).unsqueeze(0))  # [1, {config["num_classes"]}]\n'
+        + (f'logits = model(transform(image).unsqueeze(0))  # [1, {config["num_classes"]}]\n' if config['num_classes']
+           else 'features = model(transform(image).unsqueeze(0))  # [1, model.num_features]\n')
     )
     if labels:
         code += 'label = model.pretrained_cfg[\'label_names\'][logits.argmax()]\n'

@@ -8,7 +8,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ['BatchNormGroups', 'CosineLinear', 'NearestMean', 'linear_classifier', 'projection_mlp', 'unit_rows']
+from .errors import UserError
+
+__all__ = [
+    'BatchNormGroups', 'CosineLinear', 'NearestMean', 'linear_classifier', 'projection_mlp', 'refuse_sync_batch_norm',
+    'unit_rows',
+]
 
 
 @torch.fx.wrap  # a leaf for FX: the choice of dtype cannot be traced
@@ -115,6 +120,12 @@ class BatchNormGroups(TorchFunctionMode):
             x, *others = args
             return torch.cat([func(part, *others, **(kwargs or {})) for part in x.chunk(self.num_groups)])
         return func(*args, **(kwargs or {}))
+
+
+def refuse_sync_batch_norm(model: nn.Module):
+    """Raise a `UserError` where layers take statistics over all processes, whatever `BatchNormGroups` asks for."""
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        raise UserError('--sync-bn takes statistics over the whole batch, bn_groups over parts of it: one of the two')
 
 
 def linear_classifier(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:

@@ -1,5 +1,6 @@
 """What a run tells and leaves: start lines, and the files of its output folder."""
 import csv
+import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,14 @@ def data_tag(train_set) -> str:
 def results_path(args: Namespace, train_set) -> Path:
     """Return the file of a run's row of results.
 
-    A variant of a method, by its options or its sampler, is told apart by `--experiment`.
+    A variant of a method, by its options or its sampler, is told apart by `--experiment`, or by its recipe's name.
 
     Raises:
         UserError: It is there already: a row is measured once.
     """
-    names = [data_tag(train_set), args.model.rpartition('/')[2], args.method, args.experiment]
+    variant = re.search(r'\.\w+-(\w+)\.', Path(args.recipe).name) if args.recipe else None
+    experiment = args.experiment or (variant and variant[1])
+    names = [data_tag(train_set), args.model.rpartition('/')[2], args.method, experiment]
     path = Path(args.results) / f'{".".join(filter(None, names))}.e{args.epochs}.s{args.seed}.json'
     if path.exists():
         raise UserError(f'--results: {path} is there already; name a variant by --experiment, or move the file away')

@@ -116,7 +116,8 @@ def _license(representation: Representation) -> str | None:
 def _provenance(classifier: Classifier, representation: Representation) -> dict[str, Any]:
     return {
         **_data(representation), 'method': classifier.name, 'method_kwargs': classifier.options,
-        'stage_1': _stage_1(representation), 'command': results.without_folders(results.command_line(1)),
+        'note': classifier.note, 'stage_1': _stage_1(representation),
+        'command': results.without_folders(results.command_line(1)),
         'device_type': representation.accelerator.device.type,
     }
 

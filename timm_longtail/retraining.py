@@ -201,9 +201,6 @@ def _train(name: str, representation: Representation) -> Classifier:
     rates = args.lr or [None]
     if len(rates) == 1:
         return train(name, representation, rates[0])
-    if representation.held_out is None and not args.choose_lr_on_test:
-        raise UserError('several --lr are chosen from on a hold-out, and there is none: --val-fraction at stage 1 or, '
-                        'for other images, here; or --choose-lr-on-test')
     made, best = None, -1.0
     for rate in rates:
         classifier = train(name, representation, rate)

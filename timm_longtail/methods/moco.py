@@ -14,7 +14,7 @@ from torch import nn
 from ..distributed import all_gather_cat, rank, world_size
 from ..errors import UserError
 from ..evaluate import KNNEvaluator
-from ..layers import BatchNormGroups, projection_mlp, unit_rows
+from ..layers import BatchNormGroups, projection_mlp, refuse_sync_batch_norm, unit_rows
 from ..losses import pnda_loss
 from ..models import attach_branches
 from ._method import Batch, Method
@@ -63,7 +63,7 @@ class MoCo(Method):
         width = model.head_hidden_size
         attach_branches(model, {'projector': projection_mlp(width, hidden_features or width, out_features)})
         super().__init__(model, class_counts)
-        self.views = tuple(views)
+        self.views, self.forwards_per_image = tuple(views), 1 + len(self.turns)
         self.momentum = momentum
         self.temperature = temperature
         self.bn_groups = bn_groups // world_size()  # of this process
@@ -80,7 +80,8 @@ class MoCo(Method):
         return KNNEvaluator(shot_counts)
 
     def start_epoch(self, epoch, num_epochs, rng, batches):
-        self.rng, self.forwards_per_image = rng, 1 + len(self.turns)
+        self.rng = rng
+        refuse_sync_batch_norm(self)
 
     def forward(self, batch: Batch, phase: str = 'main') -> dict:
         (x, x_key), _, index = batch
@@ -119,7 +120,6 @@ class MoCo(Method):
         keys = all_gather_cat(keys).unflatten(0, (-1, *rows.shape)).transpose(0, 1).flatten(1, 2)  # [T, WB, E]
         return keys.gather(1, back[:, :, None].expand_as(keys))
 
-    @torch.no_grad()
     def _enqueue(self, keys: torch.Tensor):
         """Put keys [WB, E] in the place of the oldest."""
         if len(keys) > len(self.queue):

@@ -42,6 +42,7 @@ class PNDA(MoCo):
         super().__init__(model, class_counts, **kwargs)
         self.rotations = rotations
         self.turns = (0,) if rotations == 'none' else (0, 1, 2, 3)
+        self.forwards_per_image = 1 + len(self.turns)
         self.flags = flags
         self._is_positive: torch.Tensor | None = None
 
