@@ -8,6 +8,8 @@ BIN := .venv/bin
 .venv/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+# a second opinion on the loss of MoCo; its losses need torch alone, the package a trainer of its own
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'lightly>=1.5'
 	touch $@
 
 .venv: .venv/.installed

@@ -66,6 +66,24 @@ def test_the_queue_holds_the_newest_keys_in_their_order():
         make_method(queue_size=12)(make_batch())
 
 
+def test_loss_and_queue_are_those_of_lightly(monkeypatch):
+    theirs = pytest.importorskip('lightly.loss').NTXentLoss(temperature=0.2, memory_bank_size=(48, 8))
+    method = make_method(queue_size=48, bn_groups=1)
+    theirs.memory_bank.bank.copy_(method.queue)
+    for seed in range(5):  # round the queue and on
+        torch.manual_seed(seed)
+        query, key = (unit_rows(torch.randn(16, 8)) for _ in range(2))
+        own, other = query.clone().requires_grad_(), query.clone().requires_grad_()
+        monkeypatch.setattr(method, '_embed', lambda *_: own)
+        monkeypatch.setattr(method, '_keys', lambda *_: key[None])
+        loss, expected = method(make_batch(16))['loss'], theirs(other, key)
+        torch.testing.assert_close(loss, expected)
+        (gradient,), (expected,) = torch.autograd.grad(loss, own), torch.autograd.grad(expected, other)
+        tangent = expected - (expected * query).sum(1, keepdim=True) * query  # they normalise once more
+        torch.testing.assert_close(gradient - (gradient * query).sum(1, keepdim=True) * query, tangent)
+        torch.testing.assert_close(method.queue, theirs.memory_bank.bank)
+
+
 def test_keys_are_those_of_their_images():
     """Shuffled, turned, embedded, and back in the order of the images."""
     method = make_method('pnda', rotations='pda').eval()  # no statistics of the batch
