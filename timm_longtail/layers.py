@@ -105,7 +105,8 @@ class BatchNormGroups(TorchFunctionMode):
     """Context in which batch normalisation takes its statistics over equal parts of the batch, in their order.
 
     One forward is then what as many processes, or forwards one after the other, would give: running statistics are
-    updated once a part. Everything else still runs on the whole batch. Compiled code does not see the context.
+    updated once a part. Everything else still runs on the whole batch. Whether compiled code sees the context is up to
+    the version of torch: do not count on it.
 
     Args:
         num_groups: Parts.

@@ -100,7 +100,7 @@ class MoCo(Method):
         return torch.zeros_like(index, dtype=torch.bool)
 
     def _embed(self, model: nn.Module, backbone, x: torch.Tensor, num_groups: int) -> torch.Tensor:
-        """Embed images, with statistics of each group; compiled code cannot have them, and runs group by group."""
+        """Embed images, with statistics of each group; compiled code may not see them, and runs group by group."""
         parts = x.chunk(num_groups) if self._compiled else (x,)
         with BatchNormGroups(num_groups // len(parts)):
             features = torch.cat([backbone(part) for part in parts])

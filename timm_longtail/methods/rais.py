@@ -58,7 +58,7 @@ class RAIS(Method):
         model: timm model with 4 outputs.
         class_counts: Training images of each class, [C]; unused.
         first_epochs: Epochs of step 1; the rest are step 2.
-        separation_weight: Weight of the entropy separation that step 2 ends with.
+        separation_weight: Weight of the entropy separation that step 2 grows to: e / E of it in epoch e = 0 … E - 1.
         margin: Of the separation, and of the images that are flagged.
         most_accuracy: The run stops if step 1 ends with a higher rotation accuracy over its last epoch of training.
         view: View of each image.
