@@ -1,4 +1,6 @@
 """MoCo and PNDA: the queue, the key encoder, whose statistics a key is normalised by, and the ends of PNDA."""
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import timm
@@ -74,8 +76,8 @@ def test_loss_and_queue_are_those_of_lightly(monkeypatch):
         torch.manual_seed(seed)
         query, key = (unit_rows(torch.randn(16, 8)) for _ in range(2))
         own, other = query.clone().requires_grad_(), query.clone().requires_grad_()
-        monkeypatch.setattr(method, '_embed', lambda *_: own)
-        monkeypatch.setattr(method, '_keys', lambda *_: key[None])
+        monkeypatch.setattr(method, '_embed', Mock(return_value=own))
+        monkeypatch.setattr(method, '_keys', Mock(return_value=key[None]))
         loss, expected = method(make_batch(16))['loss'], theirs(other, key)
         torch.testing.assert_close(loss, expected)
         (gradient,), (expected,) = torch.autograd.grad(loss, own), torch.autograd.grad(expected, other)

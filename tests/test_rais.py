@@ -48,7 +48,7 @@ def test_it_flags_images_that_are_the_same_in_every_rotation(tmp_path):
 
 def test_what_it_leaves(tmp_path):
     _, run = make_run('rais', '--img-size', '8')
-    run.method.finish(tmp_path, run.train_batches)
+    found = run.method.finish(tmp_path, run.train_batches)
     tensors = load_file(tmp_path / FLAG_FILE)
     assert np.array_equal(tensors['digest'], digits().digests)
     (x, *_), _, index = next(iter(run.train_batches()))
@@ -57,6 +57,10 @@ def test_what_it_leaves(tmp_path):
     np.testing.assert_allclose(tensors['entropy'][index], entropy.detach(), rtol=1e-5)
     threshold = np.log(4) / 2 + 0.2
     assert np.array_equal(tensors['flag'], tensors['entropy'] > threshold)
+    assert found['agnostic_share'] == tensors['flag'].mean()
+    _, reader = make_run(f'pnda rotations=pnda flags={tmp_path / FLAG_FILE}', '--img-size', '8')
+    read = reader.method.finish(tmp_path, reader.train_batches)
+    assert read == {'positive_share': found['agnostic_share'], 'flags': found['flags']}
 
 
 def test_flags_find_their_images(tmp_path):

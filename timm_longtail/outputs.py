@@ -43,13 +43,16 @@ def results_path(args: Namespace, train_set) -> Path:
     Raises:
         UserError: It is there already: a row is measured once.
     """
-    variant = re.search(r'\.\w+-(\w+)\.', Path(args.recipe).name) if args.recipe else None
-    experiment = args.experiment or (variant and variant[1])
-    names = [data_tag(train_set), args.model.rpartition('/')[2], args.method, experiment]
+    names = [data_tag(train_set), args.model.rpartition('/')[2], args.method, _experiment(args)]
     path = Path(args.results) / f'{".".join(filter(None, names))}.e{args.epochs}.s{args.seed}.json'
     if path.exists():
         raise UserError(f'--results: {path} is there already; name a variant by --experiment, or move the file away')
     return path
+
+
+def _experiment(args: Namespace) -> str | None:
+    variant = re.search(r'\.\w+-(\w+)\.', Path(args.recipe).name) if args.recipe else None
+    return args.experiment or (variant and variant[1])
 
 
 def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -> list[str]:
@@ -161,7 +164,7 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
     """
     batches, device = run.train_batches, run.accelerator.device
     write_summary(run)  # a run that was killed after its last epoch has nothing left to train
-    run.method.finish(run.output_dir, batches)
+    found = run.method.finish(run.output_dir, batches) or {}
     preprocessing = run.preprocessing
     loader = create_loader(
         test_set, (preprocessing.eval_view,), batch_size=args.validation_batch_size, training=False,
@@ -182,7 +185,7 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
     else:
         best.update({k.removeprefix('eval_'): v for k, v in run.best.items() if k.startswith('eval_')})
 
-    row = {**_protocol(args, run, train_set), **code, **_cost(run), 'last': last, 'best': best}
+    row = {**_protocol(args, run, train_set), **code, **_cost(run), 'found': found, 'last': last, 'best': best}
     results.write_json(run.output_dir / 'metrics.json', row)
     if 'class_correct' in last:
         columns = train_set.class_names, train_set.class_counts, train_set.shot_counts
@@ -231,7 +234,7 @@ def _protocol(args: Namespace, run: Run, train_set) -> dict[str, Any]:
     return {
         'tag': data_tag(train_set),
         'model': args.model, 'method': args.method, 'method_kwargs': args.method_kwargs,
-        'sampler': args.sampler, 'epoch_length': args.epoch_length, 'experiment': args.experiment,
+        'sampler': args.sampler, 'epoch_length': args.epoch_length, 'experiment': _experiment(args),
         # a packed file is a way to carry a set: the name is that of the set, not of a file on this machine
         'dataset': train_set.name if args.dataset.startswith('packed:') else args.dataset,
         'dataset_name': train_set.name, 'hub_id': train_set.hub_id, 'imbalance_factor': train_set.imbalance_factor,

@@ -4,6 +4,7 @@ An image is known by its digest, the sha256 of its uint8 HWC pixels, whatever it
 
 N images.
 """
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.numpy import save_file
 
 from ..errors import UserError
 
-__all__ = ['FLAG_FILE', 'read_flags', 'write_flags']
+__all__ = ['FLAG_FILE', 'flags_digest', 'read_flags', 'write_flags']
 
 FLAG_FILE = 'rotation_agnostic.safetensors'
 
@@ -67,3 +68,8 @@ def read_flags(path: str | Path, digests: np.ndarray) -> tuple[np.ndarray, np.nd
     if missing:
         raise UserError(f'{path} is of other images: it lacks {missing} of these {len(rows)}')
     return flags[rows].astype(bool), entropies[rows], threshold
+
+
+def flags_digest(flags: np.ndarray) -> str:
+    """Return 12 letters that tell flags [N] of one data set, in its order, from others."""
+    return hashlib.sha256(np.packbits(flags).tobytes()).hexdigest()[:12]

@@ -119,8 +119,12 @@ class Method(nn.Module):
         """
         return LongTailEvaluator(shot_counts)
 
-    def finish(self, folder: Path, batches: Callable[[], Iterator[Batch]]):
-        """Write what the method leaves beside the model, after the last epoch, on the main process."""
+    def finish(self, folder: Path, batches: Callable[[], Iterator[Batch]]) -> dict | None:
+        """Write what the method leaves beside the model, after the last epoch, on the main process.
+
+        Returns:
+            What it found out, for the row of results: numbers and strings by name.
+        """
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Run the backbone: images [B, 3, H, W] to pooled features [B, D]. Cached features [B, D] come back unchanged.

@@ -10,7 +10,7 @@ import logging
 import torch
 
 from ..errors import UserError
-from ._flags import read_flags
+from ._flags import flags_digest, read_flags
 from ._registry import register_method
 from .moco import MoCo
 
@@ -52,6 +52,12 @@ class PNDA(MoCo):
             flags, *_ = read_flags(self.flags, batches.digests)
             _logger.info(f'pnda: rotations are positives of {100 * flags.mean():.2f} % of the {len(flags)} images')
             self._is_positive = torch.from_numpy(flags).to(self.queue.device)
+
+    def finish(self, folder, batches):
+        if not self.flags:
+            return None
+        flags, *_ = read_flags(self.flags, batches.digests)
+        return {'positive_share': float(flags.mean()), 'flags': flags_digest(flags)}
 
     def rotation_positive(self, index):
         if self._is_positive is not None:

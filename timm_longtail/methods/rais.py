@@ -16,7 +16,7 @@ from ..distributed import all_reduce_sum
 from ..errors import UserError
 from ..evaluate import LongTailEvaluator
 from ..losses import rotation_entropy, rotation_separation_loss
-from ._flags import FLAG_FILE, write_flags
+from ._flags import FLAG_FILE, flags_digest, write_flags
 from ._method import Batch, Method
 from ._registry import register_method
 
@@ -136,6 +136,7 @@ class RAIS(Method):
             entropies.append(rotation_entropy(logits).view(4, -1).mean(0).cpu())
             rows.append(index.cpu())
         entropy, rows = (np.asarray(torch.cat(parts)) for parts in (entropies, rows))
-        flags = write_flags(folder / FLAG_FILE, batches.digests[rows], entropy, self.threshold)
+        flags = write_flags(folder / FLAG_FILE, batches.digests, entropy[rows.argsort()], self.threshold)
         print(f'{100 * flags.mean():.2f} % of {len(flags)} images are rotation-agnostic: {folder / FLAG_FILE}',
               flush=True)
+        return {'agnostic_share': float(flags.mean()), 'flags': flags_digest(flags)}
