@@ -142,6 +142,19 @@ def test_both_splits_are_kept_alike(place, other, tmp_path):
     assert [create_dataset(f'packed:{path}', split).resident for split in ('train', 'test')] == [False] * 2
 
 
+def test_part_of_a_set_is_packed(tmp_path):
+    whole = create_dataset('digits_lt', 'train', imbalance_factor=20)
+    for name, options in {'a': [], 'b': [], 'c': ['--data-seed', '1']}.items():
+        pack.main(['--dataset', 'digits_lt', '--imbalance-factor', '20', '--images-per-class', '30', '--packed',
+                   str(tmp_path / f'{name}.safetensors'), *options])
+    part, again, other = (create_dataset(f'packed:{tmp_path}/{name}.safetensors', 'train') for name in 'abc')
+    assert part.class_counts == part.shot_counts == [min(count, 30) for count in whole.class_counts]
+    assert part.hash == again.hash != other.hash
+    assert {*map(bytes, part.digests)} <= {*map(bytes, whole.digests)}
+    with pytest.raises(UserError, match='--images-per-class 0: expected one or more'):
+        pack.main(['--dataset', 'digits_lt', '--images-per-class', '0', '--packed', str(tmp_path / 'd.safetensors')])
+
+
 def test_a_flat_folder_gives_a_fifth_to_the_test(tmp_path):
     write_classes(tmp_path, {'a': 10, 'b': 5, 'train': 1})
     train, test = (create_dataset('folder', split, tmp_path) for split in ('train', 'test'))

@@ -20,8 +20,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser('python -m timm_longtail pack', description='Write both splits of a data set into one file.')
     add_data_options(parser)
     parser.add_argument('--packed', '-o', required=True, help='file to write: NAME.safetensors')
+    parser.add_argument('--images-per-class', type=int, metavar='N',
+                        help='at most N training images of each class, by the data seed; default all')
     parser.add_argument('--license', default='', help='licence of the images, kept in the file')
     return parser.parse_args(argv)
+
+
+def _first_of_each_class(dataset: LongTailDataset, number: int) -> LongTailDataset:
+    """Return a set with at most so many images of each class, chance ones, in their order."""
+    order = np.random.default_rng(dataset.seed).permutation(len(dataset))
+    kept = [order[dataset.targets[order] == c][:number] for c in range(dataset.num_classes)]
+    part = dataset.subset(np.sort(np.concatenate(kept)))
+    part.shot_counts = list(part.class_counts)
+    return part
 
 
 def _leave_out_bad(dataset: LongTailDataset) -> LongTailDataset:
@@ -63,6 +74,10 @@ def main(argv: list[str] | None = None):
     train, test = create_splits(args.dataset, **dataset_options(args))
     if args.skip_bad_images:
         train, test = _leave_out_bad(train), _leave_out_bad(test)
+    if args.images_per_class is not None:
+        if args.images_per_class < 1:
+            raise UserError(f'--images-per-class {args.images_per_class}: expected one or more')
+        train = _first_of_each_class(train, args.images_per_class)
     write_packed(path, train, test, {
         'dataset': args.dataset, 'hub_id': train.hub_id, 'license': args.license,
         'command': results.command_line(1), 'note': train.note})
