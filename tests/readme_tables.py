@@ -17,6 +17,7 @@ from timm_longtail.data import head_tail_groups, list_datasets
 from timm_longtail.data.sources import REGISTRY
 from timm_longtail.evaluate import GROUPS
 from timm_longtail.methods import list_methods, method_class
+from timm_longtail.retrained import JOINT
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / 'README.md'
@@ -116,7 +117,8 @@ def published_table() -> str:
 
 def short_table() -> str:
     """One row a setting of another length than published."""
-    return _results_table([row for row in _rows() if not _is_full(row) and row['method'] != 'pc_comp'])
+    apart = 'pc_comp', 'pnda'  # have tables of their own
+    return _results_table([row for row in _rows() if not _is_full(row) and row['method'] not in apart])
 
 
 def _results_table(rows: list[dict], published: bool = False) -> str:
@@ -161,6 +163,24 @@ def combinations_table() -> str:
                    'Published, 300 epochs (All / Head / Tail)'], lines)
 
 
+def rotations_table() -> str:
+    """Rotations as positives or negatives: a row a setting, with the linear evaluation of its representation."""
+    retrained = [json.loads(path.read_text()) for path in sorted((RESULTS / 'retrained').glob('*.json'))]
+    linear = {row['stage_1']['command']: row['classifiers']['linear'] for row in retrained
+              if 'linear' in row['classifiers']}
+    rows, lines = [row for row in _rows() if row['method'] == 'pnda' and not _is_full(row)], []
+    for rotations in 'none', 'pda', 'nda', 'pnda':
+        for row in rows:
+            if row['method_kwargs']['rotations'] == rotations:
+                share = {'none': None, 'pda': 1, 'nda': 0}.get(rotations, row['found'].get('positive_share'))
+                found = linear.get(row['command'])
+                lines.append([
+                    f'`{row["tag"]}` ({row["subset_hash"]})', f'`{row["model"]}`', f'`{rotations}`',
+                    '' if share is None else f'{100 * share:.1f} %', str(row['epochs']), f'{row["last"]["all"]:.2f}',
+                    f'{found["all"]:.2f}' if found else ''])
+    return _table(['Data (subset)', 'Model', 'Rotations', 'As positives', 'Epochs', 'Neighbours', 'Linear'], lines)
+
+
 def _over_seeds(runs: list[dict], metric: str) -> str:
     values = [run['last'][metric] for run in runs]
     if None in values:
@@ -173,7 +193,7 @@ def _spread(values: list[float]) -> str:
     return f'{statistics.mean(values):.2f}{spread}'
 
 
-SHOWN_CLASSIFIERS = 'joint', 'ncm_cosine', 'crt', 'lws', 'tau_norm', 'logit_adjust'
+SHOWN_CLASSIFIERS = JOINT, 'ncm_cosine', 'crt', 'lws', 'tau_norm', 'logit_adjust'
 
 
 def retrained_table() -> str:
@@ -182,6 +202,8 @@ def retrained_table() -> str:
     for path in sorted((RESULTS / 'retrained').glob('*.json')):
         row = json.loads(path.read_text())
         stage, classifiers = row['stage_1'], row['classifiers']
+        if JOINT not in classifiers:  # a representation without classes: `rotations_table`
+            continue
         on = 'features' if row['features'] == 'cached' else f'images, BatchNorm {row["bn"]}'
         cells = [f'`{row["tag"]}` ({row["subset_hash"]})', f'`{row["model"]}`, `{stage["method"]}`',
                  f'`{stage["sampler"]}`', str(stage['epochs']), on]
@@ -203,7 +225,8 @@ def commands() -> str:
 
 
 TABLES = {'models': models_table, 'datasets': datasets_table, 'methods': methods_table, 'published': published_table,
-          'short': short_table, 'combinations': combinations_table, 'retrained': retrained_table}
+          'short': short_table, 'combinations': combinations_table, 'retrained': retrained_table,
+          'rotations': rotations_table}
 
 
 def fill(text: str) -> str:
