@@ -154,7 +154,7 @@ def load_test_set(
 ) -> tuple[LongTailDataset, list[int], LongTailDataset | None]:
     """Return the test split, and the counts that define the groups: of the training set, or of that of the data set.
 
-    For a model without classes the training set too, without what a run held out.
+    For a model without classes the training set too; of the one it was trained on, without what the run held out.
 
     Raises:
         UserError: No data set is named, or one of other classes.
@@ -164,9 +164,10 @@ def load_test_set(
     counts = trained.get('shot_counts')
     if not candidate.has_classes:
         train_set, test_set = create_splits(name, **options)
-        counts, fraction = train_set.shot_counts, trained.get('val_fraction') or 0.0
-        train_set = train_set.hold_out(fraction, trained.get('data_seed') or 0)[0] if fraction else train_set
-        return test_set, counts, train_set
+        fraction = trained.get('val_fraction') or 0.0
+        rest = train_set.hold_out(fraction, trained.get('data_seed') or 0)[0] if fraction else train_set
+        # of data that it was not trained on, all training images vote
+        return test_set, train_set.shot_counts, rest if rest.hash == trained.get('subset_hash') else train_set
     if counts:  # not the training subset: a test split is whole, whatever the factor and the seed
         test_set = create_dataset(name, 'test', **options)
     else:

@@ -3,6 +3,7 @@ import csv
 import json
 import re
 import sys
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 import retrain
 import train
 import validate
-from timm_longtail.candidates import load_checkpoint, load_export
+from timm_longtail.candidates import Candidate, load_checkpoint, load_export
 from timm_longtail.data import create_dataset
 from timm_longtail.entry import run_main
 
@@ -185,6 +186,11 @@ def test_a_self_supervised_model(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     validate.main(['--model', f'local-dir:{run / "export"}'])
     assert f'{sum(last["class_correct"])} of {last["num_images"]} images correct' in capsys.readouterr().out
+    for factor, held_out in ((20, 0.2), (10, 0)):  # of other data all images vote
+        given = validate.parse_args(['--model', 'x', '--dataset', 'digits_lt', '--imbalance-factor', str(factor)])
+        *_, bank = validate.load_test_set(given, load_export(f'local-dir:{run / "export"}'))
+        whole = create_dataset('digits_lt', 'train', imbalance_factor=factor)
+        assert len(bank) == len(whole.hold_out(held_out, 0)[0] if held_out else whole)
     options = run, '--output', tmp_path, '--epochs', '2', '--classifier'
     printed, row, folder = retrained(capsys, monkeypatch, *options, 'linear', 'ncm', '--lr', '50', '0.1')
     assert row['classifiers'].keys() == {'linear', 'ncm_l2', 'ncm_cosine', 'ncm_centred'}
@@ -201,6 +207,12 @@ def test_a_self_supervised_model(tmp_path, capsys, monkeypatch):
     assert line.endswith('tau_norm: it rescales the class weights of the trained classifier, and this model has none')
     line = refused(capsys, *options, 'linear', '--choose-lr-on-test')
     assert 'nothing to choose from' in line
+
+
+@pytest.mark.parametrize('method, has_classes', [('ce', True), ('rais', False), (None, True), ('unheard of', True)])
+def test_outputs_may_be_no_classes(method, has_classes):
+    model = timm.create_model('resnet20_cifar', num_classes=4)
+    assert Candidate(model, 'resnet20_cifar', Mock(), {'method': method}).has_classes == has_classes
 
 
 def test_a_checkpoint_is_a_source_too(stage_1, tmp_path, capsys, monkeypatch):

@@ -12,6 +12,7 @@ from .cli import check_names, create_timm_model
 from .data import Preprocessing
 from .errors import UserError
 from .export import load_exported
+from .methods import list_methods, method_class
 from .options import dataset_options
 from .weights import load_initial_weights
 
@@ -34,7 +35,7 @@ class Candidate:
         preprocessing: What it wants of an image.
         trained: What it was trained on, as far as it says: `dataset`, `imbalance_factor`, `class_names`,
             `class_counts`, `shot_counts`, `resident`, …
-        has_classes: Whether it has a classifier of its own; a self-supervised one has none.
+        has_classes: Whether its outputs are the classes of the data; a self-supervised model has others, or none.
     """
     model: nn.Module
     name: str
@@ -43,7 +44,9 @@ class Candidate:
     has_classes: bool = field(init=False)
 
     def __post_init__(self):
-        self.has_classes = self.model.num_classes > 0
+        method, some = self.trained.get('method'), 1000
+        outputs = method_class(method).num_outputs(some) if method in list_methods() else some
+        self.has_classes = self.model.num_classes > 0 and outputs == some  # rais has four of any number
 
 
 def is_export(source: str) -> bool:
