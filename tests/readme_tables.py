@@ -80,11 +80,14 @@ def methods_table() -> str:
         cls = method_class(name)
         module = inspect.getmodule(cls)
         title = first_line(module).rstrip('.')
-        link = re.search(r'https://arxiv\.org/\S+\d', module.__doc__ or '')
+        links = re.findall(r'https://arxiv\.org/abs/(\S+\d)', module.__doc__ or '')
+        url = 'https://arxiv.org/abs/'
+        paper = f'[{title}]({url}{links[0]})' if len(links) == 1 else ', '.join(
+            [title, *(f'[{number}]({url}{number})' for number in links)])
         options = [p for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
         rows.append([
             f'`{name}`',
-            f'[{title}]({link.group()})' if link else title,
+            paper,
             first_line(cls),
             ', '.join(f'`{p.name}`' for p in options),
         ])
@@ -152,10 +155,13 @@ def _head_tail(row: dict) -> dict[str, float]:
 def combinations_table() -> str:
     """Prototype conformity and complement entropy by classes: a row a setting, in the order of the recipe's header."""
     recipe = (ROOT / 'recipes' / 'resnet20_cifar.pc_comp.cifar100_lt_if100.yaml').read_text()
-    rows, lines = [row for row in _rows() if row['method'] == 'pc_comp' and not _is_full(row)], []
+    rows, lines = [row for row in _rows() if row['method'] == 'pc_comp' and row['initial_checkpoint']], []
+    names = 'tag', 'model', 'subset_hash', 'epochs', 'global_batch_size'
+    protocols = {tuple(row[name] for name in names) for row in rows}
+    assert len(protocols) == 1, 'runs of several lengths or sets: they want a table each'
     for pc, complement, expected in re.findall(r'pc=(\w+) complement=(\w+) +([0-9. /]+)\n', recipe):
-        runs = [_head_tail(row) for row in rows if (row['method_kwargs']['pc'], row['method_kwargs']['complement']) ==
-                (pc, complement)]
+        options = {'pc': pc, 'complement': complement, 'warmup': 0}
+        runs = [_head_tail(row) for row in rows if row['method_kwargs'] == options]
         if runs:
             measured = (_spread([run[name] for run in runs]) for name in ('all', 'head', 'tail'))
             lines.append([pc, complement, str(len(runs)), *measured, expected])

@@ -410,10 +410,10 @@ def test_ce_of_mixed_images(options):
 
 
 @pytest.mark.parametrize('options', [
-    dict(mixup_alpha=-1.0), dict(remix_tau=0.5), dict(mixup_alpha=1.0, remix_tau=0.5, remix_kappa=0.5),
+    dict(mixup_alpha=-1.0), dict(remix_tau=0.5), dict(mixup_alpha=1.0, remix_kappa=5.0), dict(mixup_alpha=1.0, remix_tau=0.5, remix_kappa=0.5),
 ])
 def test_mixing_that_cannot_be(options):
-    with pytest.raises(UserError, match='mixup needs a positive mixup_alpha, and Remix that and a remix_kappa'):
+    with pytest.raises(UserError, match='mixup needs a positive mixup_alpha, and Remix that, remix_tau and'):
         create_method('ce', timm.create_model('resnet20_cifar', num_classes=4), COUNTS, **options)
 
 

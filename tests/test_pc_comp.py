@@ -38,8 +38,10 @@ def test_groups_of_classes(group, members):
 @pytest.mark.parametrize('options, message', [
     (dict(pc='heads'), "unknown group of classes 'heads'; did you mean head"),
     (dict(complement='few'), "unknown group of classes 'few'"),
-    (dict(pc_weight=0.0), 'pc_weight positive, got .* and 0.0'),
-    (dict(warmup=10), r'warmup must be a share in \[0, 1\) .* got 10 and'),
+    (dict(pc_weight=0.0), 'pc_weight positive'),
+    (dict(complement_weight=-1.0), 'the other weights are not negative'),
+    (dict(warmup=10), r'warmup is a share in \[0, 1\)'),
+    (dict(alternate=False, complement_weight_decay=0.0), 'steps of complement entropy, and there are none'),
 ])
 def test_bad_options(options, message):
     with pytest.raises(UserError, match=message):
@@ -66,7 +68,7 @@ def test_without_its_losses_it_is_cross_entropy_to_the_bit():
 
 
 def test_optimizers():
-    _, run = make_run('pc_comp head=7 centroid_lr=0.3', '--momentum', '0.8', '--weight-decay', '0.01')
+    _, run = make_run('pc_comp head=7 warmup=0.0 centroid_lr=0.3', '--momentum', '0.8', '--weight-decay', '0.01')
     (main, centroids), (complement,) = (optimizer.param_groups for optimizer in run.optimizers)
     assert centroids['params'] == [run.method.centroids]
     assert (centroids['momentum'], centroids['weight_decay']) == (0, 0)
@@ -74,12 +76,27 @@ def test_optimizers():
     assert len(main['params']) == len(complement['params']) == len(list(run.method.model.parameters()))
     for group in (main, complement):  # as published: two optimizers with the same options
         assert (group['lr'], group['momentum'], group['weight_decay']) == (0.05, 0.8, 0.01)
-    _, run = make_run('pc_comp head=7 complement_weight_decay=0.0')
+    _, run = make_run('pc_comp head=7 warmup=0.0 complement_weight_decay=0.0')
     assert run.optimizers[0].param_groups[0]['weight_decay'] > run.optimizers[1].param_groups[0]['weight_decay'] == 0
 
 
+@pytest.mark.parametrize('opt', ['adamw', 'rmsprop', 'lamb'])
+def test_centroids_move_by_sgd_or_not_at_all(opt):
+    with pytest.raises(UserError, match=f'--opt {opt}: pc_comp moves some parameters by SGD'):
+        make_run('pc_comp head=7 warmup=0.0', '--opt', opt)
+    make_run('pc_comp head=7 pc=none', '--opt', opt)
+
+
+def test_a_part_is_logged_in_one_scale():
+    _, run = make_run('pc_comp head=7 pc=none complement=all complement_weight=3.0 warmup=0.0 alternate=False')
+    run.start_epoch(1)
+    batch, = first_batches(run)
+    assert run.method(batch)['complement_loss'] == run.method(batch, phase='complement')['loss'] > 0
+
+
 def test_the_rate_of_the_centroids_follows_the_schedule():
-    _, run = make_run('pc_comp head=7', '--sched', 'multistep', '--decay-milestones', '2', '--decay-rate', '0.1')
+    options = '--sched', 'multistep', '--decay-milestones', '2', '--decay-rate', '0.1'
+    _, run = make_run('pc_comp head=7 warmup=0.0', *options)
     rates = []
     for epoch in range(2):
         run.epoch = epoch
@@ -150,7 +167,7 @@ def test_a_warm_up_of_cross_entropy_then_centroids_at_class_means():
     assert torch.equal(run.method.centroids, after)
 
 
-@pytest.mark.parametrize('epochs, first', [(300, 10), (200, 7), (15, 0), (2, 0)])
+@pytest.mark.parametrize('epochs, first', [(300, 10), (200, 7), (15, 1), (2, 1), (1, 0)])
 def test_the_warm_up_is_a_share_of_the_run(epochs, first):
     method = make_method(pc='none')
     begun = []
@@ -169,7 +186,7 @@ def test_resumes_around_the_centroids(stop_at, tmp_path):
 def centroids_of(rank: int):
     """Begin an epoch on a rank whose batch statistics are its own, as they are between two evaluations."""
     with launched(rank):
-        _, run = make_run('pc_comp head=7', '--batch-size', '8', '--validation-batch-size', '8')
+        _, run = make_run('pc_comp head=7 warmup=0.0', '--batch-size', '8', '--validation-batch-size', '8')
         run.start_epoch(2)
         first = run.method.centroids.detach().clone()
         run.method.model.bn1.running_mean += 0.1 * rank
@@ -180,6 +197,6 @@ def centroids_of(rank: int):
 @pytest.mark.ddp
 def test_two_processes_hold_the_same_centroids():
     (first, second), (other_first, other_second) = run_distributed(centroids_of)
-    _, run = make_run('pc_comp head=7')
+    _, run = make_run('pc_comp head=7 warmup=0.0')
     torch.testing.assert_close(first, class_means(run.method, digits()))
     assert torch.equal(first, other_first) and torch.equal(second, other_second) and not torch.equal(first, second)

@@ -2,6 +2,7 @@
 from argparse import Namespace
 from typing import Any
 
+import torch
 from timm.models import group_parameters
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
@@ -25,15 +26,19 @@ def create_optimizers(args: Namespace, method: Method, steps_per_epoch: int) -> 
     """
     optimizers = []
     for phase in method.phases:
+        groups = method.param_groups(phase)
         try:
             optimizers.append(create_optimizer_v2(
-                _decay_layers(args, method, method.param_groups(phase)),
+                _decay_layers(args, method, groups),
                 opt=args.opt, lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay,
             ))
         except (ValueError, AssertionError) as e:
             if args.opt.lower().removeprefix('lookahead_') not in list_optimizers():
                 raise unknown_name('optimizer', args.opt, list_optimizers()) from e
             raise UserError(f'--opt {args.opt}: {e}') from e
+        # a rate for a momentum of its own means nothing to an optimizer that scales gradients
+        if any('momentum' in group for group in groups) and not isinstance(optimizers[-1], torch.optim.SGD):
+            raise UserError(f'--opt {args.opt}: {args.method} moves some parameters by SGD; take momentum or sgd')
     schedulers = [_create_scheduler(args, optimizer, steps_per_epoch) for optimizer in optimizers]
     for optimizer, scheduler in zip(optimizers, schedulers):
         if scheduler is None:  # it would multiply by `lr_scale`

@@ -5,7 +5,8 @@ Paper: `Adversarial Defense by Restricting the Hidden Space of Deep Neural Netwo
     - https://arxiv.org/abs/1904.00887
 
 Implemented from the paper's formulation. The released code is another loss: `squared=True`, `centre_term=False`,
-centroids of their own that repel, and 1e-4 as the weight of the repulsion.
+`repel_centroids` of their own, and `repel_weight=1e-4`.
+
 Shapes: B batch, C classes, D width of the features.
 """
 import torch
@@ -22,6 +23,7 @@ def prototype_conformity_loss(
         squared: bool = False,
         centre_term: bool = True,
         repel_centroids: torch.Tensor | None = None,
+        repel_weight: float = 1.0,
 ) -> torch.Tensor:
     """Pull features to the centroid of their class, push them and that centroid from the centroids of the others.
 
@@ -41,6 +43,7 @@ def prototype_conformity_loss(
         squared: Take squared distances.
         centre_term: Take gamma, the distance between centroids.
         repel_centroids: What stands for w_j, j != y_i, [C, D]; None is `centroids`.
+        repel_weight: Weight of the sum over the other classes.
 
     Returns:
         Mean over the batch, in float32 or wider.
@@ -50,7 +53,7 @@ def prototype_conformity_loss(
     """
     attraction, repulsion = prototype_conformity_parts(
         features, target, centroids, mask, squared, centre_term, repel_centroids)
-    return attraction - repulsion
+    return attraction - repel_weight * repulsion
 
 
 @full_precision

@@ -26,8 +26,7 @@ def sup_con_loss(
 
     P_i holds the other rows of the anchor's class. An anchor without any gives 0 and counts in the mean. There is no
     factor for a base temperature. Every row enters the denominator once, so head classes fill it: see
-    `balanced_sup_con_loss`. Memory is
-    B x B up to `BLOCK_SIZE`, and O(B) beyond.
+    `balanced_sup_con_loss`. Memory is B x B up to `BLOCK_SIZE`, and O(B) beyond.
 
     Args:
         embeddings: Rows [B, D], L2-normalised by the caller.

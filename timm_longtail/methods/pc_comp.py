@@ -2,11 +2,11 @@
 
 A. Mustafa et al., "Adversarial Defense by Restricting the Hidden Space of Deep Neural Networks", ICCV 2019,
 https://arxiv.org/abs/1904.00887; H.-Y. Chen et al., "Complement Objective Training", ICLR 2019,
-https://arxiv.org/abs/1903.01182. Combined by classes in a study of losses on CIFAR-100-LT (ResNet-20), which finds the
-first on head classes with the second on tail classes best.
-
-Inferred, as the study states the losses, the groups, ten epochs of cross-entropy first and plain SGD for the centroids:
-the feature (pooled), that the sample's class decides and all centroids repel, where centroids start, and all weights.
+https://arxiv.org/abs/1903.01182. Combined by classes in a study of losses on CIFAR-100-LT, which finds the first on
+head classes with the second on tail classes best. It states losses, groups, 300 epochs, 10 of cross-entropy first,
+momentum SGD for cross-entropy and complement entropy, SGD for prototype conformity. Inferred: that the 10 are among the
+300 and that SGD means the centroids' own; the pooled feature; that the sample's class decides and all centroids repel;
+where centroids start; the alternation; the weights of the losses.
 
 Shapes: B batch of this process, C classes, D width of the features.
 """
@@ -32,9 +32,8 @@ _logger = logging.getLogger(__name__)
 class PCComp(Method):
     """Cross-entropy, with prototype conformity on one group of classes and complement entropy on another.
 
-    Prototype conformity is unbounded below. With all of its repulsion (`repel_weight` 1, the equation), centroids are
-    166 long and features 0.5 after 300 epochs of digits; with `pc_weight` 0.1 features run away too and accuracy falls.
-    By default the centroids of the group stay within 0.1 of their class means, and no length grows.
+    Prototype conformity is unbounded below: `repel_weight` 1 is the equation, and drives centroids apart for ever. The
+    default leaves it little but the attraction; docs/pc_comp.md has what other weights do in 300 epochs.
 
     Args:
         model: timm model with C outputs.
@@ -45,11 +44,10 @@ class PCComp(Method):
         repel_weight: Weight of its repulsion over that of its attraction.
         centroid_lr: Learning rate of the centroids on the loss before its weight; it follows the schedule.
         complement_weight: Weight of complement entropy.
-        alternate: Give it, as published, a forward and a step of its own; False adds it to the other losses.
-        complement_weight_decay: Weight decay of that phase; None is the optimizer's, as published, so that all weights
-            decay twice a batch.
-        warmup: Share of the run that is cross-entropy alone, the study's 10 of 300 epochs; 0 for a trained model.
-        head: Least number of training images of a head class.
+        alternate: Give it a forward and a step of its own, as Chen et al.; False adds it to the other losses.
+        complement_weight_decay: Weight decay of that step; None is the optimizer's, so that it decays twice a batch.
+        warmup: Share of the run that is cross-entropy alone, 10 of 300 epochs; 0 for a trained model.
+        head: Least number of training images of a head class, without those held out.
         view: View of each image.
     """
 
@@ -71,8 +69,8 @@ class PCComp(Method):
             view: str = 'crop_flip',
     ):
         super().__init__(model, class_counts)
-        if not (0 <= warmup < 1 and pc_weight > 0):
-            raise UserError(f'warmup must be a share in [0, 1) and pc_weight positive, got {warmup} and {pc_weight}')
+        if not (0 <= warmup < 1 and pc_weight > 0 and min(repel_weight, centroid_lr, complement_weight) >= 0):
+            raise UserError('warmup is a share in [0, 1), pc_weight positive, and the other weights are not negative')
         self.views = (view,)
         self.pc_weight = pc_weight
         self.repel_weight = repel_weight
@@ -86,6 +84,8 @@ class PCComp(Method):
         has_complement = bool(self.complement_classes.any())
         self.joint = has_complement and not alternate
         self.phases = ('main', 'complement') if has_complement and alternate else ('main',)
+        if complement_weight_decay is not None and len(self.phases) == 1:
+            raise UserError('complement_weight_decay is of the steps of complement entropy, and there are none')
         shape = len(self.class_counts), model.head_hidden_size
         self.centroids = nn.Parameter(self.class_counts.new_zeros(shape)) if self.pc_classes.any() else None
 
@@ -109,7 +109,7 @@ class PCComp(Method):
         return groups
 
     def start_epoch(self, epoch, num_epochs, rng, batches):
-        warmup_epochs = round(self.warmup * num_epochs)
+        warmup_epochs = min(max(round(self.warmup * num_epochs), self.warmup > 0), num_epochs - 1)
         self.warming_up = epoch < warmup_epochs
         self.idle_phases = ('complement',) if self.warming_up else ()
         if epoch == warmup_epochs and self.centroids is not None:
@@ -139,12 +139,12 @@ class PCComp(Method):
         parts = {'output': output, 'ce_loss': loss}
         on = 0.0 if self.warming_up else 1.0  # times 0, not left out: every parameter has a gradient in every epoch
         if self.centroids is not None:
-            attraction, repulsion = prototype_conformity_parts(
-                features, target, self.centroids, self.pc_classes[target])
+            mask = self.pc_classes[target]
+            attraction, repulsion = prototype_conformity_parts(features, target, self.centroids, mask)
             loss = loss + on * self.pc_weight * (attraction - self.repel_weight * repulsion)
-            parts.update(attraction=attraction, repulsion=repulsion)
+            parts.update({} if self.warming_up else dict(attraction=attraction, repulsion=repulsion))
         if self.joint:
             complement_loss = complement_entropy_loss(output, target, self.complement_classes[target])
             loss = loss + on * self.complement_weight * complement_loss
-            parts.update(complement_loss=complement_loss)
+            parts.update(complement_loss=self.complement_weight * complement_loss)  # as the phase of its own logs it
         return {'loss': loss, **parts}
