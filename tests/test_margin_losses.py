@@ -410,7 +410,8 @@ def test_ce_of_mixed_images(options):
 
 
 @pytest.mark.parametrize('options', [
-    dict(mixup_alpha=-1.0), dict(remix_tau=0.5), dict(mixup_alpha=1.0, remix_kappa=5.0), dict(mixup_alpha=1.0, remix_tau=0.5, remix_kappa=0.5),
+    dict(mixup_alpha=-1.0), dict(remix_tau=0.5), dict(mixup_alpha=1.0, remix_kappa=5.0),
+    dict(mixup_alpha=1.0, remix_tau=0.5, remix_kappa=0.5),
 ])
 def test_mixing_that_cannot_be(options):
     with pytest.raises(UserError, match='mixup needs a positive mixup_alpha, and Remix that, remix_tau and'):

@@ -82,7 +82,7 @@ def test_files_of_a_run_are_written():
     assert not [name for name in names if name not in source]
 
 
-@pytest.mark.parametrize('document', [*DOCUMENTS, 'docs/design.md'])
+@pytest.mark.parametrize('document', [*DOCUMENTS, 'docs/design.md', 'docs/pc_comp.md'])
 def test_named_options_exist(document):
     known = {option for action in train_parser()._actions for option in action.option_strings}
     modules = (f'timm_longtail/{name}.py' for name in ('benchmarking', 'flags', 'pack', 'push'))
