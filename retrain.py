@@ -27,7 +27,6 @@ from timm_longtail.layers import CosineLinear
 from timm_longtail.machine import create_accelerator
 from timm_longtail.methods import check_options
 from timm_longtail.options import Parser, add_data_options
-from timm_longtail.outputs import data_tag
 from timm_longtail.representation import Representation
 from timm_longtail.retrained import (
     JOINT,
@@ -211,7 +210,7 @@ def main(argv: list[str] | None = None):
                         'for other images, here; or --choose-lr-on-test')
     names, refused = choose_classifiers(args.classifier, representation)
     row_path = results_path(representation)
-    tag = data_tag(representation.train_set)
+    tag = results.data_tag(representation.train_set)
     folder = create_folder(
         Path(args.output) / (args.experiment or f'{representation.candidate.name}.retrain.{tag}.s{args.seed}'))
     hold_folder(folder)

@@ -12,7 +12,7 @@ from timm_longtail.engine import fit
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
 from timm_longtail.machine import check_agreement, create_accelerator, wait_for_main
-from timm_longtail.outputs import data_tag, finish, results_path, start_lines, write_start, write_summary
+from timm_longtail.outputs import finish, start_lines, write_start, write_summary
 from timm_longtail.run import Run
 from timm_longtail.trackers import check_trackers, log_epoch, log_final, tracking
 
@@ -33,10 +33,10 @@ def main(argv: list[str] | None = None):
     train_set, eval_set, test_set = create_datasets(args)
     check_agreement(accelerator, args, train_set, test_set, code)
     if args.results:
-        results_path(args, train_set)  # refused before hours of training
+        results.results_path(args, train_set)  # refused before hours of training
     run = build_run(args, accelerator, train_set, eval_set)
     run.tree_hashes = [code['tree_hash']]
-    name = f'{args.model.rpartition("/")[2]}.{args.method}.{data_tag(train_set)}.s{args.seed}'
+    name = f'{args.model.rpartition("/")[2]}.{args.method}.{results.data_tag(train_set)}.s{args.seed}'
     checkpoint = enter_output_folder(args, run, name)
     if args.results and len(run.tree_hashes) > 1:
         raise UserError('--results: the run was begun by other code; a row is of one state of the code')

@@ -218,6 +218,7 @@ def main(argv: list[str] | None = None):
         first = first or (test_set.hash, counts)
         if first != (test_set.hash, counts):
             raise UserError(f'{label} was trained for other images or classes: models are compared on one test set')
+        label += '' if train_set is None else f', {KNNEvaluator.counted}'
         measured[label], recorder = measure(args, candidate, test_set, counts, train_set)
         confusions[label] = recorder.confusion_matrix() if args.figures else None
     print(format_table(measured, ('all', 'many', 'medium', 'few', 'balanced', 'few_to_many', 'ece')))

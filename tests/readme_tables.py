@@ -133,10 +133,14 @@ def _results_table(rows: list[dict], published: bool = False) -> str:
     lines = []
     for (tag, model, method, experiment, epochs, subset, *_), runs in settings.items():
         votes = None if 'loss' in runs[0]['last'] else 'vote of neighbours'  # a self-supervised model has no classes
-        shown = ', '.join(filter(None, (f'`{method}`', experiment, votes)))
+        options = '' if published else ' '.join(f'{k}={v}' for k, v in runs[0]['method_kwargs'].items())
+        shown = ', '.join(filter(None, (f'`{method}`', options or experiment, votes)))
+        # rows of old have no column for it
+        built = re.search(r'--model-kwargs ((?:\w+=\S+ ?)+)', runs[0]['command'])
+        shown_model = f'`{model}`' + (f', {built[1].strip()}' if built else '')
         best = statistics.mean(run['best']['all'] for run in runs)
         lines.append([
-            f'`{tag}` ({subset})', f'`{model}`', shown, str(epochs), str(len(runs)),
+            f'`{tag}` ({subset})', shown_model, shown, str(epochs), str(len(runs)),
             f'{_over_seeds(runs, "all")} ({best:.2f})', *(_over_seeds(runs, group) for group in GROUPS)])
         if published:
             recipe = runs[0]['recipe']
@@ -166,7 +170,7 @@ def combinations_table() -> str:
             measured = (_spread([run[name] for run in runs]) for name in ('all', 'head', 'tail'))
             lines.append([pc, complement, str(len(runs)), *measured, expected])
     return _table(['Prototype conformity on', 'Complement entropy on', 'Seeds', 'All', 'Head', 'Tail',
-                   'Published, 300 epochs (All / Head / Tail)'], lines)
+                   'In the study, 300 epochs (All / Head / Tail)'], lines)
 
 
 def rotations_table() -> str:

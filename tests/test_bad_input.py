@@ -53,6 +53,8 @@ BAD_INPUT = {
     'accumulation': (['--grad-accum-steps', '100'], '--grad-accum-steps 100 exceeds the batches of an epoch'),
     'schedule': (['--sched', 'cosin'], '--sched cosin'),
     'plateau': (['--sched', 'plateau'], '--sched plateau depends on what was measured before'),
+    'method switch': (['--method', 'pc_comp', '--method-kwargs', 'alternate=false'], "'pc_comp' is True or False"),
+    'method name': (['--method', 'pc_comp', '--method-kwargs', 'pc=[0,1]'], "'pc_comp' is a name, got [0, 1]"),
     'method number': (['--method-kwargs', 'temperature=warm'], "option 'temperature' of method 'bcl' is a number"),
     'pair': (['--method-kwargs', 'temperature'], 'take pairs of K=V'),
     'folder as a model': (['--model', 'PLACE/one'], 'is a folder: write local-dir:'),

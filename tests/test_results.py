@@ -24,7 +24,7 @@ PROTOCOL = {
 }
 # since the first rows
 ADDED = {'hub_id', 'imbalance_profile', 'img_size', 'pretrained', 'initial_checkpoint', 'resident',
-         'dataset_name', 'sampler', 'epoch_length', 'experiment'}
+         'dataset_name', 'sampler', 'epoch_length', 'experiment', 'model_kwargs'}
 PROTOCOL |= ADDED
 CODE = {'recipe', 'tree_hash', 'dirty'}
 COST = {'images_seen', 'forward_passes', 'seconds', 'train_seconds_per_epoch', 'peak_rss_gb'}
@@ -295,8 +295,8 @@ def test_writing_json_leaves_a_whole_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize('path', ROWS, ids=lambda path: path.stem)
 def test_committed_rows_are_whole(path):
     row = json.loads(path.read_text())
-    columns = PROTOCOL | CODE | COST | {'last', 'best', 'found'}
-    assert columns - ADDED - {'found'} <= row.keys() - {'peak_device_gb'} <= columns
+    columns = PROTOCOL | CODE | COST | {'last', 'best', 'found', 'train'}
+    assert columns - ADDED - {'found', 'train'} <= row.keys() - {'peak_device_gb'} <= columns
     assert row['dirty'] is False
     assert len(row['tree_hash']) == 64 and int(row['tree_hash'], 16) >= 0
     metrics = METRICS - UNMEASURED.get(row['method'], set())

@@ -115,6 +115,8 @@ def _summary(config: dict[str, Any]) -> str:
         how = f', trained by `{stage_1["method"]}`' if 'method' in stage_1 else ''
         epochs = f' for {stage_1["epochs"]} epochs' if 'epochs' in stage_1 else ''
         lines.append(f'- Representation: that of `{stage_1["source"]}`{how}{epochs}; its classifier was made anew')
+    if provenance.get('initial_checkpoint'):
+        lines.append(f'- Started from: the weights of `{provenance["initial_checkpoint"]}`')
     if 'dataset' in provenance:
         images = counts and f', {sum(counts)} images: {max(counts)} of the largest class, {min(counts)} of the smallest'
         name = provenance.get('dataset_name', provenance['dataset'])
@@ -190,7 +192,7 @@ def _limits(provenance: dict[str, Any]) -> str:
     return (
         f'The model is meant for research on long-tailed recognition. It was tested {tested} for robustness or bias. '
         f'One training run stands behind it, which says nothing about the spread over seeds'
-        + (f'; its worst class is right in {worst:.2f} % of the images.' if worst is not None else '.')
+        + (f'; its worst class is right in {worst:.2f} % of the images.' if 'many' in metrics else '.')
     )
 
 

@@ -27,7 +27,7 @@ _NUM_BINS = 15  # of the calibration error, as in Guo et al., ICML 2017
 class LongTailEvaluator:
     """Accuracy over all images and over the classes with many, a medium number of, and few training images.
 
-    An evaluator of another kind has the same four members: `headline`, `start`, `update` and `compute`.
+    An evaluator of another kind has the same members: `headline`, `counted`, `start`, `update` and `compute`.
 
     Args:
         shot_counts: Training images of each class, [C]: more than 100 is many, fewer than 20 few (Liu et al., CVPR
@@ -38,6 +38,8 @@ class LongTailEvaluator:
 
     headline = 'all'
     """The figure that names the best epoch, larger is better; on a hold-out it is `balanced`."""
+    counted = ''
+    """What accuracies are of, where it is not the classes that the model tells."""
 
     def __init__(self, shot_counts, confusion: bool = False):
         self.shot_counts = [int(n) for n in shot_counts]
@@ -193,6 +195,8 @@ class KNNEvaluator(LongTailEvaluator):
         temperature: t above.
         **kwargs: See `LongTailEvaluator`.
     """
+
+    counted = 'vote of the nearest training images'
 
     def __init__(self, shot_counts, num_neighbors: int = 200, temperature: float = 0.1, **kwargs):
         super().__init__(shot_counts, **kwargs)

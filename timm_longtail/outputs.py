@@ -1,6 +1,5 @@
 """What a run tells and leaves: start lines, and the files of its output folder."""
 import csv
-import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -16,43 +15,14 @@ from .checkpoint import BEST, read_checkpoint, writing
 from .data import create_loader
 from .data.longtail import shot_groups
 from .engine import evaluate
-from .errors import UserError
 from .evaluate import GROUPS, format_table
 from .export import deploy, export_model
 from .machine import memory_format
 from .run import Run
 
 __all__ = [
-    'data_tag', 'finish', 'license_of', 'results_path', 'start_lines', 'write_per_class', 'write_start',
-    'write_summary',
+    'finish', 'license_of', 'start_lines', 'write_per_class', 'write_start', 'write_summary',
 ]
-
-
-def data_tag(train_set) -> str:
-    """Return the name of a data set in file names: `cifar100_lt_if100`, or without a factor where nothing was cut."""
-    profile = '' if train_set.profile == 'exp' else f'_{train_set.profile}'
-    name = train_set.name.rstrip('/').rpartition('/')[2]
-    return name if train_set.imbalance_factor == 1 else f'{name}{profile}_if{train_set.imbalance_factor:g}'
-
-
-def results_path(args: Namespace, train_set) -> Path:
-    """Return the file of a run's row of results.
-
-    A variant of a method, by its options or its sampler, is told apart by `--experiment`, or by its recipe's name.
-
-    Raises:
-        UserError: It is there already: a row is measured once.
-    """
-    names = [data_tag(train_set), args.model.rpartition('/')[2], args.method, _experiment(args)]
-    path = Path(args.results) / f'{".".join(filter(None, names))}.e{args.epochs}.s{args.seed}.json'
-    if path.exists():
-        raise UserError(f'--results: {path} is there already; name a variant by --experiment, or move the file away')
-    return path
-
-
-def _experiment(args: Namespace) -> str | None:
-    variant = re.search(r'\.\w+-(\w+)\.', Path(args.recipe).name) if args.recipe else None
-    return args.experiment or (variant and variant[1])
 
 
 def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -> list[str]:
@@ -65,9 +35,10 @@ def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -
         *_data_lines(args, run, train_set),
         *_batch_lines(args, run),
         f'model: {args.model}, {num_deployed / 1e6:.2f} M parameters; {num_trained / 1e6:.2f} M are trained',
-        f'method: {args.method}, views {" ".join(method.views)}',
+        f'method: {" ".join([args.method, *(f"{k}={v}" for k, v in args.method_kwargs.items())])}, '
+        f'views {" ".join(method.views)}',
         f'sampler: {args.sampler}, {run.loaders[0].num_samples} samples an epoch',
-        f'evaluation: each epoch on {"the hold-out" if args.val_fraction else "the test set"}',
+        f'evaluation: each epoch on {"the hold-out" if args.val_fraction else "the test set"}{_counted(run)}',
         f'device: {accelerator.device.type} x {accelerator.num_processes}, {torch.get_num_threads()} threads, '
         f'mixed precision {accelerator.mixed_precision}, '
         f'{"channels last" if args.channels_last else "contiguous"}{", compiled" if args.torchcompile else ""}, '
@@ -81,6 +52,10 @@ def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -
         left = f'epoch {run.epoch + 1}, step {run.step}'
         lines.append(f'resumed: {checkpoint}, {left if run.epoch < args.epochs else "complete: nothing left to train"}')
     return lines
+
+
+def _counted(run: Run) -> str:
+    return f' ({run.evaluator.counted})' if run.evaluator.counted else ''
 
 
 def _data_lines(args: Namespace, run: Run, train_set) -> list[str]:
@@ -185,7 +160,9 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
     else:
         best.update({k.removeprefix('eval_'): v for k, v in run.best.items() if k.startswith('eval_')})
 
-    row = {**_protocol(args, run, train_set), **code, **_cost(run), 'found': found, 'last': last, 'best': best}
+    trained = {k.removeprefix('train_'): v for k, v in run.history[-1].items() if k.startswith('train_')}
+    row = {**_protocol(args, run, train_set), **code, **_cost(run), 'found': found, 'train': trained, 'last': last,
+           'best': best}
     results.write_json(run.output_dir / 'metrics.json', row)
     if 'class_correct' in last:
         columns = train_set.class_names, train_set.class_counts, train_set.shot_counts
@@ -203,9 +180,9 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
         )
     _report_bad_images(run, loader, train_set, test_set)
     if args.results:
-        results.write_json(results_path(args, train_set), row)
+        results.write_json(results.results_path(args, train_set), row)
     rows = {'last epoch': last, f'best epoch ({best["epoch"] + 1}, by {best["selected_by"]})': best}
-    print(f'\ntest set, weights as exported:\n{format_table(rows)}', flush=True)
+    print(f'\ntest set, weights as exported{_counted(run)}:\n{format_table(rows)}', flush=True)
     if 'class_correct' in last:
         print(f'python validate.py --model local-dir:{run.output_dir / "export"}', flush=True)
     return row
@@ -232,9 +209,10 @@ def _report_bad_images(run: Run, loader, train_set, test_set):
 
 def _protocol(args: Namespace, run: Run, train_set) -> dict[str, Any]:
     return {
-        'tag': data_tag(train_set),
-        'model': args.model, 'method': args.method, 'method_kwargs': args.method_kwargs,
-        'sampler': args.sampler, 'epoch_length': args.epoch_length, 'experiment': _experiment(args),
+        'tag': results.data_tag(train_set),
+        'model': args.model, 'model_kwargs': args.model_kwargs,
+        'method': args.method, 'method_kwargs': args.method_kwargs,
+        'sampler': args.sampler, 'epoch_length': args.epoch_length, 'experiment': results.experiment_of(args),
         # a packed file is a way to carry a set: the name is that of the set, not of a file on this machine
         'dataset': train_set.name if args.dataset.startswith('packed:') else args.dataset,
         'dataset_name': train_set.name, 'hub_id': train_set.hub_id, 'imbalance_factor': train_set.imbalance_factor,
@@ -274,7 +252,8 @@ def _provenance(row: dict[str, Any]) -> dict[str, Any]:
     provenance = {**{name: row[name] for name in names}, 'device_type': row['environment']['device_type']}
     # an export is published: what stands before the last name of a path on this machine is nobody's business
     provenance['command'] = results.without_folders(row['command'])
-    provenance['initial_checkpoint'] = Path(row['initial_checkpoint']).name
+    start = Path(row['initial_checkpoint'])
+    provenance['initial_checkpoint'] = start.parent.name if start.name == 'export' else start.name
     return provenance
 
 

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from .errors import UserError
 from .version import __version__
 
 __all__ = [
-    'code_state', 'command_line', 'environment', 'is_dirty', 'peak_memory', 'relative_to_root', 'require_clean_tree',
-    'tree_files', 'tree_hash', 'working_tree_hash', 'write_json',
+    'code_state', 'command_line', 'data_tag', 'environment', 'experiment_of', 'is_dirty', 'peak_memory',
+    'relative_to_root', 'require_clean_tree', 'results_path', 'tree_files', 'tree_hash', 'working_tree_hash',
+    'write_json',
 ]
 
 ROOT = Path(__file__).parent.parent
@@ -88,8 +90,9 @@ def command_line(num_processes: int) -> str:
 
 
 def without_folders(command: str) -> str:
-    """Return a command line in which absolute paths are cut to their last name."""
-    words = [re.sub(r'^(packed:|local-dir:|hfds/)?/.*/', r'\1', word.rstrip('/')) for word in shlex.split(command)]
+    """Return a command line in which absolute paths are cut to their last name; an export keeps its run's name."""
+    folders = r'^(packed:|local-dir:|hfds/)?/.*/(?!export$)'
+    words = [re.sub(folders, r'\1', word.rstrip('/')) for word in shlex.split(command)]
     return ' '.join(word if word.startswith('$') else shlex.quote(word) for word in words)
 
 
@@ -132,3 +135,31 @@ def relative_to_root(path: Path | None) -> str | None:
         return None
     path = Path(path).resolve()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def data_tag(train_set) -> str:
+    """Return the name of a data set in file names: `cifar100_lt_if100`, or without a factor where nothing was cut."""
+    profile = '' if train_set.profile == 'exp' else f'_{train_set.profile}'
+    name = train_set.name.rstrip('/').rpartition('/')[2]
+    return name if train_set.imbalance_factor == 1 else f'{name}{profile}_if{train_set.imbalance_factor:g}'
+
+
+def results_path(args: Namespace, train_set) -> Path:
+    """Return the file of a run's row of results.
+
+    A variant of a method, by its options or its sampler, is told apart by `--experiment`, or by its recipe's name.
+
+    Raises:
+        UserError: It is there already: a row is measured once.
+    """
+    names = [data_tag(train_set), args.model.rpartition('/')[2], args.method, experiment_of(args)]
+    path = Path(args.results) / f'{".".join(filter(None, names))}.e{args.epochs}.s{args.seed}.json'
+    if path.exists():
+        raise UserError(f'--results: {path} is there already; name a variant by --experiment, or move the file away')
+    return path
+
+
+def experiment_of(args: Namespace) -> str | None:
+    """Return what tells a variant apart: what was typed, or what its recipe's name has behind the method."""
+    variant = re.search(r'\.\w+-(\w+)\.', Path(args.recipe).name) if args.recipe else None
+    return args.experiment or (variant and variant[1])

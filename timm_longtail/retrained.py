@@ -10,7 +10,7 @@ from .data import create_sampler
 from .errors import UserError
 from .evaluate import GROUPS, format_table
 from .export import export_model
-from .outputs import data_tag, license_of, write_per_class
+from .outputs import license_of, write_per_class
 from .plots import (
     plot_class_accuracy,
     plot_confusion,
@@ -63,7 +63,8 @@ def results_path(representation: Representation) -> Path | None:
     args, trained = representation.args, representation.candidate.trained
     if not args.results:
         return None
-    names = [data_tag(representation.train_set), representation.candidate.name, trained.get('method'), args.experiment]
+    tag = results.data_tag(representation.train_set)
+    names = [tag, representation.candidate.name, trained.get('method'), args.experiment]
     path = Path(args.results) / 'retrained' / f'{".".join(filter(None, names))}.s{args.seed}.json'
     if path.exists():
         raise UserError(f'--results: {path} is there already; name a variant by --experiment, or move the file away')
@@ -125,7 +126,7 @@ def _provenance(classifier: Classifier, representation: Representation) -> dict[
 def _data(representation: Representation) -> dict[str, Any]:
     args, train_set = representation.args, representation.train_set
     return {
-        'tag': data_tag(train_set), 'dataset': train_set.name, 'dataset_name': train_set.name,
+        'tag': results.data_tag(train_set), 'dataset': train_set.name, 'dataset_name': train_set.name,
         'hub_id': train_set.hub_id, 'imbalance_factor': train_set.imbalance_factor,
         'imbalance_profile': train_set.profile, 'subset_hash': train_set.hash, 'subset_order': train_set.subset_order,
         'class_counts': list(train_set.class_counts), 'shot_counts': list(train_set.shot_counts),

@@ -63,7 +63,8 @@ def create_task_model(args: Namespace, num_classes: int, img_size: int | None = 
     num_outputs = method_class(args.method).num_outputs(num_classes)
     start = Path(args.initial_checkpoint)
     if start.is_dir() and args.initial_checkpoint:
-        start = start / 'model.safetensors'  # an exported folder
+        export = start / 'export'  # of an output folder
+        start = (export if export.is_dir() else start) / 'model.safetensors'
     if args.initial_checkpoint and not start.is_file():
         raise UserError(f'--initial-checkpoint {start}: no such file')
     kwargs = {'num_classes': num_outputs, **args.model_kwargs}

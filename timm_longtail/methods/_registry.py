@@ -75,5 +75,8 @@ def check_options(name: str, options: Mapping[str, Any]):
     for key, value in options.items():
         if key not in known:
             raise UserError(f'method {name!r} has no option {key!r}; it takes {", ".join(known) or "none"}')
+        kind = 'True or False' if isinstance(known[key], bool) else 'a number'
         if isinstance(known[key], (int, float)) and not isinstance(value, (int, float)):
-            raise UserError(f'option {key!r} of method {name!r} is a number, got {value!r}')
+            raise UserError(f'option {key!r} of method {name!r} is {kind}, got {value!r}')
+        if isinstance(known[key], str) and not isinstance(value, str):
+            raise UserError(f'option {key!r} of method {name!r} is a name, got {value!r}')

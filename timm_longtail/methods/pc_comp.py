@@ -2,11 +2,12 @@
 
 A. Mustafa et al., "Adversarial Defense by Restricting the Hidden Space of Deep Neural Networks", ICCV 2019,
 https://arxiv.org/abs/1904.00887; H.-Y. Chen et al., "Complement Objective Training", ICLR 2019,
-https://arxiv.org/abs/1903.01182. Combined by classes in a study of losses on CIFAR-100-LT, which finds the first on
-head classes with the second on tail classes best. It states losses, groups, 300 epochs, 10 of cross-entropy first,
-momentum SGD for cross-entropy and complement entropy, SGD for prototype conformity. Inferred: that the 10 are among the
-300 and that SGD means the centroids' own; the pooled feature; that the sample's class decides and all centroids repel;
-where centroids start; the alternation; the weights of the losses.
+https://arxiv.org/abs/1903.01182.
+
+Combined by classes in a study (see the recipe) that finds the first on head with the second on tail classes best. It
+states losses, groups, 300 epochs, 10 of cross-entropy first, momentum SGD for cross-entropy and complement entropy, SGD
+for prototype conformity. Inferred: that the 10 are among the 300 and that SGD means the centroids' own; the pooled
+feature; that all centroids repel; where they start; the alternation; the weights of the losses.
 
 Shapes: B batch of this process, C classes, D width of the features.
 """
@@ -69,7 +70,8 @@ class PCComp(Method):
             view: str = 'crop_flip',
     ):
         super().__init__(model, class_counts)
-        if not (0 <= warmup < 1 and pc_weight > 0 and min(repel_weight, centroid_lr, complement_weight) >= 0):
+        weights = repel_weight, centroid_lr, complement_weight, complement_weight_decay or 0
+        if not (0 <= warmup < 1 and pc_weight > 0 and min(weights) >= 0):
             raise UserError('warmup is a share in [0, 1), pc_weight positive, and the other weights are not negative')
         self.views = (view,)
         self.pc_weight = pc_weight
@@ -139,12 +141,10 @@ class PCComp(Method):
         parts = {'output': output, 'ce_loss': loss}
         on = 0.0 if self.warming_up else 1.0  # times 0, not left out: every parameter has a gradient in every epoch
         if self.centroids is not None:
-            mask = self.pc_classes[target]
-            attraction, repulsion = prototype_conformity_parts(features, target, self.centroids, mask)
-            loss = loss + on * self.pc_weight * (attraction - self.repel_weight * repulsion)
-            parts.update({} if self.warming_up else dict(attraction=attraction, repulsion=repulsion))
+            pull, push = prototype_conformity_parts(features, target, self.centroids, self.pc_classes[target])
+            loss = loss + on * self.pc_weight * (pull - self.repel_weight * push)
+            parts.update({} if self.warming_up else dict(attraction=pull, repulsion=push))
         if self.joint:
-            complement_loss = complement_entropy_loss(output, target, self.complement_classes[target])
-            loss = loss + on * self.complement_weight * complement_loss
-            parts.update(complement_loss=self.complement_weight * complement_loss)  # as the phase of its own logs it
+            extra = self.complement_weight * complement_entropy_loss(output, target, self.complement_classes[target])
+            loss, parts['complement_loss'] = loss + on * extra, extra
         return {'loss': loss, **parts}

@@ -35,6 +35,8 @@ def _turns(x: torch.Tensor) -> torch.Tensor:
 class RotationEvaluator(LongTailEvaluator):
     """Accuracy over the rotations of each image; `balanced` and `worst_class` are over the four rotations."""
 
+    counted = 'rotations told'
+
     def __init__(self, num_images: int):
         super().__init__([num_images] * 4)
 
@@ -81,6 +83,9 @@ class RAIS(Method):
         super().__init__(model, class_counts)
         if model.num_classes != 4:
             raise UserError(f'rais tells four rotations apart, and the model has {model.num_classes} outputs')
+        if first_epochs < 0 or not 0 <= margin < math.log(4) / 2:
+            raise UserError(f'first_epochs is 0 or more and margin in [0, {math.log(4) / 2:.3f}), half of the largest '
+                            f'entropy; got {first_epochs} and {margin}')
         self.views = (view,)
         self.first_epochs = first_epochs
         self.separation_weight = separation_weight
