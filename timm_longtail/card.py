@@ -188,11 +188,11 @@ def _training(provenance: dict[str, Any]) -> str | None:
 def _limits(provenance: dict[str, Any]) -> str:
     metrics = provenance.get('metrics') or {}
     tested = 'on the test set above only: not on other images, and not' if metrics else 'on no test set yet, and not'
-    worst = metrics.get('worst_class')
+    worst = metrics.get('worst_class') if 'many' in metrics else None  # rais has four rotations
     return (
         f'The model is meant for research on long-tailed recognition. It was tested {tested} for robustness or bias. '
         f'One training run stands behind it, which says nothing about the spread over seeds'
-        + (f'; its worst class is right in {worst:.2f} % of the images.' if 'many' in metrics else '.')
+        + (f'; its worst class is right in {worst:.2f} % of the images.' if worst is not None else '.')
     )
 
 

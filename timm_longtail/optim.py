@@ -27,6 +27,7 @@ def create_optimizers(args: Namespace, method: Method, steps_per_epoch: int) -> 
     optimizers = []
     for phase in method.phases:
         groups = method.param_groups(phase)
+        has_momentum = any('momentum' in group for group in groups)  # before the optimizer adds its own
         try:
             optimizers.append(create_optimizer_v2(
                 _decay_layers(args, method, groups),
@@ -37,7 +38,7 @@ def create_optimizers(args: Namespace, method: Method, steps_per_epoch: int) -> 
                 raise unknown_name('optimizer', args.opt, list_optimizers()) from e
             raise UserError(f'--opt {args.opt}: {e}') from e
         # a rate for a momentum of its own means nothing to an optimizer that scales gradients
-        if any('momentum' in group for group in groups) and not isinstance(optimizers[-1], torch.optim.SGD):
+        if has_momentum and not isinstance(optimizers[-1], torch.optim.SGD):
             raise UserError(f'--opt {args.opt}: {args.method} moves some parameters by SGD; take momentum or sgd')
     schedulers = [_create_scheduler(args, optimizer, steps_per_epoch) for optimizer in optimizers]
     for optimizer, scheduler in zip(optimizers, schedulers):

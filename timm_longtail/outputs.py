@@ -160,9 +160,8 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
     else:
         best.update({k.removeprefix('eval_'): v for k, v in run.best.items() if k.startswith('eval_')})
 
-    trained = {k.removeprefix('train_'): v for k, v in run.history[-1].items() if k.startswith('train_')}
-    row = {**_protocol(args, run, train_set), **code, **_cost(run), 'found': found, 'train': trained, 'last': last,
-           'best': best}
+    row = {**_protocol(args, run, train_set), **code, **_cost(run), 'found': found, 'train': _train_terms(run),
+           'last': last, 'best': best}
     results.write_json(run.output_dir / 'metrics.json', row)
     if 'class_correct' in last:
         columns = train_set.class_names, train_set.class_counts, train_set.shot_counts
@@ -186,6 +185,10 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
     if 'class_correct' in last:
         print(f'python validate.py --model local-dir:{run.output_dir / "export"}', flush=True)
     return row
+
+
+def _train_terms(run: Run) -> dict[str, float]:
+    return {k.removeprefix('train_'): v for k, v in run.history[-1].items() if k.startswith('train_')}
 
 
 def license_of(model: str, pretrained: bool, initial_checkpoint: str, asked: str | None) -> str | None:
