@@ -93,6 +93,10 @@ def test_the_command_shows_what_the_file_says(tmp_path, capsys):
     assert first.startswith(f'{share:.2f} % of {len(dataset)} images') and first.endswith('above 0.900 nats')
     assert most.startswith('most: 3 100.0 %, 0 0.0 %')
     assert (tmp_path / 'rais.png').stat().st_size > 10_000
+    rest, _ = dataset.hold_out(0.2, 0)
+    write_flags(tmp_path / 'rest', rest.digests, np.zeros(len(rest)), 0.9)
+    flags_main([str(tmp_path / 'rest'), '--dataset', 'digits_lt', '--val-fraction', '0.2'])
+    assert capsys.readouterr().out.startswith(f'0.00 % of {len(rest)} images')
     with pytest.raises(UserError, match='no folder'):
         flags_main([str(tmp_path / 'flags'), '--dataset', 'digits_lt', '--figure', str(tmp_path / 'no' / 'rais.png')])
 

@@ -18,6 +18,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser('python -m timm_longtail flags', description='Show what a flag file of RAIS says of a data set.')
     parser.add_argument('file', help='flag file that `--method rais` wrote')
     add_data_options(parser)
+    parser.add_argument('--val-fraction', type=float, default=0.0, help='share of each class that the run held out')
     parser.add_argument('--figure', help='PNG file: the most and the least rotation-agnostic images, the entropies')
     return parser.parse_args(argv)
 
@@ -39,6 +40,8 @@ def main(argv: list[str] | None = None):
     train_set = create_dataset(args.dataset, 'train', **dataset_options(args))
     if not train_set.resident:
         raise UserError(f'{args.dataset} is a set of files, and flags are of images in memory: --loader resident')
+    if args.val_fraction:
+        train_set, _ = train_set.hold_out(args.val_fraction, args.data_seed)
     flags, entropy, threshold = read_flags(args.file, train_set.digests)
     print(f'{100 * flags.mean():.2f} % of {len(flags)} images are rotation-agnostic: '
           f'their mean entropy is above {threshold:.3f} nats')
