@@ -16,7 +16,8 @@ DOCUMENTS = ('README.md', 'CONTRIBUTING.md')
 MADE = {
     'args.yaml', 'class_counts.json', 'summary.csv', 'metrics.json', 'per_class.csv', 'config.json',
     'model.safetensors', 'FILE.safetensors', 'cifar100_lt.safetensors', 'bad_images.csv', 'images.csv', 'classes.csv',
-    'path/to/validate.py', 'output/RUN/rotation_agnostic.safetensors',
+    'path/to/validate.py', 'output/RUN/rotation_agnostic.safetensors', 'output/cifar100_100.safetensors',
+    'output/resnet20_cifar.rais.cifar100.s0/rotation_agnostic.safetensors',
 }
 LAUNCHERS = {'--multi_gpu', '--num_processes'}  # accelerate's options
 PLANNED = set()  # what the documents call so
