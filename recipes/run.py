@@ -12,7 +12,6 @@ recipe of the queue ended with, of the same seed. Options behind `--` go to ever
 import argparse
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -31,7 +30,7 @@ from timm_longtail.data import default_imbalance_factor, packed_data  # noqa: E4
 from timm_longtail.entry import run_main  # noqa: E402
 from timm_longtail.errors import UserError  # noqa: E402
 from timm_longtail.options import Parser  # noqa: E402
-from timm_longtail.results import relative_to_root  # noqa: E402
+from timm_longtail.results import relative_to_root, variant_of  # noqa: E402
 
 TRAIN = ROOT / 'train.py'
 INTERRUPTED = 128 + signal.SIGINT
@@ -52,8 +51,8 @@ class Item:
     @property
     def typed(self) -> list[str]:
         """Options as they are typed; a variant of a recipe, such as that of `resnet32_cifar.ce-sqrt…`, has its name."""
-        variant = re.search(r'\.\w+-(\w+)\.', self.recipe.name)
-        named = [] if variant is None or '--experiment' in self.options else ['--experiment', variant[1]]
+        variant = variant_of(self.recipe)
+        named = [] if variant is None or '--experiment' in self.options else ['--experiment', variant]
         return ['-c', os.path.relpath(self.recipe), '--seed', str(self.seed), *named, *self.options]
 
     @property

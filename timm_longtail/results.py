@@ -22,7 +22,7 @@ from .version import __version__
 __all__ = [
     'code_state', 'command_line', 'data_tag', 'environment', 'experiment_of', 'is_dirty', 'peak_memory',
     'relative_to_root', 'require_clean_tree', 'results_path', 'tree_files', 'tree_hash', 'working_tree_hash',
-    'write_json',
+    'variant_of', 'write_json',
 ]
 
 ROOT = Path(__file__).parent.parent
@@ -161,5 +161,10 @@ def results_path(args: Namespace, train_set) -> Path:
 
 def experiment_of(args: Namespace) -> str | None:
     """Return what tells a variant apart: what was typed, or what its recipe's name has behind the method."""
-    variant = re.search(r'\.\w+-(\w+)\.', Path(args.recipe).name) if args.recipe else None
-    return args.experiment or (variant and variant[1])
+    return args.experiment or (variant_of(Path(args.recipe)) if args.recipe else None)
+
+
+def variant_of(recipe: Path) -> str | None:
+    """Return `sqrt` of `resnet32_cifar.ce-sqrt.cifar100_lt_if100.yaml`; None of a recipe that is no variant."""
+    found = re.search(r'\.\w+-(\w+)\.', recipe.name)
+    return found and found[1]
