@@ -232,13 +232,14 @@ def test_card_of_an_empty_group_and_of_no_metrics(tmp_path):
     assert 'None' not in card.content and '## Citation' not in card.content
 
 
-@pytest.mark.parametrize('num_classes, metrics, said', [
-    (0, METRICS, ['| vote of neighbours |', 'The 200 nearest training images vote', 'model.num_features']),
-    (4, {'all': 61.25}, ['61.25 % of the rotations of the test images are told', 'with 4 outputs', '# [1, 4]']),
+@pytest.mark.parametrize('method, num_classes, metrics, said', [
+    ('moco', 0, METRICS, ['| vote of neighbours |', 'The 200 nearest training images vote', 'model.num_features']),
+    ('rais', 4, {'all': 61.25}, ['61.25 % of the rotations of the test images are told', 'with 4 outputs', '# [1, 4]']),
 ])
-def test_card_of_a_model_that_was_trained_without_classes(num_classes, metrics, said, tmp_path):
+def test_card_of_a_model_that_was_trained_without_classes(method, num_classes, metrics, said, tmp_path):
     model = timm.create_model('resnet20_cifar', num_classes=num_classes)
-    card = ModelCard.load(export_model(model, tmp_path / 'a', {**PROVENANCE, 'metrics': metrics}) / 'README.md')
+    provenance = {**PROVENANCE, 'method': method, 'metrics': metrics}
+    card = ModelCard.load(export_model(model, tmp_path / 'a', provenance) / 'README.md')
     assert not card.data.eval_results and 'An image classifier' not in card.content
     assert card.data.pipeline_tag == 'image-feature-extraction'
     for part in [*said, 'trained without their classes']:

@@ -340,6 +340,8 @@ def test_committed_rows_of_classifiers(path):
     ('python train.py --data-dir /home/me/client/photos --lr 0.1', 'python train.py --data-dir photos --lr 0.1'),
     ('python train.py --dataset packed:/a/b.safetensors --data-dir $TIMM_LONGTAIL_DATA/x',
      'python train.py --dataset packed:b.safetensors --data-dir $TIMM_LONGTAIL_DATA/x'),
+    ('python train.py --initial-checkpoint /home/me/output/RUN/export',
+     'python train.py --initial-checkpoint RUN/export'),
     *[("python train.py --output 'runs/a b' --model hf-hub:me/x",) * 2],
 ])
 def test_folders_of_a_machine_are_not_published(command, published):

@@ -12,7 +12,7 @@ from .cli import check_names, create_timm_model
 from .data import Preprocessing
 from .errors import UserError
 from .export import load_exported
-from .methods import list_methods, method_class
+from .methods import tells_classes
 from .options import dataset_options
 from .weights import load_initial_weights
 
@@ -44,9 +44,7 @@ class Candidate:
     has_classes: bool = field(init=False)
 
     def __post_init__(self):
-        method, some = self.trained.get('method'), 1000
-        outputs = method_class(method).num_outputs(some) if method in list_methods() else some
-        self.has_classes = self.model.num_classes > 0 and outputs == some  # rais has four of any number
+        self.has_classes = tells_classes(self.trained.get('method'), self.model.num_classes)
 
 
 def is_export(source: str) -> bool:

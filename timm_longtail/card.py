@@ -12,7 +12,7 @@ import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .evaluate import format_table
-from .methods import list_methods, method_class
+from .methods import list_methods, method_class, tells_classes
 
 __all__ = ['METRIC_NAMES', 'is_ours', 'model_card', 'model_name', 'shown_metrics', 'write_card']
 
@@ -37,9 +37,7 @@ def is_ours(architecture: str) -> bool:
 
 
 def _tells_classes(config: dict[str, Any]) -> bool:
-    """Whether the outputs of a model are classes: MoCo's has none, those of RAIS are rotations."""
-    metrics = config['timm_longtail'].get('metrics') or {}
-    return bool(config['num_classes']) and (not metrics or 'many' in metrics)
+    return tells_classes(config['timm_longtail'].get('method'), config['num_classes'])
 
 
 def shown_metrics(config: dict[str, Any]) -> dict[str, float]:

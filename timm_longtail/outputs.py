@@ -18,6 +18,7 @@ from .engine import evaluate
 from .evaluate import GROUPS, format_table
 from .export import deploy, export_model
 from .machine import memory_format
+from .methods import tells_classes
 from .run import Run
 
 __all__ = [
@@ -175,7 +176,7 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
             license=license_of(args.model, args.pretrained, args.initial_checkpoint, args.license),
             input_size=(3, preprocessing.img_size, preprocessing.img_size),
             # outputs that are no classes (none, rotations) have no names
-            class_names=list(train_set.class_names) if 'class_correct' in last and run.eval_model.num_classes else None,
+            class_names=list(train_set.class_names) if tells_classes(args.method, run.eval_model.num_classes) else None,
         )
     _report_bad_images(run, loader, train_set, test_set)
     if args.results:

@@ -3,9 +3,12 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from ._method import Batch, Method
-from ._registry import check_options, create_method, list_methods, method_class, register_method
+from ._registry import check_options, create_method, list_methods, method_class, register_method, tells_classes
 
-__all__ = ['Batch', 'Method', 'check_options', 'create_method', 'list_methods', 'method_class', 'register_method']
+__all__ = [
+    'Batch', 'Method', 'check_options', 'create_method', 'list_methods', 'method_class', 'register_method',
+    'tells_classes',
+]
 
 for _module in iter_modules(__path__):
     if not _module.name.startswith('_'):

@@ -50,6 +50,15 @@ def method_class(name: str) -> type[Method]:
     return _METHODS[name]
 
 
+def tells_classes(method: str | None, num_outputs: int) -> bool:
+    """Return whether a method's model with so many outputs tells classes: MoCo's has none, those of RAIS are rotations.
+
+    An unknown method, or none, is taken for one that does.
+    """
+    some = 1000
+    return num_outputs > 0 and (method not in _METHODS or _METHODS[method].num_outputs(some) == some)
+
+
 def create_method(name: str, model: nn.Module, class_counts, **kwargs) -> Method:
     """Build a method around a model.
 
