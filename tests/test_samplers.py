@@ -139,6 +139,12 @@ def test_unknown_samplers(name, words):
         create_sampler('sqrt', TARGETS, 10, 'long')
 
 
+def test_two_streams_keep_their_length():
+    make_run('glmc', '--sampler', 'class_balanced')
+    with pytest.raises(UserError, match='--epoch-length: method glmc has 2 streams'):
+        make_run('glmc', '--epoch-length', 'class-aware')
+
+
 def test_a_run_samples_as_it_is_told():
     dataset = digits(100)
     _, run = make_run('ce', '--sampler', 'class_balanced', '--epoch-length', 'class-aware', dataset=dataset)

@@ -127,6 +127,8 @@ def _choose_samplers(args: Namespace, method: Method, targets: np.ndarray) -> li
     asked = args.sampler != method.sampler or args.epoch_length != 'natural'
     if asked and None not in own:
         raise UserError(f'--sampler and --epoch-length: method {args.method} samples all its streams itself')
+    if args.epoch_length != 'natural' and len(own) > 1:
+        raise UserError(f'--epoch-length: method {args.method} has {len(own)} streams: an epoch ends with the shorter')
     return [
         create_sampler(args.sampler, targets, args.epochs, args.epoch_length) if sampler is None else sampler
         for sampler in own

@@ -39,7 +39,8 @@ def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -
         f'method: {" ".join([args.method, *(f"{k}={v}" for k, v in args.method_kwargs.items())])}, '
         f'views {" ".join(method.views)}',
         f'sampler: {args.sampler}, {run.loaders[0].num_samples} samples an epoch',
-        f'evaluation: each epoch on {"the hold-out" if args.val_fraction else "the test set"}{_counted(run)}',
+        f'evaluation: {_epochs(run.val_interval)} on '
+        f'{"the hold-out" if args.val_fraction else "the test set"}{_counted(run)}',
         f'device: {accelerator.device.type} x {accelerator.num_processes}, {torch.get_num_threads()} threads, '
         f'mixed precision {accelerator.mixed_precision}, '
         f'{"channels last" if args.channels_last else "contiguous"}{", compiled" if args.torchcompile else ""}, '
@@ -83,6 +84,10 @@ def _data_lines(args: Namespace, run: Run, train_set) -> list[str]:
         lines.append(f'warning: {len(train_set.bad_images)} images cannot be read and are left out: '
                      + ', '.join(train_set.bad_images[:3]) + (', …' if len(train_set.bad_images) > 3 else ''))
     return lines
+
+
+def _epochs(interval: int) -> str:
+    return 'each epoch' if interval == 1 else f'every {interval} epochs'
 
 
 def _numbers(values) -> str:

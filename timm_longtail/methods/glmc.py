@@ -37,7 +37,7 @@ class GLMC(Method):
 
     The loss is a L_bal + (1 - a) L_reb + `consistency_weight` * L_sim with a = 1 - (t / T)^2 in epoch t of T. L_bal and
     L_reb are cross-entropies on both mixtures, of the second classifier with the mixed labels, and of the model's own,
-    which predicts, with labels weighted by class. One stream is shuffled, the other draws image i by n_i^-k.
+    which predicts, with labels weighted by class. One stream is shuffled; in the other an image weighs n_class^-k.
 
     Args:
         model: timm model with C outputs and one linear classifier; branches `classifier`, `projector` and `predictor`
@@ -47,7 +47,8 @@ class GLMC(Method):
         reweight_power: q, labels are weighted by n^-q, with mean 1 over the classes.
         consistency_weight: Weight of L_sim, gamma.
         mix_alpha: The share lam of the first stream is drawn from Beta(mix_alpha, mix_alpha).
-        area_correction: Let the label of a CutMix image follow the area of its box, which the border cuts off.
+        area_correction: Let the label of a CutMix image follow the area of its box, which the border cuts off: without,
+            about 2/3 of an image stay on average, and 1/2 of its label.
         joint_forward: One forward for both mixtures; else each has its own BatchNorm statistics.
         out_features: Width E of the embeddings, where branches are added here; None is the model's own, else 128.
         views: Views of an image for MixUp and for CutMix.
@@ -75,6 +76,8 @@ class GLMC(Method):
         super().__init__(model, class_counts)
         if isinstance(views, str) or len(views) != 2:
             raise UserError(f'glmc takes two views: that of MixUp and that of CutMix; got {views}')
+        if not mix_alpha > 0:
+            raise UserError(f'glmc: mix_alpha must be positive, got {mix_alpha}')
         self.resample_power = resample_power
         self.consistency_weight = consistency_weight
         self.mix_alpha = mix_alpha
@@ -138,7 +141,7 @@ class GLMC(Method):
 
 
 def draw_box(lam: float, height: int, width: int, rng: np.random.Generator) -> tuple[slice, slice]:
-    """Draw the rows and columns of CutMix: (1 - lam) of the area about any pixel, what lies outside cut off."""
+    """Draw the rows and columns of CutMix: (1 - lam) of the area, rounded up, about any pixel; the rim cuts it."""
     spans = []
     for size in (height, width):
         side = math.ceil(math.sqrt(1 - lam) * size)

@@ -5,6 +5,9 @@ and tail classes, which are mixed rarely, are then mistaken for head classes. Th
 images before and after mixing, weighted by the mixing ratio, which keeps different images apart: equations (1) to (3)
 of an extended abstract in Japanese on contrast by the mixing ratio.
 
+The clean images pass the network in training too, so BatchNorm's running statistics, which evaluation uses, are of all
+four batches; GLMC's are of mixtures alone. Compare with `contrastive_weight` 0 to see what the contrast does by itself.
+
 The abstract gives neither the temperature nor the weight of the contrast, nor says which layer it compares: the
 defaults are SimCLR's temperature on CIFAR, a plain sum, and the projector, all of GLMC staying in place.
 
@@ -37,7 +40,6 @@ class GLMCCLR(GLMC):
     """
 
     forwards_per_image = 2  # B of each mixture, and the clean views of both streams
-    contrastive_views = 2  # the clean images of a stream, and the mixed ones
 
     def __init__(
             self,
@@ -56,11 +58,14 @@ class GLMCCLR(GLMC):
             raise UserError(f'glmc_clr: head is projector, predictor or features, got {head!r}')
         if negatives not in ('all', 'other_class'):
             raise UserError(f'glmc_clr: negatives are all or other_class, got {negatives!r}')
+        if not temperature > 0:
+            raise UserError(f'glmc_clr: temperature must be positive, got {temperature}')
         self.contrastive_weight = contrastive_weight
         self.temperature = temperature
         self.head = head
         self.negatives = negatives
         self.cross_only = cross_only
+        self.contrastive_views = 1 if cross_only else 2
 
     def forward(self, first: Batch, second: Batch, phase: str = 'main') -> dict:
         mixture = self.mix(first, second)

@@ -44,7 +44,7 @@ def _make_stage(in_chs: int, out_chs: int, depth: int, stride: int, **dd) -> nn.
     return nn.Sequential(*blocks)
 
 
-def _init_weights(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
     # on the linear head too, as in the published CIFAR code; CosineLinear draws its own
     if isinstance(module, (nn.Conv2d, nn.Linear)):
         nn.init.kaiming_normal_(module.weight)
@@ -98,13 +98,13 @@ class ResNetCifar(CosineHead, nn.Module):
             dict(num_chs=channels[2], reduction=4, module='layer3'),
         ]
         self.num_features = channels[2]
-        self.apply(_init_weights)
+        self.apply(init_weights)
         self._set_head(num_classes, global_pool, **dd)
 
     @torch.jit.ignore
     def _set_head(self, num_classes: int, global_pool: str, **dd) -> None:
         super()._set_head(num_classes, global_pool, **dd)
-        self.fc.apply(_init_weights)
+        self.fc.apply(init_weights)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:

@@ -20,7 +20,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 
 from ..errors import UserError, unknown_name
 from ..layers import CosineLinear, projection_mlp
-from .resnet_cifar import ResNetCifar, cifar_cfg
+from .resnet_cifar import ResNetCifar, cifar_cfg, init_weights
 
 __all__ = ['TwoBranch', 'TwoBranchResNetCifar', 'attach_branches', 'deployed_state_dict']
 
@@ -51,11 +51,15 @@ def _second_classifier(model: nn.Module, **dd) -> nn.Module:
 def _glmc_branches(model: nn.Module, out_features: int = 128, **dd) -> dict[str, nn.Module]:
     # the model's own classifier is the re-balanced one, which predicts; the second only helps to train the backbone
     width = model.head_hidden_size
-    return {
+    branches = {
         'classifier': _second_classifier(model, **dd),
         'projector': nn.Linear(width, out_features, **dd),
         'predictor': nn.Linear(out_features, out_features, **dd),
     }
+    if isinstance(model, ResNetCifar):  # the two classifiers start alike
+        for branch in branches.values():
+            init_weights(branch)
+    return branches
 
 
 _KINDS = {'bcl': _bcl_branches, 'glmc': _glmc_branches}
