@@ -137,8 +137,18 @@ def test_flops():
     with torch.no_grad():
         run.method.model(next(iter(run.loaders[0]))[0][0])
     forward = sum(counted)  # the classifier is small
-    assert benchmarking.training_flops(run) == pytest.approx(3 * forward, rel=0.01)
+    # the images want no gradient
+    assert benchmarking.training_flops(run) == pytest.approx(3 * forward - counted[0], rel=0.01)
     assert benchmarking.matrix_product_flops(CPU, torch.float32) > 1e8
+
+
+def test_flops_of_an_encoder_without_gradient():
+    counted = []
+    for method in 'ce', 'moco queue_size=64 hidden_features=8 out_features=8':
+        _, run = make_run(method)
+        run.start_epoch(1)
+        counted.append(benchmarking.training_flops(run))
+    assert counted[1] == pytest.approx(counted[0] * 4 / 3, rel=0.02)  # a query forward and backward, a key forward
 
 
 def coloured(num_images=64):

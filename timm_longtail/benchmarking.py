@@ -228,16 +228,18 @@ def step_times(step_ms: list[float]) -> dict[str, float]:
 
 
 def training_flops(run: Run) -> int:
-    """Return the FLOPs of one step of this process: three times those of the forward, of all views and phases.
+    """Return the FLOPs of one step of this process: forward and backward of all views and phases.
 
-    The forward runs once more, eagerly and without gradients, but with batch statistics: call it when all is measured.
+    They run once more, eagerly and with batch statistics, and change no weight: call it when all is measured.
     """
     batches = next(zip(*run.loaders))
     run.method.train()
-    with torch.no_grad(), torch.compiler.set_stance('force_eager'), FlopCounterMode(display=False) as counter:
+    weights = [p for p in run.method.parameters() if p.requires_grad]
+    with torch.compiler.set_stance('force_eager'), FlopCounterMode(display=False) as counter:
         for phase in run.method.phases:
-            run.method(*batches, phase=phase)
-    return 3 * counter.get_total_flops() * run.grad_accum_steps
+            loss = run.method(*batches, phase=phase)['loss']
+            torch.autograd.grad(loss, weights, allow_unused=True)  # not backward, for which DDP has hooks
+    return counter.get_total_flops() * run.grad_accum_steps
 
 
 def matrix_product_flops(device: torch.device, dtype: torch.dtype) -> float:
