@@ -57,12 +57,12 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument('--classifier-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
                         help='options of the one classifier that is named, such as tau=1 for lws')
     parser.add_argument('--initial-checkpoint', default='', help='weights of a timm model, in place of pretrained ones')
-    parser.add_argument('--epochs', type=int, help='of each classifier; default 10')
-    parser.add_argument('--lr', type=float, nargs='+', help='default of the classifier: 0.1, max-norm 0.01; of several '
-                        'the one with the best balanced accuracy on the hold-out is taken')
+    parser.add_argument('--epochs', type=int, help='of each classifier; default 10, linear 30')
+    parser.add_argument('--lr', type=float, nargs='+', help='default of the classifier: 0.1, max-norm 0.01, linear 0.5; of '
+                        'several the one with the best balanced accuracy on the hold-out is taken')
     parser.add_argument('--choose-lr-on-test', action='store_true',
                         help='choose among several --lr on the test set, as published linear evaluations do')
-    parser.add_argument('--weight-decay', type=float, help='default of the classifier: 5e-4, max-norm 0.1')
+    parser.add_argument('--weight-decay', type=float, help='default of the classifier: 5e-4, max-norm 0.1, linear 0')
     parser.add_argument('-b', '--batch-size', type=int, default=128, help='images of an update')
     parser.add_argument('--seed', type=int, default=0, help='initialisation, order, views')
     parser.add_argument('--mixed-precision', choices=('no', 'bf16', 'fp16'), help='training on images')

@@ -121,7 +121,8 @@ def published_table() -> str:
 def short_table() -> str:
     """One row a setting of another length than published."""
     apart = 'pc_comp', 'pnda'  # have tables of their own
-    return _results_table([row for row in _rows() if not _is_full(row) and row['method'] not in apart])
+    rows = [row for row in _rows() if not _is_full(row) and row['method'] not in apart]
+    return _results_table([row for row in rows if row['model'] != MIXTURES_MODEL])
 
 
 def _results_table(rows: list[dict], published: bool = False) -> str:
@@ -191,6 +192,25 @@ def rotations_table() -> str:
     return _table(['Data (subset)', 'Model', 'Rotations', 'As positives', 'Epochs', 'Neighbours', 'Linear'], lines)
 
 
+MIXTURES_MODEL = 'glmc_resnet20'
+
+
+def mixtures_table() -> str:
+    """GLMC without and with contrast, beside cross-entropy: a row a setting, in the order of the images it saw."""
+    settings = {}
+    for row in _rows():
+        if row['model'] == MIXTURES_MODEL and not _is_full(row):
+            settings.setdefault((row['images_seen'], row['method'], str(row['method_kwargs'])), []).append(row)
+    lines = []
+    for (seen, method, _), runs in sorted(settings.items()):
+        options = ' '.join(f'{k}={v}' for k, v in runs[0]['method_kwargs'].items())
+        lines.append([
+            ', '.join(filter(None, (f'`{method}`', options))), str(runs[0]['epochs']), str(seen), str(len(runs)),
+            *(_over_seeds(runs, metric) for metric in ('all', *GROUPS, 'few_to_many'))])
+    groups = (name.capitalize() for name in GROUPS)
+    return _table(['Method', 'Epochs', 'Images', 'Seeds', 'All', *groups, 'Few taken for Many, %'], lines)
+
+
 def _over_seeds(runs: list[dict], metric: str) -> str:
     values = [run['last'][metric] for run in runs]
     if None in values:
@@ -236,7 +256,7 @@ def commands() -> str:
 
 TABLES = {'models': models_table, 'datasets': datasets_table, 'methods': methods_table, 'published': published_table,
           'short': short_table, 'combinations': combinations_table, 'retrained': retrained_table,
-          'rotations': rotations_table}
+          'rotations': rotations_table, 'mixtures': mixtures_table}
 
 
 def fill(text: str) -> str:

@@ -110,9 +110,12 @@ def test_it_stops_where_the_images_are_known_by_heart():
         run.method(batch)
     assert run.method.correct.tolist() == [64, 64]
     run.epoch = 1
-    with pytest.raises(UserError, match='rotation accuracy of 1.000 in training, above most_accuracy=0.9'):
+    with pytest.raises(UserError, match='rotation accuracy of 1.000 in training, not below most_accuracy=0.9'):
         run.start_epoch(2)
     run.method.correct.copy_(torch.tensor([90, 100]))
+    with pytest.raises(UserError, match='not below'):
+        run.start_epoch(2)
+    run.method.correct.copy_(torch.tensor([89, 100]))
     run.start_epoch(2)
     assert run.method.correct.tolist() == [0, 0]
 

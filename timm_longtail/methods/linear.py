@@ -16,3 +16,4 @@ class LinearProbe(FrozenBackbone):
     """
 
     fresh_classifier = True
+    retrain_options = {'epochs': 30, 'lr': 0.5, 'weight_decay': 0.0}  # features want a high rate, and no decay

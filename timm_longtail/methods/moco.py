@@ -85,7 +85,7 @@ class MoCo(Method):
 
     def forward(self, batch: Batch, phase: str = 'main') -> dict:
         (x, x_key), _, index = batch
-        if len(x) % self.bn_groups or len(x) == self.bn_groups > 1:
+        if len(x) % self.bn_groups or 1 < self.bn_groups == len(x):
             raise UserError(f'a batch of {len(x)} cannot be cut into {self.bn_groups} groups of two or more: bn_groups')
         query = self._embed(self.model, self.features, x, self.bn_groups)  # [B, E]
         keys = self._keys(x_key)  # [T, WB, E]

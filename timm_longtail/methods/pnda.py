@@ -45,19 +45,23 @@ class PNDA(MoCo):
         self.forwards_per_image = 1 + len(self.turns)
         self.flags = flags
         self._is_positive: torch.Tensor | None = None
+        self.register_buffer('flags_number', torch.tensor(-1))  # so that a resumed run meets the flags it began with
 
     def start_epoch(self, epoch, num_epochs, rng, batches):
         super().start_epoch(epoch, num_epochs, rng, batches)
         if self.flags and self._is_positive is None:
             flags, *_ = read_flags(self.flags, batches.digests)
+            number = int(flags_digest(flags), 16)
+            if self.flags_number not in (-1, number):
+                raise UserError(f'{self.flags} holds other flags than those that this run began with')
+            self.flags_number.fill_(number)
             _logger.info(f'pnda: rotations are positives of {100 * flags.mean():.2f} % of the {len(flags)} images')
             self._is_positive = torch.from_numpy(flags).to(self.queue.device)
 
     def finish(self, folder, batches):
-        if not self.flags:
+        if self._is_positive is None:
             return None
-        flags, *_ = read_flags(self.flags, batches.digests)
-        return {'positive_share': float(flags.mean()), 'flags': flags_digest(flags)}
+        return {'positive_share': float(self._is_positive.double().mean()), 'flags': f'{self.flags_number:012x}'}
 
     def rotation_positive(self, index):
         if self._is_positive is not None:

@@ -62,7 +62,7 @@ class RAIS(Method):
         first_epochs: Epochs of step 1; the rest are step 2.
         separation_weight: Weight of the entropy separation that step 2 grows to: e / E of it in epoch e = 0 … E - 1.
         margin: Of the separation, and of the images that are flagged.
-        most_accuracy: The run stops if step 1 ends with a higher rotation accuracy over its last epoch of training.
+        most_accuracy: The run stops if step 1 ends with this rotation accuracy, or more, in training; 1 never stops it.
         view: View of each image.
     """
 
@@ -86,6 +86,8 @@ class RAIS(Method):
         if first_epochs < 0 or not 0 <= margin < math.log(4) / 2:
             raise UserError(f'first_epochs is 0 or more and margin in [0, {math.log(4) / 2:.3f}), half of the largest '
                             f'entropy; got {first_epochs} and {margin}')
+        if separation_weight < 0 or not 0 < most_accuracy <= 1:
+            raise UserError(f'separation_weight >= 0, most_accuracy a share; got {separation_weight}, {most_accuracy}')
         self.views = (view,)
         self.first_epochs = first_epochs
         self.separation_weight = separation_weight
@@ -103,6 +105,7 @@ class RAIS(Method):
         return RotationEvaluator(sum(shot_counts))
 
     def start_epoch(self, epoch, num_epochs, rng, batches):
+        assert len(batches.digests)  # an image that cannot be read is found now, not by `finish`
         if epoch == 0 and num_epochs <= self.first_epochs:
             _logger.warning(f'rais: all {num_epochs} epochs are step 1 (first_epochs={self.first_epochs}): '
                             'nothing separates the images')
@@ -115,10 +118,10 @@ class RAIS(Method):
 
     def _check_overfit(self):
         right, total = self.correct.tolist()
-        if right > self.most_accuracy * total:
+        if self.most_accuracy < 1 and right >= self.most_accuracy * total:
             raise UserError(
-                f'rais: step 1 ended with a rotation accuracy of {right / total:.3f} in training, above most_accuracy='
-                f'{self.most_accuracy:g}: it knows the images by heart; take fewer first_epochs, or another --seed')
+                f'rais: step 1 ended with a rotation accuracy of {right / total:.3f} in training, not below '
+                f'most_accuracy={self.most_accuracy:g}: it knows the images by heart; take fewer first_epochs')
 
     def forward(self, batch: Batch, phase: str = 'main') -> dict:
         (x,), _, _ = batch
