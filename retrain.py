@@ -58,8 +58,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
                         help='options of the one classifier that is named, such as tau=1 for lws')
     parser.add_argument('--initial-checkpoint', default='', help='weights of a timm model, in place of pretrained ones')
     parser.add_argument('--epochs', type=int, help='of each classifier; default 10, linear 30')
-    parser.add_argument('--lr', type=float, nargs='+', help='default of the classifier: 0.1, max-norm 0.01, linear 0.5; '
-                        'of several the one with the best balanced accuracy on the hold-out is taken')
+    parser.add_argument('--lr', type=float, nargs='+', help='default of the classifier: 0.1, max-norm 0.01, linear 0.5;'
+                        ' of several the one with the best balanced accuracy on the hold-out is taken')
     parser.add_argument('--choose-lr-on-test', action='store_true',
                         help='choose among several --lr on the test set, as published linear evaluations do')
     parser.add_argument('--weight-decay', type=float, help='default of the classifier: 5e-4, max-norm 0.1, linear 0')
