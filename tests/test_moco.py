@@ -1,10 +1,12 @@
 """MoCo and PNDA: the queue, the key encoder, whose statistics a key is normalised by, and the ends of PNDA."""
+import logging
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -13,6 +15,8 @@ from timm_longtail.evaluate import KNNEvaluator, LongTailEvaluator
 from timm_longtail.layers import BatchNormGroups, projection_mlp, unit_rows
 from timm_longtail.methods import create_method
 from timm_longtail.methods._flags import write_flags
+from timm_longtail.models import deployed_state_dict
+from timm_longtail.weights import load_initial_weights
 
 from .ddp import run_distributed
 from .runs import digits, make_run
@@ -98,6 +102,16 @@ def test_keys_are_those_of_their_images():
         torch.testing.assert_close(keys[turn], expected)
 
 
+def test_each_turn_is_shuffled_by_itself():
+    method = make_method('pnda', rotations='pda', bn_groups=4).double()
+    same, dealt = np.arange(16), np.arange(16).reshape(4, 4).T.ravel()
+    method.rng = Mock(permutation=Mock(side_effect=[same] * 4 + [same, dealt, dealt, dealt]))
+    (_, x), _, _ = make_batch(dtype=torch.float64)
+    alike, apart = method._keys(x), method._keys(x)
+    torch.testing.assert_close(alike[0], apart[0])
+    assert all(not torch.allclose(alike[turn], apart[turn]) for turn in (1, 2, 3))
+
+
 def test_shuffling_hides_the_group_of_a_query():
     """In order, a key shares the statistics of the very images its query shares them with."""
     method = make_method(bn_groups=4).double()
@@ -169,6 +183,13 @@ def test_flags_are_those_of_the_data(tmp_path):
     run.start_epoch(2)
     index = torch.tensor([5, 0, 63])
     assert run.method.rotation_positive(index).tolist() == [flags[list(order).index(i)] for i in index.tolist()]
+    # a run that goes on meets the flags that it began with
+    state = run.method.state_dict()
+    write_flags(tmp_path / 'flags', digests, np.arange(len(digests)) / 10, 3.0)
+    _, run = make_run(options, *SMALL_IMAGES)
+    run.method.load_state_dict(state)
+    with pytest.raises(UserError, match='flags holds other flags than those that this run began with'):
+        run.start_epoch(2)
     write_flags(tmp_path / 'flags', digests[:60], np.arange(60) / 10, 3.0)
     _, run = make_run(options, *SMALL_IMAGES)
     with pytest.raises(UserError, match='it lacks 4 of these 64'):
@@ -199,10 +220,12 @@ def test_a_batch_that_cannot_be_grouped(batch_size):
         make_method()(make_batch(batch_size))
 
 
-def two_steps(rank, name, world_size, **kwargs):
+def two_steps(rank, name, world_size, mixed=False, **kwargs):
     """Two steps on a global batch of 16, BatchNorm in training mode: the losses, gradients and what is left."""
     method = make_method(name, bn_groups=2, **kwargs).double()
     method.key_model.load_state_dict(method.model.state_dict())
+    if mixed:
+        method._is_positive = torch.arange(16) % 3 == 0
     task = DistributedDataParallel(method) if world_size > 1 else method
     losses = []
     for step in range(2):
@@ -223,7 +246,8 @@ def two_steps(rank, name, world_size, **kwargs):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize('name, kwargs', [('moco', {}), ('pnda', {'rotations': 'pda'})])
+@pytest.mark.parametrize('name, kwargs', [
+    ('moco', {}), ('pnda', {'rotations': 'pda'}), ('pnda', {'rotations': 'nda', 'mixed': True})])
 def test_two_processes_are_two_groups_of_one(name, kwargs):
     losses, gradients, queue = two_steps(0, name, 1, **kwargs)
     (other, own) = run_distributed(two_steps_of, name, kwargs)
@@ -271,3 +295,25 @@ def test_neighbours_vote():
     assert metrics['all'] == pytest.approx(100 * np.mean([p == t for p, t in zip(predicted, target.tolist())]))
     expected_names = LongTailEvaluator([10, 10, 10]).compute().keys()
     assert metrics.keys() == expected_names - {'loss', 'ece'} and evaluator._bank is None
+
+
+def test_its_weights_start_supervised_training(tmp_path, caplog):
+    """The classifier alone is missing; the projector of one method is none of another's."""
+    weights = deployed_state_dict(make_method().model)
+    save_file({k: v.contiguous() for k, v in weights.items()}, tmp_path / 'model.safetensors')
+    model = timm.create_model('bcl_resnet20', num_classes=10, layers=(1, 1, 1), channels=(8, 16, 32), branches=True)
+    with caplog.at_level(logging.INFO):
+        load_initial_weights(model, tmp_path / 'model.safetensors')
+    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in weights.items())
+    assert {name for name in model.state_dict().keys() - weights.keys() if 'branches' not in name} == {'fc.weight'}
+    assert 'unexpected: none' in caplog.text
+
+
+@pytest.mark.parametrize('name, kwargs', [
+    ('vit_tiny_patch16_224', {'img_size': 32, 'depth': 1}), ('convnext_atto', {'depths': (1, 1, 1, 1)})])
+def test_any_backbone_will_do(name, kwargs):
+    method = create_method('pnda', timm.create_model(name, num_classes=0, **kwargs), [1], queue_size=8, bn_groups=2)
+    method.rng = np.random.default_rng(0)
+    method((tuple(torch.randn(2, 4, 3, 32, 32)), torch.zeros(4), torch.arange(4)))['loss'].backward()
+    method.after_step('main')
+    assert all(p.grad is not None for p in method.model.parameters())

@@ -59,6 +59,7 @@ def test_what_it_leaves(tmp_path):
     assert np.array_equal(tensors['flag'], tensors['entropy'] > threshold)
     assert found['agnostic_share'] == tensors['flag'].mean()
     _, reader = make_run(f'pnda rotations=pnda flags={tmp_path / FLAG_FILE}', '--img-size', '8')
+    reader.start_epoch(2)
     read = reader.method.finish(tmp_path, reader.train_batches)
     assert read == {'positive_share': found['agnostic_share'], 'flags': found['flags']}
 

@@ -264,6 +264,13 @@ def test_the_two_methods_of_the_abstract_differ_in_the_contrast_alone():
         assert clr == {**glmc, 'method': 'glmc_clr', 'method_kwargs': {**glmc['method_kwargs'], **contrast}}
 
 
+def test_bcl_from_moco_differs_in_its_weights_alone():
+    plain, started = (yaml.safe_load((ROOT / 'recipes' / f'bcl_resnet32.{name}cifar100_lt_if100.yaml').read_text())
+                      for name in ('', 'bcl-moco.'))
+    assert started.pop('initial_checkpoint') == 'output/resnet32_cifar.moco.cifar100_lt_if100.s0/export'
+    assert started == plain
+
+
 SELF_SUPERVISED = {  # epochs, rate, weight decay and batches of the released code
     'resnet50_cifar.moco.cifar100': (300, 0.125, 1e-4, 128), 'resnet50_cifar.pnda.cifar100': (300, 0.125, 1e-4, 128),
     'resnet50_cifar.pnda-pda.cifar100': (300, 0.125, 1e-4, 128), 'resnet18.moco.tiny_imagenet': (200, 0.125, 1e-4, 256),

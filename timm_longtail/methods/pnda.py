@@ -7,6 +7,7 @@ Shapes: B batch of this process, N images.
 """
 import logging
 
+import numpy as np
 import torch
 
 from ..errors import UserError
@@ -49,19 +50,25 @@ class PNDA(MoCo):
 
     def start_epoch(self, epoch, num_epochs, rng, batches):
         super().start_epoch(epoch, num_epochs, rng, batches)
-        if self.flags and self._is_positive is None:
-            flags, *_ = read_flags(self.flags, batches.digests)
-            number = int(flags_digest(flags), 16)
-            if self.flags_number not in (-1, number):
-                raise UserError(f'{self.flags} holds other flags than those that this run began with')
-            self.flags_number.fill_(number)
-            _logger.info(f'pnda: rotations are positives of {100 * flags.mean():.2f} % of the {len(flags)} images')
-            self._is_positive = torch.from_numpy(flags).to(self.queue.device)
+        if self.flags:
+            self._read_flags(batches.digests)
 
     def finish(self, folder, batches):
-        if self._is_positive is None:
+        if not self.flags:
             return None
+        self._read_flags(batches.digests)
         return {'positive_share': float(self._is_positive.double().mean()), 'flags': f'{self.flags_number:012x}'}
+
+    def _read_flags(self, digests: np.ndarray):
+        if self._is_positive is not None:
+            return
+        flags, *_ = read_flags(self.flags, digests)
+        number = int(flags_digest(flags), 16)
+        if self.flags_number not in (-1, number):
+            raise UserError(f'{self.flags} holds other flags than those that this run began with')
+        self.flags_number.fill_(number)
+        _logger.info(f'pnda: rotations are positives of {100 * flags.mean():.2f} % of the {len(flags)} images')
+        self._is_positive = torch.from_numpy(flags).to(self.queue.device)
 
     def rotation_positive(self, index):
         if self._is_positive is not None:

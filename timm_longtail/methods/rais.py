@@ -118,7 +118,7 @@ class RAIS(Method):
 
     def _check_overfit(self):
         right, total = self.correct.tolist()
-        if self.most_accuracy < 1 and right >= self.most_accuracy * total:
+        if self.most_accuracy < 1 and 0 < self.most_accuracy * total <= right:
             raise UserError(
                 f'rais: step 1 ended with a rotation accuracy of {right / total:.3f} in training, not below '
                 f'most_accuracy={self.most_accuracy:g}: it knows the images by heart; take fewer first_epochs')
