@@ -188,7 +188,7 @@ def test_toy_calls_every_hook(tmp_path):
     _, run = make_run('toy')
     run.output_dir = tmp_path
     history = fit(run, 2)
-    run.method.finish(tmp_path, run.train_batches)
+    run.method.finish(tmp_path, run.eval_model, run.train_batches)
     assert run.method.steps.tolist() == [8, 8]
     assert run.method.seen == 64
     assert run.method.average.abs().sum() > 0

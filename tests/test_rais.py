@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from torch import nn
 
 from timm_longtail.data import create_dataset
 from timm_longtail.engine import fit
@@ -37,7 +38,7 @@ def test_it_flags_images_that_are_the_same_in_every_rotation(tmp_path):
     options = '--img-size', '8', '--opt', 'adam', '--lr', '3e-3', '--batch-size', '64'
     _, run = make_run('rais first_epochs=4', '--epochs', '8', '--val-interval', '8', *options, dataset=dataset)
     history = fit(run, 8)
-    run.method.finish(tmp_path, run.train_batches)
+    run.method.finish(tmp_path, run.eval_model, run.train_batches)
     flags, *_ = read_flags(tmp_path / FLAG_FILE, dataset.digests)
     assert flags[symmetric].mean() >= 0.9
     assert flags[~symmetric].mean() <= 0.1
@@ -48,7 +49,7 @@ def test_it_flags_images_that_are_the_same_in_every_rotation(tmp_path):
 
 def test_what_it_leaves(tmp_path):
     _, run = make_run('rais', '--img-size', '8')
-    found = run.method.finish(tmp_path, run.train_batches)
+    found = run.method.finish(tmp_path, run.eval_model, run.train_batches)
     tensors = load_file(tmp_path / FLAG_FILE)
     assert np.array_equal(tensors['digest'], digits().digests)
     (x, *_), _, index = next(iter(run.train_batches()))
@@ -60,8 +61,19 @@ def test_what_it_leaves(tmp_path):
     assert found['agnostic_share'] == tensors['flag'].mean()
     _, reader = make_run(f'pnda rotations=pnda flags={tmp_path / FLAG_FILE}', '--img-size', '8')
     reader.start_epoch(2)
-    read = reader.method.finish(tmp_path, reader.train_batches)
+    read = reader.method.finish(tmp_path, reader.eval_model, reader.train_batches)
     assert read == {'positive_share': found['agnostic_share'], 'flags': found['flags']}
+
+
+class Sure(nn.Module):
+    def forward(self, x):
+        return 100 * torch.eye(4)[:1].expand(len(x), 4)
+
+
+def test_it_asks_the_model_that_is_exported(tmp_path):
+    _, run = make_run('rais', '--img-size', '8')
+    assert run.method.finish(tmp_path, Sure(), run.train_batches)['agnostic_share'] == 0
+    assert load_file(tmp_path / FLAG_FILE)['entropy'].max() < 1e-6
 
 
 def test_flags_find_their_images(tmp_path):

@@ -88,5 +88,5 @@ class Toy(Method):
     def create_evaluator(self, shot_counts):
         return ToyEvaluator([*shot_counts, 0])
 
-    def finish(self, folder, batches):
+    def finish(self, folder, model, batches):
         (folder / 'toy.json').write_text(json.dumps({'num_train': sum(len(t) for _, t, _ in batches())}))

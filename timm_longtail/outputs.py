@@ -145,7 +145,7 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
     """
     batches, device = run.train_batches, run.accelerator.device
     write_summary(run)  # a run that was killed after its last epoch has nothing left to train
-    found = run.method.finish(run.output_dir, batches) or {}
+    found = run.method.finish(run.output_dir, run.eval_model, batches) or {}
     preprocessing = run.preprocessing
     loader = create_loader(
         test_set, (preprocessing.eval_view,), batch_size=args.validation_batch_size, training=False,

@@ -119,8 +119,13 @@ class Method(nn.Module):
         """
         return LongTailEvaluator(shot_counts)
 
-    def finish(self, folder: Path, batches: Callable[[], Iterator[Batch]]) -> dict | None:
+    def finish(self, folder: Path, model: nn.Module, batches: Callable[[], Iterator[Batch]]) -> dict | None:
         """Write what the method leaves beside the model, after the last epoch, on the main process.
+
+        Args:
+            folder: Output folder of the run.
+            model: The model that is exported: `self.model`, or the moving average of its weights.
+            batches: As `start_epoch`.
 
         Returns:
             What it found out, for the row of results: numbers and strings by name.

@@ -53,7 +53,7 @@ class PNDA(MoCo):
         if self.flags:
             self._read_flags(batches.digests)
 
-    def finish(self, folder, batches):
+    def finish(self, folder, model, batches):
         if not self.flags:
             return None
         self._read_flags(batches.digests)

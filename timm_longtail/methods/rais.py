@@ -136,12 +136,11 @@ class RAIS(Method):
         return {'loss': F.cross_entropy(logits, target), **parts}
 
     @torch.no_grad()
-    def finish(self, folder, batches):
-        self.eval()
+    def finish(self, folder, model, batches):
+        model.eval()
         entropies, rows = [], []
         for (x, *_), _, index in batches():
-            logits = self.logits(self.features(rotations(x)))
-            entropies.append(rotation_entropy(logits).view(4, -1).mean(0).cpu())
+            entropies.append(rotation_entropy(model(rotations(x))).view(4, -1).mean(0).cpu())
             rows.append(index.cpu())
         entropy, rows = (np.asarray(torch.cat(parts)) for parts in (entropies, rows))
         flags = write_flags(folder / FLAG_FILE, batches.digests, entropy[rows.argsort()], self.threshold)
