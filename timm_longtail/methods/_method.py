@@ -45,8 +45,7 @@ class Method(nn.Module):
     """Whether training from random weights makes no sense: a run that starts so is warned."""
 
     idle_phases: tuple[str, ...] = ()
-    """Phases, not the first, that this epoch leaves out altogether: no forward, no step, no weight decay. Set by
-    `start_epoch`, the same on all processes."""
+    """Phases, not the first, this epoch leaves out: no forward, no step. Set by `start_epoch`, on all processes."""
 
     contrastive_views: int = 0
     """How many of the views a loss compares across the batch; 0 where the loss looks at one image at a time."""
@@ -124,7 +123,7 @@ class Method(nn.Module):
 
         Args:
             folder: Output folder of the run.
-            model: The model that is exported: `self.model`, or the moving average of its weights.
+            model: What is exported: `self.model`, or the moving average of its weights.
             batches: As `start_epoch`.
 
         Returns:
