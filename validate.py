@@ -227,6 +227,7 @@ def main(argv: list[str] | None = None):
         print(f'{name}{sum(metrics["class_correct"])} of {metrics["num_images"]} images correct')
     if args.figures:
         _draw(Path(args.figures), measured, confusions, counts, test_set.class_names)
+        print(f'figures: {Path(args.figures) / "class_accuracy.png"}, {Path(args.figures) / "confusion.png"}')
     if args.per_class:
         images = candidate.trained.get('class_counts') or [''] * len(counts)
         write_per_class(Path(args.per_class), test_set.class_names, images, counts, metrics)

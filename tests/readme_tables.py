@@ -79,11 +79,9 @@ def methods_table() -> str:
     for name in list_methods():
         cls = method_class(name)
         module = inspect.getmodule(cls)
-        title = first_line(module).rstrip('.')
-        links = re.findall(r'https://arxiv\.org/abs/(\S+\d)', module.__doc__ or '')
-        url = 'https://arxiv.org/abs/'
-        paper = f'[{title}]({url}{links[0]})' if len(links) == 1 else ', '.join(
-            [title, *(f'[{number}]({url}{number})' for number in links)])
+        numbers = re.findall(r'https://arxiv\.org/abs/(\S+\d)', module.__doc__ or '')
+        links = [f'[{number}](https://arxiv.org/abs/{number})' for number in numbers]
+        paper = ', '.join([first_line(module).rstrip('.'), *links])
         options = [p for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
         rows.append([
             f'`{name}`',

@@ -264,9 +264,10 @@ def test_a_run_is_resumed_on_the_same_images_in_the_same_order_prepared_alike():
     for options, dataset, words in (
             (['--img-size', '16'], None, 'img_size 32 there, 16 here'),
             (['--mean', '0', '0', '0'], None, 'mean .* there'),
+            (['--method-kwargs', 'mixup_alpha=1'], None, 'method_kwargs mixup_alpha 0.0 there, 1 here$'),
             ([], turned, 'order .* there')):
         _, other = make_run('ce', *options, dataset=dataset)
         with pytest.raises(UserError, match=f'of another run: {words}'):
             other.load_state_dict(saved)
-    _, other = make_run('ce')
+    _, other = make_run('ce', '--method-kwargs', 'mixup_alpha=0', 'view=crop_flip')  # the defaults, spelled out
     other.load_state_dict(saved)

@@ -10,7 +10,7 @@ from timm_longtail.checkpoint import LAST, method_state
 from timm_longtail.data import create_view
 from timm_longtail.engine import _train_phase, fit
 from timm_longtail.errors import UserError
-from timm_longtail.methods import create_method, list_methods, method_class
+from timm_longtail.methods import check_options, create_method, default_options, list_methods, method_class
 from timm_longtail.methods._frozen import FrozenBackbone
 from timm_longtail.models import deployed_state_dict
 from timm_longtail.outputs import _cost
@@ -204,8 +204,20 @@ def test_unknown_names_and_options():
     model = timm.create_model('resnet20_cifar')
     with pytest.raises(UserError, match="unknown method 'bcll'; did you mean bcl"):
         create_method('bcll', model, [1] * 100)
-    with pytest.raises(UserError, match="no option 'temp'; it takes .*temperature"):
+    with pytest.raises(UserError, match="no option 'temp'; did you mean temperature\\? it takes .*temperature"):
         create_method('bcl', model, [1] * 100, temp=0.1)
+
+
+NUMBERS = [(name, key) for name in list_methods() for key in default_options(method_class(name))
+           if key.endswith(('_weight', 'temperature', '_features'))]
+
+
+@pytest.mark.parametrize('name, key', NUMBERS)
+def test_options_have_a_range(name, key):
+    weight = key.endswith('_weight')
+    with pytest.raises(UserError, match=f'{key!r} of method {name!r} must {"not be negative" if weight else "be pos"}'):
+        check_options(name, {key: -1 if weight else 0})
+    check_options(name, {key: 0 if weight else 1})
 
 
 @pytest.mark.parametrize('counts', [[5, 3, 2], torch.tensor([5, 3, 2]), torch.tensor([5.0, 3.0, 2.0])])

@@ -247,7 +247,7 @@ def test_a_stock_model_on_photographs(tmp_path, capsys, monkeypatch):
     (['RUN', '--classifier', 'cert'], "unknown classifier 'cert'; did you mean crt"),
     (['RUN', '--bn', 'train'], 'act on images: add --features augmented'),
     (['RUN', '--classifier', 'crt', 'lws', '--classifier-kwargs', 'tau=1'], 'for one classifier that is trained'),
-    (['RUN', '--classifier', 'lws', '--classifier-kwargs', 'tua=1'], "no option 'tua'; it takes tau"),
+    (['RUN', '--classifier', 'lws', '--classifier-kwargs', 'tua=1'], "no option 'tua'; did you mean tau? it takes tau"),
     (['RUN', '--val-fraction', '0.1'], 'stage 1 held out 0.2'),
     (['RUN', '--epochs', '0'], '--epochs must be at least 1'),
     (['RUN', '--classifier', 'crt', '--classifier-kwargs', 'bn=train'], 'bn is an option of its own, --bn'),

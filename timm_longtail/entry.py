@@ -40,7 +40,7 @@ def run_main(main: Callable[[], None]):
     except (Interrupted, KeyboardInterrupt) as e:
         signum = getattr(e, 'signum', signal.SIGINT)
         saved = isinstance(e, Interrupted)
-        _stop(128 + signum, f'{e}; continue with --resume auto' if saved else 'stopped', is_main)
+        _stop(128 + signum, f'{e}; continue with the same command and --resume auto' if saved else 'stopped', is_main)
     except RuntimeError as e:
         reason = _why_lost(e) or _why_starved(e)
         if reason is None:

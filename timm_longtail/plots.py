@@ -201,7 +201,8 @@ def plot_confusion(
             axis.set_title(f'{name}\n{tail.capitalize()} predicted as {head.capitalize()}: {rate}', pad=18)
         size = block_size(len(counts))
         blocks = f' (%), blocks of {size} x {size} classes' if size > 1 else ' of the class (%)'
-        bar = figure.colorbar(image, ax=axes, label=f'Share of the images{blocks}', shrink=0.8)
+        label = f'Share of the images{blocks}, colours by its square root'
+        bar = figure.colorbar(image, ax=axes, label=label, shrink=0.8)
         bar.set_ticks([0, 1, 5, 20, 50, 100])
     return figure
 

@@ -15,7 +15,7 @@ from . import rng
 from .checkpoint import BEST, LAST, load_method_state, method_state, write_checkpoint
 from .data import Preprocessing
 from .errors import UserError
-from .methods import Batch, Method
+from .methods import Batch, Method, default_options
 from .models import deployed_state_dict
 from .version import __version__
 
@@ -162,9 +162,10 @@ class Run:
             UserError: The checkpoint is of another architecture, data set, method, seed, or of other options.
         """
         load_method_state(self.method, state, source)
-        differing = {k: v for k, v in self.protocol.items() if state['protocol'].get(k) != v}
+        there, here = (self._spelled_out(protocol) for protocol in (state['protocol'], self.protocol))
+        differing = [k for k in {**here, **there} if there.get(k) != here.get(k)]
         if differing:
-            shown = ', '.join(f'{k} {state["protocol"].get(k)} there, {v} here' for k, v in differing.items())
+            shown = ', '.join(f'{k} {there.get(k)} there, {here.get(k)} here' for k in differing)
             raise UserError(f'{source} is of another run: {shown}')
         for optimizer, saved in zip(self.optimizers, [state['optimizer'], *state['optimizers']]):
             optimizer.load_state_dict(saved)
@@ -178,6 +179,14 @@ class Run:
         self.pending = state if self.step else None
         self.tree_hashes = list(dict.fromkeys([*state['tree_hashes'], *self.tree_hashes]))
         self.seconds_before = state['seconds']
+
+    def _spelled_out(self, protocol: dict[str, Any]) -> dict[str, Any]:
+        """Return a protocol with each option of model and method by itself, the method's defaults included."""
+        options = {**protocol, 'method_kwargs': {**default_options(type(self.method)), **protocol['method_kwargs']}}
+        for group in ('model_kwargs', 'method_kwargs'):
+            for name, value in options.pop(group).items():
+                options[f'{group} {name}'] = list(value) if isinstance(value, tuple) else value
+        return options
 
     def collect_bad_images(self):
         """Gather what the loaders of all processes could not read. A collective call."""

@@ -132,6 +132,9 @@ class PowerSampler(ClassSampler):
         super().__init__(targets, num_samples, seed, stream)
         self.q = q
 
+    def __str__(self) -> str:
+        return f'power(q={self.q:g})'
+
     @property
     def class_probabilities(self) -> np.ndarray:
         return class_probabilities(self.class_counts, self.q)

@@ -3,11 +3,19 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from ._method import Batch, Method
-from ._registry import check_options, create_method, list_methods, method_class, register_method, tells_classes
+from ._registry import (
+    check_options,
+    create_method,
+    default_options,
+    list_methods,
+    method_class,
+    register_method,
+    tells_classes,
+)
 
 __all__ = [
-    'Batch', 'Method', 'check_options', 'create_method', 'list_methods', 'method_class', 'register_method',
-    'tells_classes',
+    'Batch', 'Method', 'check_options', 'create_method', 'default_options', 'list_methods', 'method_class',
+    'register_method', 'tells_classes',
 ]
 
 for _module in iter_modules(__path__):

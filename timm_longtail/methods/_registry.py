@@ -1,6 +1,7 @@
 """The registry of methods."""
 import inspect
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
@@ -8,7 +9,7 @@ from torch import nn
 from ..errors import UserError, unknown_name
 from ._method import Method
 
-__all__ = ['check_options', 'create_method', 'list_methods', 'method_class', 'register_method']
+__all__ = ['check_options', 'create_method', 'default_options', 'list_methods', 'method_class', 'register_method']
 
 _METHODS: dict[str, type[Method]] = {}
 
@@ -77,15 +78,29 @@ def create_method(name: str, model: nn.Module, class_counts, **kwargs) -> Method
     return method_class(name)(model, class_counts, **kwargs)
 
 
+def default_options(cls: type[Method]) -> dict[str, Any]:
+    """Return the options of a method and their defaults."""
+    return {p.name: p.default for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
 def check_options(name: str, options: Mapping[str, Any]):
-    """Raise a `UserError` for an unknown method, an option that it does not have, or words for a number."""
-    parameters = inspect.signature(method_class(name)).parameters.values()
-    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    """Raise a `UserError` for an unknown method, an option it does not have, words for a number, or one out of range.
+
+    An option means the same in all methods, so its name tells its range: temperatures and widths (`*_features`) are
+    above 0, weights of losses (`*_weight`) not below.
+    """
+    known = default_options(method_class(name))
     for key, value in options.items():
         if key not in known:
-            raise UserError(f'method {name!r} has no option {key!r}; it takes {", ".join(known) or "none"}')
+            near = ''.join(f' did you mean {k}?' for k in get_close_matches(key, known, n=1, cutoff=0.5))
+            raise UserError(f'method {name!r} has no option {key!r};{near} it takes {", ".join(known) or "none"}')
         kind = 'True or False' if isinstance(known[key], bool) else 'a number'
         if isinstance(known[key], (int, float)) and not isinstance(value, (int, float)):
             raise UserError(f'option {key!r} of method {name!r} is {kind}, got {value!r}')
         if isinstance(known[key], str) and not isinstance(value, str):
             raise UserError(f'option {key!r} of method {name!r} is a name, got {value!r}')
+        number = isinstance(value, (int, float))
+        if number and not value > 0 and key.endswith(('temperature', '_features')):
+            raise UserError(f'option {key!r} of method {name!r} must be positive, got {value}')
+        if number and not value >= 0 and key.endswith('_weight'):
+            raise UserError(f'option {key!r} of method {name!r} must not be negative, got {value}')

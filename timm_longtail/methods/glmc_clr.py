@@ -58,8 +58,6 @@ class GLMCCLR(GLMC):
             raise UserError(f'glmc_clr: head is projector, predictor or features, got {head!r}')
         if negatives not in ('all', 'other_class'):
             raise UserError(f'glmc_clr: negatives are all or other_class, got {negatives!r}')
-        if not temperature > 0:
-            raise UserError(f'glmc_clr: temperature must be positive, got {temperature}')
         self.contrastive_weight = contrastive_weight
         self.temperature = temperature
         self.head = head
