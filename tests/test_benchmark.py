@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import benchmark
+from benchmarks import growth
 from benchmarks.peers import Peers, PeersDataset, create_transform
 from timm_longtail import benchmarking
 from timm_longtail.benchmarking import Clock, Timing, time_steps
@@ -164,6 +165,16 @@ VIEWS = [
     'crop_flip', 'crop_flip(padding=12)', 'autoaugment', 'autoaugment(cutout=4,fill=0)', 'sim', 'sim_blur(scale=0.6)',
     'rrc(jitter=0.4)', 'glmc(scale=0.6)', 'eval', 'flip',
 ]
+
+
+def test_growth_table(capsys, tmp_path, monkeypatch):
+    points = [growth.Point('two', batch_size=4, images=40, classes=10, processes=2)]
+    monkeypatch.setattr(growth, 'AXES', {'processes': points})
+    monkeypatch.setattr(growth, 'STEPS', ('--steps', '2', '--blocks', '1', '--warmup', '1'))
+    growth.main(['--output', str(tmp_path / 'lines.jsonl')])
+    row = json.loads((tmp_path / 'lines.jsonl').read_text())
+    assert (row['point'], row['processes'], row['batch_size'], row['dataset']) == ('two', 2, 8, 'ramps')
+    assert f'| two | {row["images_per_s"]:.0f} | {row["step_ms_p50"]:.0f} |' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('view', VIEWS)

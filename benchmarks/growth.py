@@ -1,0 +1,105 @@
+"""How a training step grows with the images, the batch, the views, the classes and the processes.
+
+    python -m benchmarks.growth --axis batch classes
+
+Prints a Markdown table an axis; `--output` adds the JSON lines of `benchmark.py` to a file. Each point is a run of its
+own on made-up images of 32 x 32 pixels. Take the numbers on a machine that does nothing else.
+"""
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from timm_longtail.data import LongTailDataset
+from timm_longtail.data.packed import write_packed
+
+ROOT = Path(__file__).parent.parent
+STEPS = ('--steps', '10', '--blocks', '3', '--warmup', '2')
+COLUMNS = {
+    'images_per_s': ('images/s', '.0f'), 'step_ms_p50': ('step ms p50', '.0f'), 'data_share': ('data share', '.3f'),
+    'peak_rss_gb': ('RSS GB', '.2f'), 'warmup_seconds': ('warm-up s', '.1f'),
+}
+
+
+class Point(NamedTuple):
+    """One run: what it trains, on how many images of how many classes, in how many processes."""
+    name: str
+    model: str = 'resnet20_cifar'
+    method: str = 'ce'
+    batch_size: int = 64  # of a process
+    images: int = 20_000
+    classes: int = 100
+    processes: int = 1
+
+
+AXES = {
+    'images': [Point(f'{n}', images=n) for n in (5_000, 20_000, 80_000)],
+    'batch size': [Point(f'{n}', batch_size=n) for n in (32, 64, 128, 256, 512)],
+    'views, method': [
+        Point('1, ce', 'bcl_resnet20'), Point('2, moco', method='moco'), Point('3, bcl', 'bcl_resnet20', 'bcl')],
+    'classes (bcl)': [Point(f'{n}', 'bcl_resnet20', 'bcl', classes=n) for n in (10, 100, 1000, 8142)],
+    'processes (batch 64 in all)': [Point(f'{n}', batch_size=64 // n, processes=n) for n in (1, 2)],
+}
+
+
+def write_images(path: Path, images: int, classes: int):
+    """Write a packed set of grey ramps, which are quick to encode, with as many images of every class."""
+    side = torch.arange(32, dtype=torch.uint8)
+    ramps = (side[None] + torch.arange(256, dtype=torch.uint8)[:, None])[:, None, None].expand(-1, 3, 32, -1)
+
+    def split(name: str, count: int) -> LongTailDataset:
+        rows = np.arange(count)
+        return LongTailDataset(
+            name='ramps', split=name, images=ramps[torch.from_numpy(rows % len(ramps))], targets=rows % classes,
+            class_names=[str(c) for c in range(classes)], mean=(0.5,) * 3, std=(0.25,) * 3, indices=rows,
+            source_names=[str(row) for row in rows])
+
+    train = split('train', images)
+    train.shot_counts = list(train.class_counts)
+    write_packed(path, train, split('test', classes), {'source': 'ramps'})
+
+
+def measure(point: Point, packed: Path) -> dict[str, Any]:
+    """Return what `benchmark.py` says of a point; its processes share the threads of this machine."""
+    command = [sys.executable]
+    if point.processes > 1:
+        command += ['-m', 'torch.distributed.run', '--standalone', '--local-addr', 'localhost']
+        command += ['--nproc-per-node', str(point.processes)]
+    with tempfile.NamedTemporaryFile('r') as line:
+        command += [
+            'benchmark.py', '--model', point.model, '--method', point.method, '--batch-size', str(point.batch_size),
+            '--dataset', f'packed:{packed}', '--no-recipe', *STEPS, '--output', line.name]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        return json.loads(line.read())
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--axis', nargs='+', choices=[*AXES], default=[*AXES], help='what grows')
+    parser.add_argument('--output', type=Path, help='file that the JSON lines are added to')
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        for axis in args.axis:
+            titles = [axis, *(title for title, _ in COLUMNS.values())]
+            print(f'| {" | ".join(titles)} |\n|{" --- |" * len(titles)}')
+            for point in AXES[axis]:
+                packed = Path(folder) / f'{point.images}.{point.classes}.safetensors'
+                if not packed.exists():
+                    write_images(packed, point.images, point.classes)
+                row = {'axis': axis, 'point': point.name, **measure(point, packed), 'dataset': 'ramps'}
+                if args.output:
+                    with open(args.output, 'a') as file:
+                        file.write(json.dumps(row) + '\n')
+                figures = [format(row[key], spec) for key, (_, spec) in COLUMNS.items()]
+                print(f'| {" | ".join([point.name, *figures])} |', flush=True)
+            print()
+
+
+if __name__ == '__main__':
+    main()
