@@ -176,7 +176,7 @@ def test_confusion(draw):
     numbers = [text for text in words(first) if text.isdigit()]
     assert numbers == ['90', '10', '20', '10', '60', '10', '50', '10', '40']  # row by row, a zero is not written
     assert bounds(first) == [2.5, 3.5]
-    assert bar.get_ylabel() == 'Share of the images of the class (%)'
+    assert bar.get_ylabel() == 'Share of the images of the class (%), colours by its square root'
 
 
 def test_confusion_of_other_groups(draw):
