@@ -16,7 +16,7 @@ import timm_longtail
 from timm_longtail.data import head_tail_groups, list_datasets
 from timm_longtail.data.sources import REGISTRY
 from timm_longtail.evaluate import GROUPS
-from timm_longtail.methods import list_methods, method_class
+from timm_longtail.methods import default_options, list_methods, method_class
 from timm_longtail.retrained import JOINT
 
 ROOT = Path(__file__).parent.parent
@@ -82,12 +82,11 @@ def methods_table() -> str:
         numbers = re.findall(r'https://arxiv\.org/abs/(\S+\d)', module.__doc__ or '')
         links = [f'[{number}](https://arxiv.org/abs/{number})' for number in numbers]
         paper = ', '.join([first_line(module).rstrip('.'), *links])
-        options = [p for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
         rows.append([
             f'`{name}`',
             paper,
             first_line(cls),
-            ', '.join(f'`{p.name}`' for p in options),
+            ', '.join(f'`{option}`' for option in default_options(cls)),
         ])
     return _table(['Method', 'Paper', 'What it trains', 'Options (`--method-kwargs`)'], rows)
 

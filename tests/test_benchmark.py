@@ -167,11 +167,16 @@ VIEWS = [
 ]
 
 
+def test_axes_are_those_of_the_documented_command():
+    _, _, words = growth.__doc__.partition('--axis ')
+    assert {'batch', 'classes'} == set(words.splitlines()[0].split()) <= growth.AXES.keys()
+
+
 def test_growth_table(capsys, tmp_path, monkeypatch):
     points = [growth.Point('two', batch_size=4, images=40, classes=10, processes=2)]
     monkeypatch.setattr(growth, 'AXES', {'processes': points})
     monkeypatch.setattr(growth, 'STEPS', ('--steps', '2', '--blocks', '1', '--warmup', '1'))
-    growth.main(['--output', str(tmp_path / 'lines.jsonl')])
+    growth.main(['--axis', 'processes', '--output', str(tmp_path / 'lines.jsonl')])
     row = json.loads((tmp_path / 'lines.jsonl').read_text())
     assert (row['point'], row['processes'], row['batch_size'], row['dataset']) == ('two', 2, 8, 'ramps')
     assert f'| two | {row["images_per_s"]:.0f} | {row["step_ms_p50"]:.0f} |' in capsys.readouterr().out

@@ -132,7 +132,7 @@ def test_a_host_dies_and_the_run_goes_on_to_the_weights_of_one_host(hosts, start
     kept = Path('output', 'run', LAST)
     line, = our_lines(error)
     assert 'another process of this run has died or lost its connection (' in line
-    assert line.endswith(f'; the last good state is in {kept}: continue with --resume auto')
+    assert line.endswith(f'; the last good state is in {kept}: continue with the same command and --resume auto')
     assert f'{ROOT}/timm_longtail' not in error  # no traceback of ours
     assert torch.load(tmp_path / 'host0' / kept, weights_only=True)['step'] > 0
 
@@ -168,7 +168,7 @@ def test_a_rank_that_stalls(ended):
     assert status == 1
     line, = our_lines(error)
     assert 'another process of this run did not answer within --dist-timeout (' in line
-    assert line.endswith(f'{folder / "stall" / LAST}: continue with --resume auto')
+    assert line.endswith(f'{folder / "stall" / LAST}: continue with the same command and --resume auto')
     assert 'Traceback' not in error
     assert torch.load(folder / 'stall' / LAST, weights_only=True)['epoch'] == 1
 

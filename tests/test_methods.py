@@ -1,4 +1,5 @@
 """What every registered method must do; a new method is tested by being registered."""
+import re
 from itertools import product
 
 import pytest
@@ -218,6 +219,26 @@ def test_options_have_a_range(name, key):
     with pytest.raises(UserError, match=f'{key!r} of method {name!r} must {"not be negative" if weight else "be pos"}'):
         check_options(name, {key: -1 if weight else 0})
     check_options(name, {key: 0 if weight else 1})
+
+
+@pytest.mark.parametrize('name, option, words', [
+    ('bcl', {'out_features': 64.0}, 'a whole number, got 64.0'),
+    ('bcl', {'hidden_features': '512'}, "a whole number, got '512'"),
+    ('moco', {'out_features': True}, 'a whole number, got True'),
+    ('bcl', {'temperature': 'warm'}, "a number, got 'warm'"),
+    ('max_norm', {'radius': 'big'}, "a number, got 'big'"),
+    ('glmc', {'joint_forward': 1}, 'True or False, got 1'),
+    ('glmc_clr', {'head': 3}, 'a name, got 3'),
+])
+def test_options_are_of_a_kind(name, option, words):
+    with pytest.raises(UserError, match=f'^option .* of method {name!r} is {re.escape(words)}$'):
+        check_options(name, option)
+
+
+def test_options_of_all_kinds_are_taken():
+    check_options('bcl', {'out_features': None, 'temperature': 1, 'tau': 0.5, 'views': ['sim', 'sim', 'sim']})
+    for name in list_methods():
+        check_options(name, default_options(method_class(name)))
 
 
 @pytest.mark.parametrize('counts', [[5, 3, 2], torch.tensor([5, 3, 2]), torch.tensor([5.0, 3.0, 2.0])])

@@ -1,4 +1,6 @@
 """Samplers: class probabilities against their closed forms, what is drawn against the probabilities."""
+from argparse import Namespace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from timm_longtail.data import (
 )
 from timm_longtail.engine import fit
 from timm_longtail.errors import UserError
+from timm_longtail.outputs import start_lines
 
 from .runs import digits, make_run
 
@@ -162,3 +165,15 @@ def test_a_method_that_samples_by_itself_takes_no_sampler():
     _, run = make_run('toy', '--sampler', 'progressive')
     first, second = (loader.sampler for loader in run.loaders)
     assert first.num_epochs == 2 and type(second) is UniformSampler
+
+
+@pytest.mark.parametrize('method, options, names', [
+    ('toy', ['--sampler', 'progressive'], ['progressive', 'uniform']),
+    ('glmc resample_power=0.25', [], ['instance', 'power(q=0.75)']),
+    ('ce', ['--sampler', 'power(q=-0.5)'], ['power(q=-0.5)']),
+])
+def test_start_lines_name_the_sampler_of_each_stream(method, options, names):
+    _, run = make_run(method, *options)
+    assert [loader.sampler.name for loader in run.loaders] == names
+    lines = start_lines(Namespace(**{**run.args, 'recipe': None}), run, digits(), None)
+    assert f'sampler: {"; then ".join(names)}, {run.loaders[0].num_samples} samples an epoch' in lines

@@ -17,7 +17,7 @@ from .data import EpochSampler, Preprocessing, create_loader, create_sampler, cr
 from .errors import UserError
 from .folder import create_folder, hold_folder
 from .machine import memory_format
-from .methods import Method, create_method
+from .methods import Method, create_method, default_options, method_class
 from .optim import create_optimizers
 from .options import dataset_options
 from .run import Run, TrainBatches
@@ -118,6 +118,8 @@ def _protocol(args: Namespace, accelerator: Accelerator, train_set, eval_set, pr
         'evaluated on': eval_set.hash, 'seed': args.seed, 'global_batch_size': global_batch_size,
         'mixed_precision': accelerator.mixed_precision, **asdict(preprocessing),
         **{name: getattr(args, name) for name in _PROTOCOL},
+        # spelled out: other defaults of a later version are other options
+        'method_kwargs': {**default_options(method_class(args.method)), **args.method_kwargs},
     }
 
 
@@ -224,6 +226,7 @@ def enter_output_folder(args: Namespace, run: Run, name: str) -> Path | None:
     run.output_dir, checkpoint, state = broadcast_object_list(list(found))
     if checkpoint is not None:
         run.load_state_dict(state, str(checkpoint))
+        args.method_kwargs = state['args']['method_kwargs']  # as the run was begun, however it is spelled now
     return checkpoint
 
 

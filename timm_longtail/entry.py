@@ -46,7 +46,8 @@ def run_main(main: Callable[[], None]):
         if reason is None:
             raise
         kept = last_state(held_folder())
-        line = f'{Path(sys.argv[0]).name}: error: {reason}{kept and kept + ": continue with --resume auto"}'
+        ending = kept and f'{kept}: continue with the same command and --resume auto'
+        line = f'{Path(sys.argv[0]).name}: error: {reason}{ending}'
         _stop(1, line, speaks)
     finally:
         release_folder()

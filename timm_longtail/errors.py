@@ -8,9 +8,14 @@ class UserError(ValueError):
     """
 
 
+def near_names(name: str, known, count: int = 3) -> str:
+    """Return the question whether one of the nearest known names was meant, with a space behind it; '' for none."""
+    from difflib import get_close_matches
+    nearest = get_close_matches(name, known, n=count, cutoff=0.5)
+    return f'did you mean {", ".join(nearest)}? ' if nearest else ''
+
+
 def unknown_name(kind: str, name: str, known) -> UserError:
     """Build the error for a name that is not in a registry, with the nearest names that are."""
-    from difflib import get_close_matches
-    nearest = get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f'did you mean {", ".join(nearest)}?' if nearest else f'known: {", ".join(sorted(known)[:12])}'
-    return UserError(f'unknown {kind} {name!r}; {hint}')
+    hint = near_names(name, known) or f'known: {", ".join(sorted(known)[:12])}'
+    return UserError(f'unknown {kind} {name!r}; {hint.rstrip()}')

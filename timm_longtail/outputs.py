@@ -38,8 +38,8 @@ def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -
         f'model: {args.model}, {num_deployed / 1e6:.2f} M parameters; {num_trained / 1e6:.2f} M are trained',
         f'method: {" ".join([args.method, *(f"{k}={v}" for k, v in args.method_kwargs.items())])}, '
         f'views {" ".join(method.views)}',
-        f'sampler: {args.sampler}, {run.loaders[0].num_samples} samples an epoch'
-        + ''.join(f'; stream {n}: {loader.sampler}' for n, loader in enumerate(run.loaders[1:], 2)),
+        f'sampler: {"; then ".join(loader.sampler.name or type(loader.sampler).__name__ for loader in run.loaders)}, '
+        f'{run.loaders[0].num_samples} samples an epoch',
         f'evaluation: {_epochs(run.val_interval)} on '
         f'{"the hold-out" if args.val_fraction else "the test set"}{_counted(run)}',
         f'device: {accelerator.device.type} x {accelerator.num_processes}, {torch.get_num_threads()} threads, '

@@ -162,11 +162,9 @@ class Run:
             UserError: The checkpoint is of another architecture, data set, method, seed, or of other options.
         """
         load_method_state(self.method, state, source)
-        there, here = (self._spelled_out(protocol) for protocol in (state['protocol'], self.protocol))
-        differing = [k for k in {**here, **there} if there.get(k) != here.get(k)]
+        differing = self._differences(state['protocol'])
         if differing:
-            shown = ', '.join(f'{k} {there.get(k)} there, {here.get(k)} here' for k in differing)
-            raise UserError(f'{source} is of another run: {shown}')
+            raise UserError(f'{source} is of another run: {", ".join(differing)}')
         for optimizer, saved in zip(self.optimizers, [state['optimizer'], *state['optimizers']]):
             optimizer.load_state_dict(saved)
         if self.ema is not None:
@@ -180,13 +178,17 @@ class Run:
         self.tree_hashes = list(dict.fromkeys([*state['tree_hashes'], *self.tree_hashes]))
         self.seconds_before = state['seconds']
 
-    def _spelled_out(self, protocol: dict[str, Any]) -> dict[str, Any]:
-        """Return a protocol with each option of model and method by itself, the method's defaults included."""
-        options = {**protocol, 'method_kwargs': {**default_options(type(self.method)), **protocol['method_kwargs']}}
-        for group in ('model_kwargs', 'method_kwargs'):
-            for name, value in options.pop(group).items():
-                options[f'{group} {name}'] = list(value) if isinstance(value, tuple) else value
-        return options
+    def _differences(self, saved: dict[str, Any]) -> list[str]:
+        """Return what a checkpoint's protocol has otherwise than this run's, in words, each option by itself."""
+        found = []
+        for name, here in self.protocol.items():
+            there = saved.get(name)
+            if name == 'method_kwargs':  # older checkpoints hold what was typed
+                there = {**default_options(type(self.method)), **(there or {})}
+            options = {f'{name} {k}': (there.get(k), here.get(k)) for k in {**here, **there}} if (
+                isinstance(here, dict) and isinstance(there, dict)) else {name: (there, here)}
+            found += [f'{k} {a} there, {b} here' for k, (a, b) in options.items() if _plain(a) != _plain(b)]
+        return found
 
     def collect_bad_images(self):
         """Gather what the loaders of all processes could not read. A collective call."""
@@ -231,3 +233,7 @@ class Run:
         if len(sums) != self.accelerator.num_processes:  # then the main process takes them all
             sums = [{k: sum(part[k] for part in sums) for k in sums[0]}, *[{}] * self.accelerator.num_processes]
         self.sums = {k: v.to(self.accelerator.device) for k, v in sums[rank].items()}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

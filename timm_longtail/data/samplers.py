@@ -31,7 +31,12 @@ class EpochSampler:
         num_samples: Length of an epoch, over all processes.
         seed: Training seed.
         stream: Data stream; a two-stream method draws independent orders.
+
+    Attributes:
+        name: What the sampler is called on screen.
     """
+
+    name = ''
 
     def __init__(self, num_samples: int, seed: int = 0, stream: int = 0):
         if num_samples < 1:
@@ -62,6 +67,8 @@ class EpochSampler:
 
 class UniformSampler(EpochSampler):
     """Every image once an epoch, shuffled."""
+
+    name = 'uniform'
 
     def draw(self, random: np.random.Generator) -> np.ndarray:
         return random.permutation(self.num_samples)
@@ -131,9 +138,7 @@ class PowerSampler(ClassSampler):
             self, targets: Sequence[int], q: float, num_samples: int | None = None, seed: int = 0, stream: int = 0):
         super().__init__(targets, num_samples, seed, stream)
         self.q = q
-
-    def __str__(self) -> str:
-        return f'power(q={self.q:g})'
+        self.name = f'power(q={q:g})'
 
     @property
     def class_probabilities(self) -> np.ndarray:
@@ -150,6 +155,7 @@ class InstanceSampler(PowerSampler):
 
     def __init__(self, targets: Sequence[int], num_samples: int | None = None, seed: int = 0, stream: int = 0):
         super().__init__(targets, 1.0, num_samples, seed, stream)
+        self.name = 'instance'
 
     def draw(self, random: np.random.Generator) -> np.ndarray:
         return _visits(np.arange(self.class_counts.sum()), self.num_samples, random)
@@ -175,6 +181,7 @@ class ProgressiveSampler(ClassSampler):
             stream: int = 0,
     ):
         super().__init__(targets, num_samples, seed, stream)
+        self.name = 'progressive'
         self.num_epochs = num_epochs
 
     @property
@@ -224,4 +231,6 @@ def create_sampler(name: str, targets: Sequence[int], num_epochs: int, length: s
         UserError: An unknown name, length or argument.
     """
     num_samples = epoch_samples(np.bincount(np.asarray(targets)), length)
-    return call_by_name('sampler', name, _SAMPLERS, targets, num_epochs, num_samples)
+    sampler = call_by_name('sampler', name, _SAMPLERS, targets, num_epochs, num_samples)
+    sampler.name = name
+    return sampler

@@ -1,12 +1,12 @@
 """The registry of methods."""
 import inspect
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from torch import nn
 
-from ..errors import UserError, unknown_name
+from ..errors import UserError, near_names, unknown_name
 from ._method import Method
 
 __all__ = ['check_options', 'create_method', 'default_options', 'list_methods', 'method_class', 'register_method']
@@ -84,23 +84,40 @@ def default_options(cls: type[Method]) -> dict[str, Any]:
 
 
 def check_options(name: str, options: Mapping[str, Any]):
-    """Raise a `UserError` for an unknown method, an option it does not have, words for a number, or one out of range.
+    """Raise a `UserError` for an unknown method, an option it does not have, a value of another kind, or out of range.
 
-    An option means the same in all methods, so its name tells its range: temperatures and widths (`*_features`) are
-    above 0, weights of losses (`*_weight`) not below.
+    Kinds are those of the constructor's annotations. A name that ends in `_features` or `temperature` is above 0, one
+    that ends in `_weight` not below.
     """
-    known = default_options(method_class(name))
+    cls = method_class(name)
+    known = default_options(cls)
     for key, value in options.items():
         if key not in known:
-            near = ''.join(f' did you mean {k}?' for k in get_close_matches(key, known, n=1, cutoff=0.5))
-            raise UserError(f'method {name!r} has no option {key!r};{near} it takes {", ".join(known) or "none"}')
-        kind = 'True or False' if isinstance(known[key], bool) else 'a number'
-        if isinstance(known[key], (int, float)) and not isinstance(value, (int, float)):
-            raise UserError(f'option {key!r} of method {name!r} is {kind}, got {value!r}')
-        if isinstance(known[key], str) and not isinstance(value, str):
-            raise UserError(f'option {key!r} of method {name!r} is a name, got {value!r}')
-        number = isinstance(value, (int, float))
-        if number and not value > 0 and key.endswith(('temperature', '_features')):
-            raise UserError(f'option {key!r} of method {name!r} must be positive, got {value}')
-        if number and not value >= 0 and key.endswith('_weight'):
-            raise UserError(f'option {key!r} of method {name!r} must not be negative, got {value}')
+            raise UserError(f'method {name!r} has no option {key!r}; {near_names(key, known, 1)}'
+                            f'it takes {", ".join(known) or "none"}')
+        what = f'option {key!r} of method {name!r}'
+        _check_kind(what, value, inspect.signature(cls).parameters[key])
+        if isinstance(value, (int, float)):
+            if not value > 0 and key.endswith(('_features', 'temperature')):
+                raise UserError(f'{what} must be positive, got {value}')
+            if not value >= 0 and key.endswith('_weight'):
+                raise UserError(f'{what} must not be negative, got {value}')
+
+
+_KINDS = {
+    bool: ('True or False', bool), int: ('a whole number', int), float: ('a number', (int, float)),
+    str: ('a name', str),
+}
+
+
+def _check_kind(what: str, value: Any, parameter: inspect.Parameter):
+    """Raise a `UserError` unless a value is of the kind of an option, which is that of its default if not annotated."""
+    annotation = parameter.annotation
+    if annotation is parameter.empty:
+        annotation = type(parameter.default)
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    if type(value) in kinds or not set(kinds) & _KINDS.keys():
+        return
+    words, types = _KINDS[next(kind for kind in kinds if kind in _KINDS)]
+    if isinstance(value, bool) or not isinstance(value, types):
+        raise UserError(f'{what} is {words}, got {value!r}')

@@ -70,9 +70,8 @@ class PCComp(Method):
             view: str = 'crop_flip',
     ):
         super().__init__(model, class_counts)
-        weights = repel_weight, centroid_lr, complement_weight, complement_weight_decay or 0
-        if not (0 <= warmup < 1 and pc_weight > 0 and min(weights) >= 0):
-            raise UserError('warmup is a share in [0, 1), pc_weight positive, and the other weights are not negative')
+        if not (0 <= warmup < 1 and pc_weight > 0 and min(centroid_lr, complement_weight_decay or 0) >= 0):
+            raise UserError('warmup is a share in [0, 1), pc_weight positive, no rate or decay negative')
         self.views = (view,)
         self.pc_weight = pc_weight
         self.repel_weight = repel_weight

@@ -86,8 +86,8 @@ class RAIS(Method):
         if first_epochs < 0 or not 0 <= margin < math.log(4) / 2:
             raise UserError(f'first_epochs is 0 or more and margin in [0, {math.log(4) / 2:.3f}), half of the largest '
                             f'entropy; got {first_epochs} and {margin}')
-        if separation_weight < 0 or not 0 < most_accuracy <= 1:
-            raise UserError(f'separation_weight >= 0, most_accuracy a share; got {separation_weight}, {most_accuracy}')
+        if not 0 < most_accuracy <= 1:
+            raise UserError(f'rais: most_accuracy is a share in (0, 1], got {most_accuracy}')
         self.views = (view,)
         self.first_epochs = first_epochs
         self.separation_weight = separation_weight
