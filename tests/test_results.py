@@ -2,6 +2,7 @@
 import json
 import os
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from unittest.mock import ANY
@@ -346,3 +347,15 @@ def test_committed_rows_of_classifiers(path):
 ])
 def test_folders_of_a_machine_are_not_published(command, published):
     assert results.without_folders(command) == published
+
+
+def test_peak_memory_is_of_this_process_alone():
+    """A process that was started by a large one has not been large itself."""
+    program = '''
+import subprocess, sys
+large = b'1' * 3_000_000_000
+print = "from timm_longtail.results import *; import torch; print(peak_memory(torch.device('cpu'))['peak_rss_gb'])"
+sys.exit(subprocess.run([sys.executable, '-c', print]).returncode)
+'''
+    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
+    assert 0.1 < float(result.stdout) < 2.5

@@ -113,11 +113,20 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def peak_memory(device: torch.device) -> dict[str, float]:
     """Return the largest memory of this process, on the host and on the device, in GB (1e9 bytes)."""
-    import resource
-    memory = {'peak_rss_gb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}
+    memory = {'peak_rss_gb': _peak_rss() / 1e9}
     if device.type == 'cuda':
         memory['peak_device_gb'] = torch.cuda.max_memory_allocated(device) / 1e9
     return memory
+
+
+def _peak_rss() -> int:
+    try:
+        status = Path('/proc/self/status').read_text()
+    except OSError:
+        import resource
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+    # not ru_maxrss: it starts with what the process held that started this one
+    return 1024 * int(re.search(r'VmHWM:\s*(\d+) kB', status)[1])
 
 
 def write_json(path: Path, value: Any):
