@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import benchmark
-from benchmarks import growth
+from benchmarks import growth, memory
 from benchmarks.peers import Peers, PeersDataset, create_transform
 from timm_longtail import benchmarking
 from timm_longtail.benchmarking import Clock, Timing, time_steps
@@ -165,6 +165,14 @@ VIEWS = [
     'crop_flip', 'crop_flip(padding=12)', 'autoaugment', 'autoaugment(cutout=4,fill=0)', 'sim', 'sim_blur(scale=0.6)',
     'rrc(jitter=0.4)', 'glmc(scale=0.6)', 'eval', 'flip',
 ]
+
+
+def test_memory_table(capsys):
+    memory.main([*TINY, '--method', 'ce', '--no-recipe'])
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    held, most = zip(*((int(cells[2]), int(cells[3])) for cells in (row.split('|') for row in rows)))
+    assert rows[0].startswith('| import torch |') and rows[-1].startswith('| 5 steps |')
+    assert 100 < held[0] <= held[-1] <= most[-1] and list(most) == sorted(most)
 
 
 def test_axes_are_those_of_the_documented_command():
