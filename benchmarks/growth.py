@@ -4,7 +4,8 @@
 
 Prints a Markdown table an axis; `--output` adds the JSON lines of `benchmark.py` to a file. Each point is a run of its
 own of ResNet-20 on made-up images of 32 x 32 pixels: 20,000 of 100 classes, batches of 64, where the axis does not say
-otherwise; two processes share a batch. Take the numbers on a machine that does nothing else.
+otherwise. Two processes share a batch, and the cores, whatever `OMP_NUM_THREADS` says. Take the numbers on a machine
+that does nothing else.
 """
 import argparse
 import json

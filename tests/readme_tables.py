@@ -73,6 +73,10 @@ def datasets_table() -> str:
     return _table(['Data set', 'Default factor', 'What it is'], rows)
 
 
+def _typed(value) -> str:
+    return json.dumps(value) if isinstance(value, tuple) else f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
 def methods_table() -> str:
     """One row a method, with its options: the keyword-only arguments of its constructor."""
     rows = []
@@ -86,7 +90,7 @@ def methods_table() -> str:
             f'`{name}`',
             paper,
             first_line(cls),
-            ', '.join(f'`{option}`' for option in default_options(cls)),
+            ', '.join(f'`{option}={_typed(value)}`' for option, value in default_options(cls).items()),
         ])
     return _table(['Method', 'Paper', 'What it trains', 'Options (`--method-kwargs`)'], rows)
 

@@ -210,15 +210,18 @@ def test_unknown_names_and_options():
 
 
 NUMBERS = [(name, key) for name in list_methods() for key in default_options(method_class(name))
-           if key.endswith(('_weight', 'temperature', '_features'))]
+           if key.endswith(('_weight', '_power', 'temperature', '_features'))]
 
 
 @pytest.mark.parametrize('name, key', NUMBERS)
 def test_options_have_a_range(name, key):
-    weight = key.endswith('_weight')
+    weight = key.endswith(('_weight', '_power'))
     with pytest.raises(UserError, match=f'{key!r} of method {name!r} must {"not be negative" if weight else "be pos"}'):
         check_options(name, {key: -1 if weight else 0})
     check_options(name, {key: 0 if weight else 1})
+    if not key.endswith('_features'):
+        with pytest.raises(UserError, match='must be finite, got inf'):
+            check_options(name, {key: float('inf')})
 
 
 @pytest.mark.parametrize('name, option, words', [

@@ -1,5 +1,6 @@
 """The registry of methods."""
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import Any, get_args
@@ -87,7 +88,7 @@ def check_options(name: str, options: Mapping[str, Any]):
     """Raise a `UserError` for an unknown method, an option it does not have, a value of another kind, or out of range.
 
     Kinds are those of the constructor's annotations. A name that ends in `_features` or `temperature` is above 0, one
-    that ends in `_weight` not below.
+    that ends in `_weight` or `_power` not below.
     """
     cls = method_class(name)
     known = default_options(cls)
@@ -98,9 +99,11 @@ def check_options(name: str, options: Mapping[str, Any]):
         what = f'option {key!r} of method {name!r}'
         _check_kind(what, value, inspect.signature(cls).parameters[key])
         if isinstance(value, (int, float)):
+            if not math.isfinite(value):
+                raise UserError(f'{what} must be finite, got {value}')
             if not value > 0 and key.endswith(('_features', 'temperature')):
                 raise UserError(f'{what} must be positive, got {value}')
-            if not value >= 0 and key.endswith('_weight'):
+            if not value >= 0 and key.endswith(('_weight', '_power')):
                 raise UserError(f'{what} must not be negative, got {value}')
 
 
