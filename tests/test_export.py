@@ -11,6 +11,7 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from timm_longtail import export
+from timm_longtail.card import model_name
 from timm_longtail.data import create_dataset, create_loader
 from timm_longtail.engine import evaluate
 from timm_longtail.errors import UserError
@@ -222,6 +223,16 @@ def test_card_parses_and_has_the_four_metrics(exported):
         assert part in card.content, part
 
 
+@pytest.mark.parametrize('architecture, method, name', [
+    ('bcl_resnet20', 'bcl', 'bcl_resnet20.digits_lt_if20'), ('bcl_resnet20', 'crt', 'bcl_resnet20.crt.digits_lt_if20'),
+    ('resnet20_cifar', 'ce', 'resnet20_cifar.digits_lt_if20'), ('resnet18', 'ce', 'resnet18.digits_lt_if20'),
+    ('resnet20_cifar', 'pc_comp', 'resnet20_cifar.pc_comp.digits_lt_if20'),
+])
+def test_an_export_is_called_by_its_method_where_that_is_not_the_default(architecture, method, name):
+    assert model_name({'architecture': architecture, 'timm_longtail': {**PROVENANCE, 'method': method}}) == name
+    assert model_name({'architecture': architecture, 'timm_longtail': {}}) == architecture
+
+
 def test_card_of_an_empty_group_and_of_no_metrics(tmp_path):
     folder = export_model(build(), tmp_path / 'a', {**PROVENANCE, 'metrics': {**METRICS, 'few': None}})
     card = ModelCard.load(folder / 'README.md')
@@ -339,7 +350,7 @@ def test_something_is_released():
 def test_hub_folders(folder):
     content = config(folder)
     provenance = content['timm_longtail']
-    assert folder.name == f'{content["architecture"]}.{provenance["tag"]}'
+    assert folder.name == model_name(content)
     if provenance['dataset'] != 'digits_lt' and not os.environ.get('TIMM_LONGTAIL_DATA'):
         pytest.skip(f'{provenance["dataset"]} is not here: set TIMM_LONGTAIL_DATA')
     assert_reproduces(folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .evaluate import format_table
@@ -27,8 +28,15 @@ def write_card(folder: str | Path) -> Path:
 
 
 def model_name(config: dict[str, Any]) -> str:
-    """Return what an export is called: architecture and tag, `bcl_resnet32.cifar100_lt_if100`."""
-    return '.'.join(filter(None, (config['architecture'], config['timm_longtail'].get('tag'))))
+    """Return what an export is called, as recipes are: `bcl_resnet32.cifar100_lt_if100`, `resnet32_cifar.crt.…`.
+
+    The method stands in the name where it is not the one that the architecture has by default.
+    """
+    architecture, provenance = config['architecture'], config['timm_longtail']
+    with torch.device('meta'):
+        default = getattr(timm.create_model(architecture), 'default_method', 'ce')
+    method = provenance.get('method')
+    return '.'.join(filter(None, (architecture, None if method == default else method, provenance.get('tag'))))
 
 
 def is_ours(architecture: str) -> bool:
