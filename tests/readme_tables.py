@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import timm_longtail
+from timm_longtail import losses
 from timm_longtail.data import head_tail_groups, list_datasets
 from timm_longtail.data.sources import REGISTRY
 from timm_longtail.evaluate import GROUPS
@@ -93,6 +94,16 @@ def methods_table() -> str:
             ', '.join(f'`{option}={_typed(value)}`' for option, value in default_options(cls).items()),
         ])
     return _table(['Method', 'Paper', 'What it trains', 'Options (`--method-kwargs`)'], rows)
+
+
+def losses_table() -> str:
+    """One row a loss, with its arguments."""
+    rows = []
+    for name in losses.__all__:
+        parameters = inspect.signature(getattr(losses, name)).parameters.values()
+        arguments = ', '.join(str(parameter.replace(annotation=parameter.empty)) for parameter in parameters)
+        rows.append([f'`{name}({arguments})`', first_line(getattr(losses, name))])
+    return _table(['Loss', 'What it does'], rows)
 
 
 def _rows() -> list[dict]:
@@ -255,9 +266,9 @@ def commands() -> str:
     return COMMANDS + _table(['Row', 'Code', 'Again'], lines) + '\n'
 
 
-TABLES = {'models': models_table, 'datasets': datasets_table, 'methods': methods_table, 'published': published_table,
-          'short': short_table, 'combinations': combinations_table, 'retrained': retrained_table,
-          'rotations': rotations_table, 'mixtures': mixtures_table}
+TABLES = {'models': models_table, 'datasets': datasets_table, 'methods': methods_table, 'losses': losses_table,
+          'published': published_table, 'short': short_table, 'combinations': combinations_table,
+          'retrained': retrained_table, 'rotations': rotations_table, 'mixtures': mixtures_table}
 
 
 def fill(text: str) -> str:
