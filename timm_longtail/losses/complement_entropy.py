@@ -10,8 +10,8 @@ Shapes: B batch, C classes.
 """
 import torch
 
-from ..errors import UserError
 from ._common import full_precision, mean_over_batch
+from ._logits import check_logits
 
 
 @full_precision
@@ -39,8 +39,7 @@ def complement_entropy_loss(
     Raises:
         UserError: Shapes that do not fit.
     """
-    if logits.ndim != 2 or target.shape != logits.shape[:1]:
-        raise UserError(f'expected logits [B, C] and target [B], got {[*logits.shape]} and {[*target.shape]}')
+    check_logits(logits, target)
     is_target = target[:, None] == torch.arange(logits.shape[1], dtype=target.dtype, device=target.device)
     # the lowest finite number, not -inf: there p' is 0 and p' log p' too, not 0 * inf
     log_complement = logits.masked_fill(is_target, torch.finfo(logits.dtype).min).log_softmax(1)  # log p'
