@@ -1,6 +1,8 @@
 # Everything runs in .venv, which pip alone builds from setup.cfg.
 PYTHON ?= python3
 BIN := .venv/bin
+# processes that share the tests, a file at a time, one thread each
+JOBS ?= 2
 
 .PHONY: .venv demo test test-timm benchmark lint clean
 
@@ -18,10 +20,10 @@ demo: .venv  ## train, print the table, export, reload: two minutes on two cores
 	$(BIN)/python -m tests.demo
 
 test: .venv
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 test-timm: .venv  ## timm's own model tests, from the source distribution of the installed version
-	bash tests/timm_models.sh
+	OMP_NUM_THREADS=1 bash tests/timm_models.sh -n $(JOBS)
 
 benchmark: .venv  ## speed on CIFAR-100-LT beside that of the peers' way; reads $TIMM_LONGTAIL_DATA
 	$(BIN)/python benchmark.py --model bcl_resnet32 --dataset cifar100_lt --steps 10 --compare

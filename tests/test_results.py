@@ -353,9 +353,9 @@ def test_peak_memory_is_of_this_process_alone():
     """A process that was started by a large one has not been large itself."""
     program = '''
 import subprocess, sys
-large = b'1' * 3_000_000_000
+large = b'1' * 1_500_000_000
 print = "from timm_longtail.results import *; import torch; print(peak_memory(torch.device('cpu'))['peak_rss_gb'])"
 sys.exit(subprocess.run([sys.executable, '-c', print]).returncode)
 '''
     result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True)
-    assert 0.1 < float(result.stdout) < 2.5
+    assert 0.1 < float(result.stdout) < 1.3
