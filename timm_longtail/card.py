@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .cli import default_method
 from .evaluate import format_table
 from .methods import list_methods, method_class, tells_classes
 
@@ -33,10 +33,9 @@ def model_name(config: dict[str, Any]) -> str:
     The method stands in the name where it is not the one that the architecture has by default.
     """
     architecture, provenance = config['architecture'], config['timm_longtail']
-    with torch.device('meta'):
-        default = getattr(timm.create_model(architecture), 'default_method', 'ce')
     method = provenance.get('method')
-    return '.'.join(filter(None, (architecture, None if method == default else method, provenance.get('tag'))))
+    shown = None if method == default_method(architecture) else method
+    return '.'.join(filter(None, (architecture, shown, provenance.get('tag'))))
 
 
 def is_ours(architecture: str) -> bool:

@@ -14,7 +14,7 @@ from .errors import UserError, unknown_name
 from .methods import list_methods, method_class
 from .options import Parser, add_data_options
 
-__all__ = ['check_names', 'create_timm_model', 'parse_train_args', 'train_parser']
+__all__ = ['check_names', 'create_timm_model', 'default_method', 'parse_train_args', 'train_parser']
 
 _RECIPE_FOLDER = Path(__file__).parent.parent / 'recipes'
 
@@ -140,7 +140,7 @@ def parse_train_args(argv: list[str] | None = None, recipe_folder: Path = _RECIP
         for name in ('model_kwargs', 'method_kwargs'):  # one typed pair does not drop the recipe's others
             args[name] = {**(recipe.get(name) or {}), **typed.get(name, {})}
         _scale_schedule(args, recipe, typed)
-    args['method'] = args['method'] or _default_method(args['model'], args['model_kwargs'])
+    args['method'] = args['method'] or default_method(args['model'], **args['model_kwargs'])
     check_names(args['model'], args['dataset'], args['method'])
     args['sampler'] = args['sampler'] or method_class(args['method']).sampler
     _check_batch_size(args, typed)
@@ -245,9 +245,10 @@ def _check_ranges(args: dict[str, Any]):
             raise UserError(f'--{name.replace("_", "-")} must be in [0, 2**32), got {args[name]}')
 
 
-def _default_method(model: str, model_kwargs: dict[str, Any]) -> str:
+def default_method(model: str, **kwargs) -> str:
+    """Return the method that `train.py` takes for a timm model, built with options of its own, unless told."""
     with torch.device('meta'):
-        return getattr(create_timm_model(model, **model_kwargs), 'default_method', 'ce')
+        return getattr(create_timm_model(model, **kwargs), 'default_method', 'ce')
 
 
 def create_timm_model(name: str, **kwargs) -> nn.Module:
