@@ -8,7 +8,7 @@ import yaml
 from timm_longtail.cli import train_parser
 from timm_longtail.methods import _registry
 
-from . import readme_tables
+from . import readme_tables, result_tables
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ('README.md', 'CONTRIBUTING.md')
@@ -37,8 +37,8 @@ def python_blocks() -> list:
 def test_tables_are_generated_from_the_registries():
     text = readme_tables.README.read_text()
     assert readme_tables.fill(text) == text, 'run `python -m tests.readme_tables --write`'
-    commands = (readme_tables.RESULTS / 'README.md').read_text()
-    assert readme_tables.commands() == commands, 'run `python -m tests.readme_tables --write`'
+    commands = (result_tables.RESULTS / 'README.md').read_text()
+    assert result_tables.commands() == commands, 'run `python -m tests.readme_tables --write`'
 
 
 @pytest.mark.parametrize('changed, shown', [
@@ -50,7 +50,7 @@ def test_a_published_figure_stands_beside_its_own_setting_only(changed, shown):
     recipe = 'recipes/resnet20_cifar.pc_comp.cifar100_lt_if100.yaml'
     options = yaml.safe_load((ROOT / recipe).read_text())
     row = {'recipe': recipe, 'imbalance_factor': options['imbalance_factor'], 'method_kwargs': options['method_kwargs']}
-    assert readme_tables._expected({**row, **changed}) == shown
+    assert result_tables._expected({**row, **changed}) == shown
 
 
 @pytest.mark.parametrize('code', python_blocks())

@@ -9,7 +9,7 @@ import pytest
 from timm_longtail.data import create_splits, packed_data, write_packed
 from timm_longtail.errors import UserError
 
-from . import readme_tables
+from . import result_tables
 
 ROOT = Path(__file__).parent.parent
 DIGITS = 'recipes/bcl_resnet20.digits_lt_if20.yaml'
@@ -94,7 +94,7 @@ def test_a_variant_has_a_name_and_a_folder_of_its_own(runner):
 
 
 def test_what_has_its_row_is_passed_over(runner):
-    row = json.loads((readme_tables.RESULTS / 'digits_lt_if20.bcl_resnet20.bcl.e12.s0.json').read_text())
+    row = json.loads((result_tables.RESULTS / 'digits_lt_if20.bcl_resnet20.bcl.e12.s0.json').read_text())
     assert row['recipe'] == DIGITS
     Path('results').mkdir()
     Path('results/row.json').write_text(json.dumps(row))
