@@ -333,8 +333,9 @@ def assert_reproduces(folder):
     stated = content['timm_longtail']['metrics']
     metrics = measure(model, content)
     differing = sum(abs(a - b) for a, b in zip(metrics['class_correct'], stated['class_correct'], strict=True))
-    same_device = content['timm_longtail']['device_type'] == 'cpu'
-    assert differing <= (0 if same_device else 0.001 * stated['num_images'])
+    # CPUs round differently by their instructions, which turns a near tie in some thousands of images
+    share = 0.0002 if content['timm_longtail']['device_type'] == 'cpu' else 0.001
+    assert differing <= share * stated['num_images']
     assert metrics['class_total'] == stated['class_total']
     shown = {result.metric_name: result.metric_value
              for result in ModelCard.load(folder / 'README.md').data.eval_results}
