@@ -130,10 +130,11 @@ def _recipe(name: str) -> Path:
 
 
 def has_row(item: Item, results: Path) -> bool:
-    """Return whether a run has its row of results: the same recipe, data, variant, length and seed."""
+    """Return whether a run has its row of results: the same recipe, data, variant, length and seeds."""
     args = item.args
     wanted = {'recipe': relative_to_root(item.recipe), 'experiment': args.experiment, 'epochs': args.epochs,
-              'method_kwargs': args.method_kwargs, 'seed': args.seed}
+              'method_kwargs': args.method_kwargs, 'seed': args.seed, 'data_seed': args.data_seed,
+              'val_fraction': args.val_fraction}
     for path in results.glob('*.json'):
         row = json.loads(path.read_text())
         data = row.get('dataset_name', row['dataset']), row['imbalance_factor']

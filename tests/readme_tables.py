@@ -92,8 +92,9 @@ def losses_table() -> str:
 
 TABLES = {
     'models': models_table, 'datasets': datasets_table, 'methods': methods_table, 'losses': losses_table,
-    'published': result_tables.published_table, 'short': result_tables.short_table,
-    'combinations': result_tables.combinations_table, 'retrained': result_tables.retrained_table,
+    'published': result_tables.published_table, 'study': result_tables.study_table,
+    'retrained_whole': lambda: result_tables.retrained_table(whole=True), 'short': result_tables.short_table,
+    'retrained': result_tables.retrained_table, 'combinations': result_tables.combinations_table,
     'rotations': result_tables.rotations_table, 'mixtures': result_tables.mixtures_table}
 
 

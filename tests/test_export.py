@@ -326,6 +326,11 @@ def measure(model, content):
     return evaluate(model, loader, LongTailEvaluator(provenance['shot_counts']))
 
 
+def allowed(device_type, num_images):
+    """Return how many images may be told otherwise: CPUs round by their instructions, which turns a near tie or two."""
+    return (0.0002 if device_type == 'cpu' else 0.001) * num_images
+
+
 def assert_reproduces(folder):
     """Fail unless a folder is whole, and its model has the counts that its config and its card state."""
     assert sorted(path.name for path in folder.iterdir()) == FILES
@@ -333,9 +338,7 @@ def assert_reproduces(folder):
     stated = content['timm_longtail']['metrics']
     metrics = measure(model, content)
     differing = sum(abs(a - b) for a, b in zip(metrics['class_correct'], stated['class_correct'], strict=True))
-    # CPUs round differently by their instructions, which turns a near tie in some thousands of images
-    share = 0.0002 if content['timm_longtail']['device_type'] == 'cpu' else 0.001
-    assert differing <= share * stated['num_images']
+    assert differing <= allowed(content['timm_longtail']['device_type'], stated['num_images'])
     assert metrics['class_total'] == stated['class_total']
     shown = {result.metric_name: result.metric_value
              for result in ModelCard.load(folder / 'README.md').data.eval_results}
@@ -355,6 +358,11 @@ def test_hub_folders(folder):
     if provenance['dataset'] != 'digits_lt' and not os.environ.get('TIMM_LONGTAIL_DATA'):
         pytest.skip(f'{provenance["dataset"]} is not here: set TIMM_LONGTAIL_DATA')
     assert_reproduces(folder)
+
+
+def test_hub_folders_may_differ_by_rounding_alone():
+    assert 0 < allowed('cpu', 10_000) <= 2 < allowed('cuda', 10_000) <= 10
+    assert allowed('cpu', 355) < 1  # the digits
 
 
 def test_the_test_of_hub_folders_can_fail(tmp_path):

@@ -103,7 +103,9 @@ def test_what_has_its_row_is_passed_over(runner):
     runner.main([str(ROOT / DIGITS), '--', '--imbalance-factor', '10'])
     runner.main([str(ROOT / DIGITS), '--', '--epochs', '24'])
     runner.main([str(ROOT / DIGITS), '--', '--method-kwargs', 'temperature=0.2'])
-    assert len(runs()) == 4
+    runner.main([str(ROOT / DIGITS), '--', '--data-seed', '1'])
+    runner.main([str(ROOT / DIGITS), '--', '--val-fraction', '0.1'])
+    assert len(runs()) == 6
 
 
 def test_the_time_limit_stops_a_run_and_those_behind_it(runner, capfd):

@@ -24,14 +24,16 @@ from .run import Run, TrainBatches
 from .weights import choose_preprocessing, create_task_model
 
 # options that decide the numbers: a run is resumed with the same ones, its length included, which shapes the schedule
-_PROTOCOL = (
+# what a checkpoint must agree on to be resumed, and a row with its recipe to stand beside a published figure
+TRAINING_OPTIONS = (
     'epochs', 'model_kwargs', 'method_kwargs', 'sampler', 'epoch_length', 'grad_accum_steps', 'opt', 'lr', 'momentum',
     'weight_decay', 'layer_decay', 'clip_grad', 'sched', 'sched_on_updates', 'decay_milestones', 'decay_epochs',
     'decay_rate', 'min_lr', 'warmup_epochs', 'warmup_lr', 'pretrained', 'initial_checkpoint', 'val_fraction',
     'model_ema', 'model_ema_decay', 'model_ema_warmup',
 )
 
-__all__ = ['build_run', 'check_input', 'create_datasets', 'enter_output_folder', 'loader_options', 'plain']
+__all__ = [
+    'TRAINING_OPTIONS', 'build_run', 'check_input', 'create_datasets', 'enter_output_folder', 'loader_options', 'plain']
 
 
 def create_datasets(args: Namespace):
@@ -117,7 +119,7 @@ def _protocol(args: Namespace, accelerator: Accelerator, train_set, eval_set, pr
         'model': args.model, 'method': args.method, 'dataset': train_set.hash, 'order': train_set.order,
         'evaluated on': eval_set.hash, 'seed': args.seed, 'global_batch_size': global_batch_size,
         'mixed_precision': accelerator.mixed_precision, **asdict(preprocessing),
-        **{name: getattr(args, name) for name in _PROTOCOL},
+        **{name: getattr(args, name) for name in TRAINING_OPTIONS},
         # spelled out: other defaults of a later version are other options
         'method_kwargs': {**default_options(method_class(args.method)), **args.method_kwargs},
     }

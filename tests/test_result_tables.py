@@ -1,0 +1,82 @@
+"""Tables of results, from rows that are made for the purpose."""
+import json
+
+import pytest
+
+from . import result_tables
+
+BASELINE = 'cifar100_lt_if100.resnet20_cifar.ce.e300.s0.json'
+ROW = json.loads((result_tables.RESULTS / BASELINE).read_text())
+
+
+@pytest.fixture
+def keep(tmp_path, monkeypatch):
+    """Return a function that adds a row like the baseline's, with other columns and options typed behind its own."""
+    monkeypatch.setattr(result_tables, 'RESULTS', tmp_path)
+
+    def write(options: str = '', all_correct: float | None = None, **columns):
+        row = {**ROW, 'command': f'{ROW["command"]} {options}', **columns}
+        if all_correct is not None:
+            row['last'] = {**row['last'], 'all': all_correct}
+        (tmp_path / f'{len(list(tmp_path.iterdir()))}.json').write_text(json.dumps(row))
+        return row
+
+    return write
+
+
+def lines(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split('|')[1:-1]] for line in table.splitlines()[2:]]
+
+
+@pytest.mark.parametrize('options, columns, published', [
+    ('', {}, True),
+    ('--seed 3 --mixed-precision no --val-interval 5 --no-channels-last', {'mixed_precision': 'no'}, True),
+    ('--sampler sqrt', {'sampler': 'sqrt'}, False),
+    ('--lr 0.2', {}, False),
+    ('--weight-decay 2e-4', {}, False),
+    ('--method-kwargs label_smoothing=0.1', {'method_kwargs': {'label_smoothing': 0.1}}, False),
+    ('--val-fraction 0.1', {'val_fraction': 0.1}, False),
+    ('-b 64', {'global_batch_size': 64}, False),
+    ('--imbalance-factor 50', {'imbalance_factor': 50}, False),
+    ('--data-seed 1', {'data_seed': 1}, False),
+    ('--subset-order content', {'subset_order': 'content'}, False),
+])
+def test_a_published_figure_stands_beside_its_own_setting_only(keep, options, columns, published):
+    keep(options, **columns)
+    (line,) = lines(result_tables.published_table())
+    source = 'an abstract in Japanese on losses and their combinations in long-tailed recognition, table 1'
+    assert line[-2] == (f'41.14, {source}' if published else '')
+    assert len(lines(result_tables.study_table())) == published
+
+
+def test_precisions_are_lines_of_their_own_and_seeds_are_not(keep):
+    keep(seed=0, all_correct=40.)
+    keep(seed=1, all_correct=42.)
+    keep(seed=0, all_correct=30., mixed_precision='no')
+    published, study = lines(result_tables.published_table()), lines(result_tables.study_table())
+    assert [line[4:7] for line in published] == [
+        ['bf16', '2', '41.00 ± 1.41 (40.89)'], ['fp32', '1', '30.00 (40.89)']]
+    assert [line[2:5] for line in study] == [['bf16', '2', '41.00 ± 1.41'], ['fp32', '1', '30.00']]
+    assert lines(result_tables.short_table()) == []
+
+
+def test_a_run_of_another_length_is_short(keep):
+    keep('--epochs 10', epochs=10)
+    assert lines(result_tables.published_table()) == lines(result_tables.study_table()) == []
+    assert len(lines(result_tables.short_table())) == 1
+
+
+def test_settings_of_the_study_stand_beside_their_own_figures(keep):
+    keep()
+    options = {'pc': 'head', 'complement': 'none'}
+    command = f'python train.py -c {result_tables.COMBINATIONS} --method-kwargs pc=head complement=none'
+    keep(recipe=result_tables.COMBINATIONS, method='pc_comp', method_kwargs=options, command=command)
+    assert [[*line[:2], line[-1]] for line in lines(result_tables.study_table())] == [
+        ['none', 'none', '41.14 / 69.34 / 25.95'], ['head', 'none', '43.14 / 70.45 / 28.43']]
+    assert [line[-2] for line in lines(result_tables.published_table())][1] == ''
+
+
+def test_head_and_tail_are_means_over_their_classes():
+    found = result_tables._head_tail({
+        'shot_counts': [500, 100, 99, 5], 'last': {'all': 1., 'class_accuracy': [80., 60., 30., 10.]}})
+    assert found == {'all': 1., 'head': 70., 'tail': 20.}
