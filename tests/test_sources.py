@@ -493,6 +493,21 @@ def test_a_choice_of_columns_is_left_to_the_user(tmp_path):
         choose_image_column(table.map(lambda row: {'other': row['photo']}), None, 't')
 
 
+def test_files_that_changed_are_read_again(tmp_path):
+    import pandas
+    card = '---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train.parquet\n---\n'
+
+    def keep(folder, values):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'README.md').write_text(card)
+        pandas.DataFrame({'label': values}).to_parquet(folder / 'train.parquet')
+        return load_table(str(folder))['train']['label'][:]
+
+    assert keep(tmp_path / 'one' / 'set', [1, 2, 3]) == [1, 2, 3]
+    assert keep(tmp_path / 'two' / 'set', [7, 8]) == [7, 8]
+    assert keep(tmp_path / 'one' / 'set', [4, 5, 6]) == [4, 5, 6]
+
+
 @pytest.mark.parametrize('name, words', [
     ('hfids/user/set', 'hfids/ streams .*random access.*hfds/USER/SET'),
     ('wds/user/set', 'wds/ streams .*random access.*--dataset folder'),

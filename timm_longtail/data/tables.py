@@ -2,6 +2,7 @@
 
 N images, C classes.
 """
+import hashlib
 import os
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -130,6 +131,13 @@ def _cache_only(datasets, wanted: bool):
         datasets.config.HF_HUB_OFFLINE = before
 
 
+def _cache_of(datasets, folder: Path) -> str:
+    """Return a cache for a folder as it is: by itself the library may serve what files of that name once held."""
+    files = sorted((str(path.relative_to(folder)), path.stat()) for path in folder.rglob('*') if path.is_file())
+    state = [str(folder.resolve()), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)]
+    return str(Path(datasets.config.HF_DATASETS_CACHE, 'local', hashlib.sha256(repr(state).encode()).hexdigest()[:16]))
+
+
 def load_table(place: str, what: str = 'the splits'):
     """Open a folder or a Hub repository with `datasets`.
 
@@ -148,7 +156,7 @@ def load_table(place: str, what: str = 'the splits'):
     unreachable = '' if local else _why_unreachable(datasets, place)
     try:
         with _quiet(datasets), _cache_only(datasets, bool(unreachable)):
-            return datasets.load_dataset(place)
+            return datasets.load_dataset(place, cache_dir=_cache_of(datasets, Path(place)) if local else None)
     except Exception as error:  # the library, the network and Arrow each raise their own kinds
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         if unreachable and isinstance(error, ConnectionError):
