@@ -28,10 +28,10 @@ from timm_longtail.benchmarking import (
     time_steps,
 )
 from timm_longtail.build import build_run, create_datasets
-from timm_longtail.checkpoint import writing
 from timm_longtail.cli import parse_train_args, train_parser
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError, unknown_name
+from timm_longtail.files import writing
 from timm_longtail.machine import create_accelerator
 from timm_longtail.options import Parser
 from timm_longtail.results import peak_memory

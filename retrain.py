@@ -22,6 +22,7 @@ from timm_longtail.candidates import Candidate, is_export, load_checkpoint, load
 from timm_longtail.data import create_splits
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
+from timm_longtail.files import write_json
 from timm_longtail.folder import create_folder, hold_folder
 from timm_longtail.layers import CosineLinear
 from timm_longtail.machine import create_accelerator
@@ -230,9 +231,9 @@ def main(argv: list[str] | None = None):
             **metrics, 'options': classifier.options, 'note': classifier.note, 'seconds': classifier.seconds,
             **({'curve': classifier.curve} if classifier.curve else {})}
     row = results_row(representation, code, rows)
-    results.write_json(folder / 'metrics.json', row)
+    write_json(folder / 'metrics.json', row)
     if row_path is not None:
-        results.write_json(row_path, row)
+        write_json(row_path, row)
     draw_figures(folder, made, figures, confusions, representation)
     print('\n'.join(final_lines(made, figures, representation)))
     print(f'\npython validate.py --model local-dir:{folder}/{made[0].name}/export', flush=True)

@@ -23,7 +23,6 @@ from timm_longtail.candidates import (
     load_timm_model,
     trained_data,
 )
-from timm_longtail.checkpoint import writing
 from timm_longtail.cli import check_names
 from timm_longtail.data import LongTailDataset, create_dataset, create_loader, create_splits
 from timm_longtail.drawing import require_matplotlib
@@ -31,6 +30,7 @@ from timm_longtail.engine import evaluate
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
 from timm_longtail.evaluate import KNNEvaluator, LongTailEvaluator, format_table
+from timm_longtail.files import writing
 from timm_longtail.machine import memory_format
 from timm_longtail.options import Parser, add_data_options
 from timm_longtail.outputs import write_per_class

@@ -10,9 +10,6 @@ import torch
 
 from timm_longtail import checkpoint
 from timm_longtail.checkpoint import (
-    BEST,
-    LAST,
-    PREVIOUS,
     find_checkpoint,
     load_method_state,
     method_state,
@@ -21,6 +18,7 @@ from timm_longtail.checkpoint import (
 )
 from timm_longtail.engine import fit
 from timm_longtail.errors import UserError
+from timm_longtail.files import BEST, LAST, PREVIOUS
 from timm_longtail.methods import create_method
 
 from .runs import digits, make_run

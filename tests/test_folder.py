@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 import train
-from timm_longtail import results
-from timm_longtail.checkpoint import LAST, PREVIOUS, read_checkpoint, write_checkpoint, writing
+from timm_longtail.checkpoint import read_checkpoint, write_checkpoint
 from timm_longtail.errors import UserError
+from timm_longtail.files import LAST, PREVIOUS, write_json, writing
 from timm_longtail.folder import create_folder, held_folder, hold_folder, release_folder
 
 from .runs import TINY
@@ -61,7 +61,7 @@ def test_a_disk_that_fills_up_inside_a_file(tmp_path):
 def test_a_full_disk_stops_each_kind_of_file(tmp_path):
     (tmp_path / 'metrics.json.tmp').symlink_to('/dev/full')
     with pytest.raises(UserError, match=f'cannot write .*metrics.json: {FULL}$'):
-        results.write_json(tmp_path / 'metrics.json', {'a': 1})
+        write_json(tmp_path / 'metrics.json', {'a': 1})
     with pytest.raises(UserError, match='cannot write .*export: .*No such file'), writing(tmp_path / 'export'):
         save_file({'a': torch.zeros(9)}, tmp_path / 'nowhere' / 'a')  # not to /dev/full, which it would replace
     with pytest.raises(UserError, match=f'cannot write .*a.csv: {FULL}'), writing(tmp_path / 'a.csv'):

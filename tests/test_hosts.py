@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from timm_longtail.checkpoint import LAST
 from timm_longtail.entry import run_main
+from timm_longtail.files import LAST
 
 from . import forks
 from .ranks import CASES

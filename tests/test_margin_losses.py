@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from timm_longtail.checkpoint import LAST
 from timm_longtail.cli import parse_train_args
 from timm_longtail.distributed import weighted_mean
 from timm_longtail.engine import fit
 from timm_longtail.errors import UserError
+from timm_longtail.files import LAST
 from timm_longtail.losses import focal_loss, ldam_loss, logit_adjusted_cross_entropy
 from timm_longtail.methods import create_method
 from timm_longtail.methods._mixup import remix_share, swap_neighbours

@@ -7,10 +7,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from timm_longtail.checkpoint import LAST, method_state
+from timm_longtail.checkpoint import method_state
 from timm_longtail.data import create_view
 from timm_longtail.engine import _train_phase, fit
 from timm_longtail.errors import UserError
+from timm_longtail.files import LAST
 from timm_longtail.methods import check_options, create_method, default_options, list_methods, method_class
 from timm_longtail.methods._frozen import FrozenBackbone
 from timm_longtail.models import deployed_state_dict

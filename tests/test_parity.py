@@ -10,9 +10,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from timm_longtail.checkpoint import LAST
 from timm_longtail.data import create_loader
 from timm_longtail.engine import fit
+from timm_longtail.files import LAST
 
 from .ddp import run_distributed
 from .runs import all_methods, assert_same_state, digits, make_run

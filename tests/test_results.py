@@ -11,6 +11,7 @@ import pytest
 
 from timm_longtail import outputs, results
 from timm_longtail.errors import UserError
+from timm_longtail.files import write_json
 
 from .runs import digits, make_run
 
@@ -287,10 +288,10 @@ def test_command_can_be_typed_again(num_processes, launcher, monkeypatch):
 
 def test_writing_json_leaves_a_whole_file(tmp_path, monkeypatch):
     path = tmp_path / 'new' / 'row.json'
-    results.write_json(path, {'a': 1})
+    write_json(path, {'a': 1})
     monkeypatch.setattr(results.os, 'replace', lambda *args: (_ for _ in ()).throw(OSError('no space')))
     with pytest.raises(UserError, match='cannot write .*row.json: no space'):
-        results.write_json(path, {'a': 2})
+        write_json(path, {'a': 2})
     assert json.loads(path.read_text()) == {'a': 1}
 
 

@@ -17,7 +17,8 @@ import timm
 import torch
 from accelerate.state import PartialState
 
-from timm_longtail.checkpoint import LAST, PREVIOUS, write_checkpoint
+from timm_longtail.checkpoint import write_checkpoint
+from timm_longtail.files import LAST, PREVIOUS
 
 from . import forks
 from .runs import TINY, refused

@@ -9,7 +9,6 @@ import logging
 import os
 import pickle
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,47 +16,15 @@ import torch
 from torch import nn
 
 from .errors import UserError
+from .files import LAST, PREVIOUS, writing
 from .models import deployed_state_dict
 
 __all__ = [
-    'BEST', 'LAST', 'PREVIOUS',
-    'check_architecture', 'find_checkpoint', 'last_state', 'load_method_state', 'method_state', 'read_checkpoint',
-    'read_weights', 'write_checkpoint', 'writing',
+    'check_architecture', 'find_checkpoint', 'load_method_state', 'method_state', 'read_checkpoint', 'read_weights',
+    'write_checkpoint',
 ]
 
 _logger = logging.getLogger(__name__)
-
-LAST = 'checkpoint-last.pth.tar'
-PREVIOUS = 'checkpoint-previous.pth.tar'
-BEST = 'model_best.pth.tar'
-
-
-def last_state(folder: Path | None) -> str:
-    """Return, for an error, where the last good state of an output folder is; nothing where there is none."""
-    path = next((folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file()), None) if folder else None
-    return f'; the last good state is in {path}' if path else ''
-
-
-@contextmanager
-def writing(path: Path):
-    """Turn what the disk refuses inside the block into a `UserError`.
-
-    Args:
-        path: What is written, for the message.
-
-    Raises:
-        UserError: Names `path`, the reason, and the checkpoint that stands beside it.
-    """
-    from safetensors import SafetensorError
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as e:
-        reason = e.__context__ if isinstance(e, RuntimeError) else e  # torch.save hides the disk's error behind its own
-        if isinstance(e, RuntimeError) and not isinstance(reason, OSError):
-            raise
-        words = getattr(reason, 'strerror', None) or reason
-        raise UserError(f'cannot write {path}: {words}{last_state(path.parent)}') from e
-
 
 def write_checkpoint(state: dict[str, Any], path: Path, keep_previous: bool = False):
     """Write a checkpoint so that a crash at any moment leaves a whole file.

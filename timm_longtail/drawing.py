@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .checkpoint import writing
 from .errors import UserError
+from .files import writing
 
 __all__ = [
     'GroupRule', 'as_array', 'block_size', 'canvas', 'class_axis', 'class_curve', 'draw_confusion', 'group_bounds',

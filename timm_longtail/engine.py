@@ -13,8 +13,8 @@ import torch
 from timm.utils import distribute_bn
 from torch import nn
 
-from .checkpoint import LAST
 from .errors import UserError
+from .files import LAST
 from .methods import Batch
 from .progress import Progress
 from .run import Run, TrainBatches

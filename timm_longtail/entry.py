@@ -10,9 +10,9 @@ from pathlib import Path
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from .checkpoint import last_state
 from .engine import Interrupted
 from .errors import UserError
+from .files import last_state
 from .folder import held_folder, release_folder
 
 __all__ = ['run_main']

@@ -8,6 +8,12 @@ class UserError(ValueError):
     """
 
 
+def one_line(error: object, limit: int = 300) -> str:
+    """Return the text of an error as one line of at most `limit` characters."""
+    words = ' '.join(str(error).split())
+    return words if len(words) <= limit else words[:limit - 1] + '…'
+
+
 def near_names(name: str, known, count: int = 3) -> str:
     """Return the question whether one of the nearest known names was meant, with a space behind it; '' for none."""
     from difflib import get_close_matches

@@ -5,8 +5,8 @@ import os
 from itertools import count
 from pathlib import Path
 
-from .checkpoint import writing
 from .errors import UserError
+from .files import writing
 
 __all__ = ['create_folder', 'held_folder', 'hold_folder', 'release_folder']
 

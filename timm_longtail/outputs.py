@@ -11,12 +11,13 @@ from torch import nn
 from . import results
 from .build import loader_options, plain
 from .card import is_ours
-from .checkpoint import BEST, read_checkpoint, writing
+from .checkpoint import read_checkpoint
 from .data import create_loader
 from .data.longtail import shot_groups
 from .engine import evaluate
 from .evaluate import GROUPS, format_table
 from .export import deploy, export_model
+from .files import BEST, write_json, writing
 from .machine import memory_format
 from .methods import tells_classes
 from .run import Run
@@ -114,7 +115,7 @@ def write_start(args: Namespace, folder: Path, train_set):
     """Write what is known before training: `args.yaml` and `class_counts.json`."""
     with writing(folder / 'args.yaml'):
         (folder / 'args.yaml').write_text(yaml.safe_dump(plain(args), sort_keys=True))
-    results.write_json(folder / 'class_counts.json', {
+    write_json(folder / 'class_counts.json', {
         'class_names': list(train_set.class_names),
         'class_counts': list(train_set.class_counts),
         'shot_counts': list(train_set.shot_counts),
@@ -169,7 +170,7 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
 
     row = {**_protocol(args, run, train_set), **code, **_cost(run), 'found': found, 'train': _train_terms(run),
            'last': last, 'best': best}
-    results.write_json(run.output_dir / 'metrics.json', row)
+    write_json(run.output_dir / 'metrics.json', row)
     if 'class_correct' in last:
         columns = train_set.class_names, train_set.class_counts, train_set.shot_counts
         write_per_class(run.output_dir / 'per_class.csv', *columns, last)
@@ -186,7 +187,7 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
         )
     _report_bad_images(run, loader, train_set, test_set)
     if args.results:
-        results.write_json(results.results_path(args, train_set), row)
+        write_json(results.results_path(args, train_set), row)
     rows = {'last epoch': last, f'best epoch ({best["epoch"] + 1}, by {best["selected_by"]})': best}
     print(f'\ntest set, weights as exported{_counted(run)}:\n{format_table(rows)}', flush=True)
     if 'class_correct' in last:

@@ -1,6 +1,5 @@
 """Where a result comes from: the code that made it, the command, the machine; and the row that keeps it."""
 import hashlib
-import json
 import os
 import platform
 import re
@@ -15,14 +14,13 @@ import accelerate
 import timm
 import torch
 
-from .checkpoint import writing
 from .errors import UserError
 from .version import __version__
 
 __all__ = [
     'code_state', 'command_line', 'data_tag', 'environment', 'experiment_of', 'is_dirty', 'peak_memory',
     'relative_to_root', 'require_clean_tree', 'results_path', 'tree_files', 'tree_hash', 'working_tree_hash',
-    'variant_of', 'write_json',
+    'variant_of',
 ]
 
 ROOT = Path(__file__).parent.parent
@@ -127,15 +125,6 @@ def _peak_rss() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
     # not ru_maxrss: it starts with what the process held that started this one
     return 1024 * int(re.search(r'VmHWM:\s*(\d+) kB', status)[1])
-
-
-def write_json(path: Path, value: Any):
-    """Write JSON so that a crash leaves the former file whole."""
-    temporary = path.with_name(path.name + '.tmp')
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(value, indent=1) + '\n')
-        os.replace(temporary, path)
 
 
 def relative_to_root(path: Path | None) -> str | None:

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 
 from . import results
-from .checkpoint import writing
 from .data import create_sampler
 from .errors import UserError
 from .evaluate import GROUPS, format_table
 from .export import export_model
+from .files import writing
 from .outputs import license_of, write_per_class
 from .plots import (
     plot_class_accuracy,

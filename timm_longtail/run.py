@@ -12,9 +12,10 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from . import rng
-from .checkpoint import BEST, LAST, load_method_state, method_state, write_checkpoint
+from .checkpoint import load_method_state, method_state, write_checkpoint
 from .data import Preprocessing
 from .errors import UserError
+from .files import BEST, LAST
 from .methods import Batch, Method, default_options
 from .models import deployed_state_dict
 from .version import __version__

@@ -15,8 +15,8 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
 from .build import plain
-from .checkpoint import writing
 from .errors import UserError
+from .files import writing
 from .run import Run
 
 __all__ = ['check_trackers', 'flatten', 'hyper_parameters', 'log_epoch', 'log_final', 'tracking']
