@@ -1,19 +1,26 @@
 """Prototype conformity and complement entropy as a method: groups of classes, warm-up, centroids, phases."""
+import re
+import shlex
+
 import pytest
 import timm
 import torch
 
+from timm_longtail.cli import parse_train_args
+from timm_longtail.data import long_tail_counts
 from timm_longtail.engine import fit
 from timm_longtail.errors import UserError
 from timm_longtail.losses import complement_entropy_loss, prototype_conformity_loss
 from timm_longtail.losses.prototype_conformity import prototype_conformity_parts
 from timm_longtail.methods import create_method
+from timm_longtail.optim import create_optimizers
 
 from .ddp import run_distributed
 from .runs import digits, make_run
 from .test_methods import first_batches, saved_run
 from .test_methods import test_resumes_to_the_same_bits as check_resume
 from .test_parity import launched
+from .test_recipes import ROOT
 
 COUNTS = [500, 100, 99, 5]  # two classes are head, two are tail
 
@@ -39,10 +46,12 @@ def test_groups_of_classes(group, members):
     (dict(pc='heads'), "unknown group of classes 'heads'; did you mean head"),
     (dict(complement='few'), "unknown group of classes 'few'"),
     (dict(pc_weight=0.0), 'pc_weight positive'),
-    (dict(complement_weight_decay=-1.0), 'no rate or decay negative'),
+    (dict(complement_weight_decay=-1.0), 'no rate or decay is negative'),
+    (dict(repel_lr=-1.0), 'no rate or decay is negative'),
+    (dict(repel_lr=1e-4, repel_weight=0.0), 'repel_weight must be positive'),
     (dict(complement_weight=-1.0), 'must not be negative'),
     (dict(warmup=10), r'warmup is a share in \[0, 1\)'),
-    (dict(alternate=False, complement_weight_decay=0.0), 'steps of complement entropy, and there are none'),
+    (dict(alternate=False, complement_weight_decay=1e-4), 'steps of complement entropy, and there are none'),
 ])
 def test_bad_options(options, message):
     with pytest.raises(UserError, match=message):
@@ -75,10 +84,41 @@ def test_optimizers():
     assert (centroids['momentum'], centroids['weight_decay']) == (0, 0)
     assert centroids['lr'] == pytest.approx(0.3 / 0.01)  # on a loss that has the weight 0.01
     assert len(main['params']) == len(complement['params']) == len(list(run.method.model.parameters()))
-    for group in (main, complement):  # as published: two optimizers with the same options
-        assert (group['lr'], group['momentum'], group['weight_decay']) == (0.05, 0.8, 0.01)
-    _, run = make_run('pc_comp head=7 warmup=0.0 complement_weight_decay=0.0')
-    assert run.optimizers[0].param_groups[0]['weight_decay'] > run.optimizers[1].param_groups[0]['weight_decay'] == 0
+    for group in (main, complement):
+        assert (group['lr'], group['momentum']) == (0.05, 0.8)
+
+
+@pytest.mark.parametrize('option, decay', [
+    ('', 0), ('complement_weight_decay=None', 0.01), ('complement_weight_decay=0.001', 0.001),
+])
+def test_weights_decay_once_a_batch_unless_asked(option, decay):
+    _, run = make_run(f'pc_comp head=7 warmup=0.0 {option}', '--weight-decay', '0.01')
+    main, complement = (optimizer.param_groups[0] for optimizer in run.optimizers)
+    assert (main['weight_decay'], complement['weight_decay']) == (0.01, decay)
+
+
+def test_each_set_of_centroids_moves_by_its_own_rate():
+    """One step of SGD from the class means: towards the features, and away from those of other classes."""
+    options = 'squared=True centre_term=False centroid_lr=0.3 repel_lr=0.02 pc_weight=0.5 repel_weight=0.1'
+    _, run = make_run(f'pc_comp pc=all complement=none warmup=0.0 {options}')
+    run.start_epoch(2)
+    method, (batch,) = run.method, first_batches(run)
+    before = method.centroids.detach().clone()
+    assert torch.equal(method.repel_centroids.detach(), before)
+    with torch.no_grad():
+        features, target = method.features(batch[0][0]), batch[1]
+
+    moved, repelled = before.clone(), before.clone()
+    num_classes = len(before)
+    for feature, label in zip(features, target.tolist()):
+        moved[label] -= 0.3 * 2 * (before[label] - feature) / len(features)
+        for c in set(range(num_classes)) - {label}:
+            repelled[c] += 0.02 * 2 * (before[c] - feature) / (num_classes - 1) / len(features)
+
+    method(batch)['loss'].backward()
+    run.optimizers[0].step()
+    torch.testing.assert_close(method.centroids.detach(), moved, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(method.repel_centroids.detach(), repelled, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('opt', ['adamw', 'rmsprop', 'lamb'])
@@ -95,15 +135,33 @@ def test_a_part_is_logged_in_one_scale():
     assert run.method(batch)['complement_loss'] == run.method(batch, phase='complement')['loss'] != 0
 
 
-def test_the_rate_of_the_centroids_follows_the_schedule():
-    options = '--sched', 'multistep', '--decay-milestones', '2', '--decay-rate', '0.1'
-    _, run = make_run('pc_comp head=7 warmup=0.0', *options)
+def rates_of_groups(method, *options):
+    """Return the learning rates of each epoch: the model's and those of the centroids."""
+    _, run = make_run(method, *options)
     rates = []
-    for epoch in range(2):
-        run.epoch = epoch
+    for run.epoch in range(2):
         run.start_epoch(2)
         rates.append([group['lr'] for group in run.optimizers[0].param_groups])
+    return rates
+
+
+DROP = '--sched', 'multistep', '--decay-milestones', '2', '--decay-rate', '0.1'
+WARM_UP = '--sched', 'cosine', '--warmup-epochs', '1', '--warmup-lr', '0.005'
+
+
+def test_the_rate_of_the_centroids_follows_the_schedule():
+    rates = rates_of_groups('pc_comp head=7 warmup=0.0', *DROP)
     assert rates == [[pytest.approx(0.05), pytest.approx(50)], [pytest.approx(0.005), pytest.approx(5)]]
+
+
+@pytest.mark.parametrize('schedule', [DROP, WARM_UP, ('--sched', 'constant')])
+def test_or_it_stays_where_it_is(schedule):
+    options = 'constant_centroid_lr=True repel_lr=0.002 repel_weight=0.1'
+    rates = rates_of_groups(f'pc_comp head=7 warmup=0.0 {options}', *schedule)
+    plain = rates_of_groups('ce', *schedule)
+    for (model, centroids, repelling), (expected,) in zip(rates, plain, strict=True):
+        assert model == expected  # the schedule of the weights is that of any method
+        assert (centroids, repelling) == (pytest.approx(0.5 / 0.01), pytest.approx(0.002 / 0.01 / 0.1))
 
 
 def test_losses_are_those_of_their_groups():
@@ -127,6 +185,27 @@ def test_losses_are_those_of_their_groups():
     method.repel_weight = 1.0
     method.joint = True  # what alternate=False makes of it
     torch.testing.assert_close(method(batch)['loss'], cross_entropy + 0.2 * conformity + 3 * entropy)
+
+
+@pytest.mark.parametrize('squared', [False, True])
+@pytest.mark.parametrize('centre_term', [False, True])
+@pytest.mark.parametrize('apart', [False, True])
+def test_forms_of_prototype_conformity(squared, centre_term, apart):
+    options = f'squared={squared} centre_term={centre_term} ' + ('repel_lr=0.1' if apart else '')
+    _, run = make_run(f'pc_comp head=7 complement=none warmup=0.0 pc_weight=0.2 repel_weight=0.5 {options}')
+    run.start_epoch(2)
+    method, (batch,) = run.method.eval(), first_batches(run)
+    (x,), target, _ = batch
+    assert (method.repel_centroids is not None) == apart
+    if apart:
+        method.repel_centroids.data += torch.randn_like(method.repel_centroids)
+
+    features = method.features(x)
+    is_head = torch.tensor(digits().class_counts)[target] >= 7
+    conformity = prototype_conformity_loss(
+        features, target, method.centroids, is_head, squared, centre_term, method.repel_centroids, 0.5)
+    cross_entropy = torch.nn.functional.cross_entropy(method.logits(features), target)
+    torch.testing.assert_close(method(batch)['loss'], cross_entropy + 0.2 * conformity)
 
 
 def class_means(method, dataset):
@@ -179,9 +258,25 @@ def test_the_warm_up_is_a_share_of_the_run(epochs, first):
     assert begun == [False] * first + [True] * (epochs - first)
 
 
+@pytest.mark.parametrize('options', ['', ' squared=True centre_term=False repel_lr=0.001 constant_centroid_lr=True'])
 @pytest.mark.parametrize('stop_at', [4, 6])  # at the end of the warm-up, and inside the epoch that sets the centroids
-def test_resumes_around_the_centroids(stop_at, tmp_path):
-    check_resume(saved_run('pc_comp head=7 warmup=0.5', tmp_path), stop_at)
+def test_resumes_around_the_centroids(stop_at, options, tmp_path):
+    check_resume(saved_run('pc_comp head=7 warmup=0.5' + options, tmp_path), stop_at)
+
+
+def commands_of_the_docs():
+    """Return what is typed after `train.py` in the page on this method."""
+    text = (ROOT / 'docs' / 'pc_comp.md').read_text().replace('\\\n', ' ')
+    return re.findall(r'^python train\.py (.+)$', text, re.MULTILINE)
+
+
+@pytest.mark.parametrize('typed', commands_of_the_docs())
+def test_commands_of_the_docs_are_understood(typed, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    args = parse_train_args(shlex.split(typed))
+    model = timm.create_model(args.model, device='meta', num_classes=100, **args.model_kwargs)
+    method = create_method(args.method, model, long_tail_counts(500, 100, 100), **args.method_kwargs)
+    create_optimizers(args, method, 10)
 
 
 def centroids_of(rank: int):

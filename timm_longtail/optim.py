@@ -45,7 +45,23 @@ def create_optimizers(args: Namespace, method: Method, steps_per_epoch: int) -> 
         if scheduler is None:  # it would multiply by `lr_scale`
             for group in optimizer.param_groups:
                 group['lr'] *= group.get('lr_scale', 1.)
+        else:
+            _hold_constant_rates(optimizer, scheduler)
     return optimizers, schedulers
+
+
+def _hold_constant_rates(optimizer: torch.optim.Optimizer, scheduler):
+    """Let a schedule leave groups alone that have a `constant_lr`."""
+    if not any('constant_lr' in group for group in optimizer.param_groups):
+        return
+    update_all = scheduler.update_groups
+
+    def update_groups(values):
+        update_all(values)
+        for group in optimizer.param_groups:  # looked up each time: a resumed optimizer has other dictionaries
+            group['lr'] = group.get('constant_lr', group['lr'])
+
+    scheduler.update_groups = update_groups
 
 
 def _decay_layers(args: Namespace, method: Method, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,10 +9,17 @@ states losses, groups, 300 epochs, 10 of cross-entropy first, momentum SGD for c
 for prototype conformity. Inferred: that the 10 are among the 300 and that SGD means the centroids' own; the pooled
 feature; that all centroids repel; where they start; the alternation; the weights of the losses.
 
+The released codes differ from the papers, and options follow them. That of prototype conformity squares the distances,
+leaves out the distances between centroids, and lets a second set of centroids repel, which hardly moves:
+`squared=True centre_term=False repel_lr=1e-4 constant_centroid_lr=True`, with weights 1 and 1e-4. It draws both sets
+from a normal distribution; here both start at the class means. That of complement entropy divides by C, not C - 1, and
+decays the weights in both steps of a batch: `complement_weight_decay=None`. docs/pc_comp.md has commands.
+
 Shapes: B batch of this process, C classes, D width of the features.
 """
 import logging
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,7 +41,7 @@ class PCComp(Method):
     """Cross-entropy, with prototype conformity on one group of classes and complement entropy on another.
 
     Prototype conformity is unbounded below: `repel_weight` 1 is the equation, and drives centroids apart for ever. The
-    default leaves it little but the attraction; docs/pc_comp.md has what other weights do in 300 epochs.
+    default leaves it little but a weak attraction; docs/pc_comp.md has what other settings do.
 
     Args:
         model: timm model with C outputs.
@@ -43,7 +50,12 @@ class PCComp(Method):
         complement: Classes whose images have complement entropy, likewise.
         pc_weight: Weight of prototype conformity.
         repel_weight: Weight of its repulsion over that of its attraction.
-        centroid_lr: Learning rate of the centroids on the loss before its weight; it follows the schedule.
+        squared: Take squared distances.
+        centre_term: Take the distances between centroids, gamma of the equation.
+        centroid_lr: Learning rate of the centroids on the loss before its weight.
+        repel_lr: Learning rate of a second set of centroids, which repels while the first attracts, on the loss before
+            its weights; None lets one set do both.
+        constant_centroid_lr: Keep the rates of centroids where they are; else they follow the schedule.
         complement_weight: Weight of complement entropy.
         alternate: Give it a forward and a step of its own, as Chen et al.; False adds it to the other losses.
         complement_weight_decay: Weight decay of that step; None is the optimizer's, so that it decays twice a batch.
@@ -61,21 +73,33 @@ class PCComp(Method):
             complement: str = 'tail',
             pc_weight: float = 0.01,
             repel_weight: float = 0.001,
+            squared: bool = False,
+            centre_term: bool = True,
             centroid_lr: float = 0.5,
+            repel_lr: float | None = None,
+            constant_centroid_lr: bool = False,
             complement_weight: float = 1.0,
             alternate: bool = True,
-            complement_weight_decay: float | None = None,
+            complement_weight_decay: float | None = 0.0,
             warmup: float = 1 / 30,
             head: int = 100,
             view: str = 'crop_flip',
     ):
         super().__init__(model, class_counts)
-        if not (0 <= warmup < 1 and pc_weight > 0 and min(centroid_lr, complement_weight_decay or 0) >= 0):
-            raise UserError('warmup is a share in [0, 1), pc_weight positive, no rate or decay negative')
+        if not (0 <= warmup < 1 and pc_weight > 0):
+            raise UserError('warmup is a share in [0, 1), pc_weight positive')
+        if min(centroid_lr, repel_lr or 0, complement_weight_decay or 0) < 0:
+            raise UserError('pc_comp: no rate or decay is negative')
+        if repel_lr is not None and repel_weight == 0:
+            raise UserError('repel_lr is of centroids that repel: repel_weight must be positive')
         self.views = (view,)
         self.pc_weight = pc_weight
         self.repel_weight = repel_weight
+        self.squared = squared
+        self.centre_term = centre_term
         self.centroid_lr = centroid_lr
+        self.repel_lr = repel_lr
+        self.constant_centroid_lr = constant_centroid_lr
         self.complement_weight = complement_weight
         self.complement_weight_decay = complement_weight_decay
         self.warmup = warmup
@@ -85,10 +109,15 @@ class PCComp(Method):
         has_complement = bool(self.complement_classes.any())
         self.joint = has_complement and not alternate
         self.phases = ('main', 'complement') if has_complement and alternate else ('main',)
-        if complement_weight_decay is not None and len(self.phases) == 1:
+        if complement_weight_decay and len(self.phases) == 1:
             raise UserError('complement_weight_decay is of the steps of complement entropy, and there are none')
-        shape = len(self.class_counts), model.head_hidden_size
-        self.centroids = nn.Parameter(self.class_counts.new_zeros(shape)) if self.pc_classes.any() else None
+
+        self.centroids = self.repel_centroids = None
+        if self.pc_classes.any():
+            shape = len(self.class_counts), model.head_hidden_size
+            self.centroids = nn.Parameter(self.class_counts.new_zeros(shape))
+            if repel_lr is not None:
+                self.repel_centroids = nn.Parameter(self.class_counts.new_zeros(shape))
 
     def _members(self, group: str, head: int) -> torch.Tensor:
         """Which classes a group holds, bool [C]."""
@@ -102,19 +131,34 @@ class PCComp(Method):
 
     def param_groups(self, phase):
         groups = [{'params': [p for p in self.model.parameters() if p.requires_grad]}]
-        if phase == 'complement' and self.complement_weight_decay is not None:
-            groups[0]['weight_decay'] = self.complement_weight_decay
-        if phase == 'main' and self.centroids is not None:
-            lr = self.centroid_lr / self.pc_weight  # their gradient has the weight of the loss
-            groups.append({'params': [self.centroids], 'lr': lr, 'momentum': 0.0, 'weight_decay': 0.0})
+        if phase == 'complement':
+            if self.complement_weight_decay is not None:
+                groups[0]['weight_decay'] = self.complement_weight_decay
+            return groups
+
+        # gradients of centroids have the weights of the losses, which their rates undo
+        if self.centroids is not None:
+            groups.append(self._centroid_group(self.centroids, self.centroid_lr / self.pc_weight))
+        if self.repel_centroids is not None:
+            lr = self.repel_lr / (self.pc_weight * self.repel_weight)
+            groups.append(self._centroid_group(self.repel_centroids, lr))
         return groups
+
+    def _centroid_group(self, centroids: nn.Parameter, lr: float) -> dict[str, Any]:
+        group = {'params': [centroids], 'lr': lr, 'momentum': 0.0, 'weight_decay': 0.0}
+        if self.constant_centroid_lr:
+            group['constant_lr'] = lr
+        return group
 
     def start_epoch(self, epoch, num_epochs, rng, batches):
         warmup_epochs = min(max(round(self.warmup * num_epochs), self.warmup > 0), num_epochs - 1)
         self.warming_up = epoch < warmup_epochs
         self.idle_phases = ('complement',) if self.warming_up else ()
         if epoch == warmup_epochs and self.centroids is not None:
-            self.centroids.data.copy_(self._class_means(batches))
+            means = self._class_means(batches)
+            self.centroids.data.copy_(means)
+            if self.repel_centroids is not None:
+                self.repel_centroids.data.copy_(means)
 
     @torch.no_grad()
     def _class_means(self, batches):
@@ -135,15 +179,26 @@ class PCComp(Method):
         output = self.logits(features)  # [B, C]
         if phase == 'complement':
             loss = self.complement_weight * complement_entropy_loss(output, target, self.complement_classes[target])
-            return {'loss': loss if self.centroids is None else loss + 0 * self.centroids.sum(), 'output': None}
+            return {'loss': loss + self._zero(), 'output': None}
+
         loss = F.cross_entropy(output, target)
         parts = {'output': output, 'ce_loss': loss}
         on = 0.0 if self.warming_up else 1.0  # times 0, not left out: every parameter has a gradient in every epoch
+
         if self.centroids is not None:
-            pull, push = prototype_conformity_parts(features, target, self.centroids, self.pc_classes[target])
+            pull, push = prototype_conformity_parts(
+                features, target, self.centroids, self.pc_classes[target],
+                self.squared, self.centre_term, self.repel_centroids)
             loss = loss + on * self.pc_weight * (pull - self.repel_weight * push)
-            parts.update({} if self.warming_up else dict(attraction=pull, repulsion=push))
+            if not self.warming_up:
+                parts.update(attraction=pull, repulsion=push)
+
         if self.joint:
             extra = self.complement_weight * complement_entropy_loss(output, target, self.complement_classes[target])
             loss, parts['complement_loss'] = loss + on * extra, extra
         return {'loss': loss, **parts}
+
+    def _zero(self) -> torch.Tensor | float:
+        """Return 0 that depends on all centroids: a phase without them leaves them a gradient."""
+        sets = [centroids for centroids in (self.centroids, self.repel_centroids) if centroids is not None]
+        return 0 * sum(centroids.sum() for centroids in sets)
