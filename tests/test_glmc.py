@@ -1,5 +1,6 @@
 """GLMC and GLMC with its contrast, against the loops and at their boundaries."""
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -65,7 +66,7 @@ def begin(method, epoch, num_epochs, *draws):
 def loop_parts(method, first, second, lam, centre):
     """Mix by the loops, and run the network on one mixture after the other."""
     (x1, x2), (y1, y2) = first[0], second[0]
-    cut, area = reference.cutmix(x2, y2, lam, centre)
+    cut, area = reference.cutmix(x2, y2, lam, centre, method.even_box)
     features = [method.features(x) for x in (reference.mixup(x1, y1, lam), cut)]
     projections = [method.model.branches['projector'](f) for f in features]
     return features, projections, area
@@ -92,7 +93,9 @@ def gradients(method, loss):
 
 @pytest.mark.parametrize('lam', [0.0, 0.37, 1.0])
 @pytest.mark.parametrize('epoch', [0, 3, 9])
-@pytest.mark.parametrize('options, centre', [({}, (3, 5)), ({'area_correction': True}, (7, 0))])
+@pytest.mark.parametrize('options, centre', [
+    ({}, (3, 5)), ({'area_correction': True}, (7, 0)), ({'even_box': False}, (4, 6)),
+])
 def test_equals_the_loops(lam, epoch, options, centre):
     method = begin(make_method(**options), epoch, 10, lam, *centre).train()
     result = method(*make_batches())
@@ -150,14 +153,15 @@ def test_each_mixture_has_its_batch_statistics_unless_joint():
     (1.0, (0, 0), 0),  # nothing of the second image
     (0.0, (4, 6), 1), (0.0, (0, 0), 1 / 4),  # all of it, and what the border leaves of all of it
     (0.75, (4, 6), 1 / 4), (0.75, (0, 11), 1 / 4 / 2 * 4 / 6), (0.75, (7, 11), 3 * 4 / 96), (0.3, (2, 9), None),
+    (0.5, (4, 6), None), (0.99, (0, 0), None), (0.6, (7, 11), None),  # sides of 6 and 9, 1 and 2, 6 and 8
 ])
 def test_mixtures_equal_the_loops(lam, centre, area):
     first, second = make_batches()
     before = [x.clone() for x in (*first[0], *second[0])]
-    for correct in (False, True):
-        method = begin(make_method(area_correction=correct), 0, 1, lam, *centre)
+    for correct, even in itertools.product((False, True), repeat=2):
+        method = begin(make_method(area_correction=correct, even_box=even), 0, 1, lam, *centre)
         mixture = method.mix(first, second)
-        cut, share = reference.cutmix(first[0][1], second[0][1], lam, centre)
+        cut, share = reference.cutmix(first[0][1], second[0][1], lam, centre, even)
         torch.testing.assert_close(mixture.mixup, reference.mixup(first[0][0], second[0][0], lam))
         torch.testing.assert_close(mixture.cutmix, cut, rtol=0, atol=0)
         assert area is None or share == pytest.approx(area)
@@ -169,6 +173,32 @@ def test_mixtures_equal_the_loops(lam, centre, area):
                 expected[TARGET2[i]] += 1 - part
                 torch.testing.assert_close(label[i], expected)
     assert all(torch.equal(a, b) for a, b in zip(before, (*first[0], *second[0])))  # a view may be of one memory
+
+
+def test_boxes_by_hand():
+    """A share of .5 asks for 7.07 of 10 and 8.49 of 12 pixels, so for 8 and 9; the released code takes 8 and 8."""
+    published = draw_box(0.5, 10, 12, Draws(5, 6), even=True)
+    assert published == (slice(1, 9), slice(2, 10))
+    assert draw_box(0.5, 10, 12, Draws(5, 6)) == (slice(1, 9), slice(2, 11))
+    assert draw_box(0.5, 10, 12, Draws(9, 0), even=True) == (slice(5, 10), slice(0, 4))
+    assert draw_box(0.999, 10, 12, Draws(5, 6)) == (slice(5, 6), slice(6, 7))
+    rows, columns = draw_box(0.999, 10, 12, Draws(5, 6), even=True)  # a side of one pixel becomes none
+    assert rows.start == rows.stop and columns.start == columns.stop
+
+
+def test_boxes_of_the_released_code_are_smaller():
+    """Of 32 pixels, over uniform shares and centres: .321 of the area against .331, and two in five differ."""
+    shares = (np.arange(200) + 0.5) / 200
+    areas, differing = {True: 0.0, False: 0.0}, 0.0
+    for lam in shares:
+        spans = {even: [draw_box(lam, 32, 32, Draws(place, place), even)[0] for place in range(32)]
+                 for even in areas}
+        for even, found in spans.items():  # rows and columns are drawn apart: the mean of a product
+            areas[even] += (np.mean([span.stop - span.start for span in found]) / 32) ** 2 / len(shares)
+        same = np.mean([a == b for a, b in zip(*spans.values())])
+        differing += (1 - same ** 2) / len(shares)
+    assert areas[True] == pytest.approx(0.321, abs=0.001) and areas[False] == pytest.approx(0.331, abs=0.001)
+    assert differing == pytest.approx(0.42, abs=0.01)
 
 
 def test_boxes():

@@ -12,7 +12,9 @@ import yaml
 from timm_longtail.cli import _read_recipe, parse_train_args, train_parser
 from timm_longtail.data import default_imbalance_factor, list_datasets, long_tail_counts
 from timm_longtail.errors import UserError
+from timm_longtail.export import export_model, load_exported
 from timm_longtail.methods import create_method, list_methods
+from timm_longtail.models.resnet_cifar import ResNetCifar
 from timm_longtail.optim import _create_scheduler, create_optimizers
 
 ROOT = Path(__file__).parent.parent
@@ -78,6 +80,33 @@ def test_name_agrees_with_content(path):
     assert args.imbalance_factor == factor
     assert timm.is_model(args.model) and args.method in list_methods()
     build_method(args)
+
+
+def small_network(path):
+    """Build a recipe's network with one block a stage, whatever data sets there are."""
+    recipe = yaml.safe_load(path.read_text())
+    stages = 3 if isinstance(timm.create_model(recipe['model'], device='meta'), ResNetCifar) else 4
+    return timm.create_model(recipe['model'], num_classes=4, layers=(1,) * stages, **recipe.get('model_kwargs', {}))
+
+
+@every_recipe
+def test_no_block_starts_as_the_identity(path):
+    """The published codes leave every BatchNorm at 1; timm's ResNets start the last of a block at 0."""
+    network = small_network(path)
+    scales = [module.weight for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert len(scales) > 4
+    assert all((scale == 1).all() for scale in scales)
+
+
+@pytest.mark.parametrize('name', [
+    'bcl_resnet50.imagenet_lt', 'resnet18.moco.tiny_imagenet', 'resnet18_cifar.rais.cifar100',
+])
+def test_an_export_of_such_a_network_loads(name, tmp_path):
+    network = small_network(ROOT / 'recipes' / f'{name}.yaml')
+    loaded, _ = load_exported(export_model(network, tmp_path / 'export'))
+    assert loaded.state_dict().keys() == network.state_dict().keys()
+    for key, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
 
 
 @every_recipe
@@ -232,12 +261,12 @@ def test_recipes_of_glmc_are_the_published_commands(name):
     args = parser.parse_args([])
     vars(args).update(_read_recipe(ROOT / 'recipes' / f'{name}.yaml', parser))
     k, q, gamma, batch_size = GLMC[name]
-    args.model_kwargs = {'device': 'cpu', 'layers': (1, 1, 1, 1) if 'resnext' in name else (1, 1, 1)}
-    network = timm.create_model(args.model, num_classes=4, **args.model_kwargs)
+    network = small_network(ROOT / 'recipes' / f'{name}.yaml')
     method = create_method(args.method, network, [64, 8, 2, 1], **args.method_kwargs)
     assert (method.resample_power, method.consistency_weight, args.global_batch_size) == (k, gamma, batch_size)
     assert (method.class_weight[3] / method.class_weight[0]).item() == pytest.approx(64 ** q, rel=1e-5)
     assert (method.mix_alpha, method.area_correction, method.joint_forward) == (1.0, False, False)
+    assert method.even_box
     rates = learning_rates(args)
     if args.dataset.startswith('cifar'):
         assert (args.epochs, args.lr, args.weight_decay, method.views) == (200, 0.01, 5e-3, ('crop_flip',) * 2)
@@ -296,9 +325,8 @@ def test_self_supervised_recipes_are_the_released_codes(name):
         cosine = (1 + math.cos(math.pi * epoch / args.epochs)) / 2
         rate = args.lr * (epoch / warmup if epoch < warmup else cosine)
         assert optimizer.param_groups[0]['lr'] == pytest.approx(rate, rel=1e-9)
-    args.model_kwargs = {'device': 'meta'}
     outputs = {'rais': 4}.get(args.method, 0)
-    network = timm.create_model(args.model, num_classes=outputs, **args.model_kwargs)
+    network = timm.create_model(args.model, num_classes=outputs, device='meta')
     method = create_method(args.method, network, [4, 3, 2, 1], **args.method_kwargs)
     tiny = args.dataset == 'tiny_imagenet'
     if args.method == 'rais':

@@ -78,18 +78,24 @@ def mixup(first, second, lam):
     return mixed
 
 
-def cutmix(first, second, lam, centre):
+def cutmix(first, second, lam, centre, even=True):
     """Pixels of the box from the second images, all others from the first.
 
-    The box is ceil(sqrt(1 - lam) S) wide and about the centre; with an even side, one more pixel lies before it.
+    The box is ceil(sqrt(1 - lam) S) wide and about the centre: half of that, rounded down, on either side of it. Not
+    `even`, CutMix's own box, has the pixel that an odd width leaves behind the centre.
     """
     mixed = first.clone()
     sides = [math.ceil(math.sqrt(1 - lam) * size) for size in first.shape[-2:]]
     inside = 0
     for row in range(first.shape[-2]):
         for column in range(first.shape[-1]):
-            offsets = row - centre[0] + sides[0] // 2, column - centre[1] + sides[1] // 2
-            if all(0 <= offset < side for offset, side in zip(offsets, sides)):
+            in_box = True
+            for place, middle, side in zip((row, column), centre, sides):
+                last = middle + side // 2 - 1
+                if side % 2 == 1 and not even:
+                    last += 1
+                in_box = in_box and middle - side // 2 <= place <= last
+            if in_box:
                 mixed[:, :, row, column] = second[:, :, row, column]
                 inside += 1
     return mixed, inside / (first.shape[-2] * first.shape[-1])
