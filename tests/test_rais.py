@@ -16,6 +16,8 @@ from timm_longtail.methods._flags import FLAG_FILE, read_flags, write_flags
 from timm_longtail.methods.rais import RotationEvaluator, rotations
 
 from .runs import digits, make_run
+from .test_methods import saved_run
+from .test_methods import test_resumes_to_the_same_bits as check_resume
 
 
 def half_symmetric():
@@ -114,32 +116,89 @@ def test_the_command_shows_what_the_file_says(tmp_path, capsys):
         flags_main([str(tmp_path / 'flags'), '--dataset', 'digits_lt', '--figure', str(tmp_path / 'no' / 'rais.png')])
 
 
-def test_it_stops_where_the_images_are_known_by_heart():
+class Right(nn.Module):
+    """Logits [4B, 4] that are right for a share of 64 images, in each of their rotations."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = share
+
+    def forward(self, x):
+        right = torch.arange(4).repeat_interleave(len(x) // 4)
+        answer = torch.where(torch.arange(len(x)) % 64 < 64 * self.share, right, (right + 1) % 4)
+        return torch.eye(4)[answer]
+
+
+def with_answers(run, share):
+    """Let a run answer rightly for a share of the 64 images in evaluation mode, always in training."""
+    model, always, some = run.method.model, Right(1), Right(share)
+    run.method.features = lambda x: x
+    run.method.logits = lambda x: (always if model.training else some)(x)
+
+
+@pytest.mark.parametrize('share, stops', [(1, True), (58 / 64, True), (57 / 64, False), (0.5, False)])
+def test_it_stops_where_the_images_are_known_by_heart(share, stops):
+    """After step 1, by the accuracy in evaluation mode: .906 of 64 images is too much, .891 is not."""
     _, run = make_run('rais first_epochs=1', '--img-size', '8')
+    with_answers(run, share)
     run.start_epoch(2)
-    batch = next(iter(run.loaders[0]))
-    with torch.no_grad():
-        run.method.logits = lambda features: torch.eye(4).repeat_interleave(len(features) // 4, dim=0)  # all right
-        run.method(batch)
-    assert run.method.correct.tolist() == [64, 64]
+    assert run.method.step_1_right.tolist() == [0, 0]  # it is not asked before
     run.epoch = 1
-    with pytest.raises(UserError, match='rotation accuracy of 1.000 in training, not below most_accuracy=0.9'):
+    if stops:
+        with pytest.raises(UserError, match=rf'accuracy of {share:.3f} on the training images, not below most_acc'):
+            run.start_epoch(2)
+    else:
         run.start_epoch(2)
-    run.method.correct.copy_(torch.tensor([90, 100]))
-    with pytest.raises(UserError, match='not below'):
-        run.start_epoch(2)
-    run.method.correct.copy_(torch.tensor([89, 100]))
+    assert run.method.step_1_right.tolist() == [256 * share, 256]
+    assert run.method.model.training
+
+
+def test_the_check_is_over_the_training_set_as_it_is():
+    """Not flipped, and in evaluation mode: the accuracy that a loop over images and rotations finds."""
+    _, run = make_run('rais first_epochs=1 most_accuracy=0.999', '--img-size', '8')
+    fit(run, 1)
     run.start_epoch(2)
-    assert run.method.correct.tolist() == [0, 0]
+    model = run.method.model.eval()
+    right = 0
+    with torch.no_grad():
+        for (x, *_), _, _ in run.train_batches():
+            for turn in range(4):
+                right += int((model(x.rot90(turn, (2, 3))).argmax(1) == turn).sum())
+    assert run.method.step_1_right.tolist() == [right, 256] and 0 < right < 256
+
+
+def test_a_run_that_resumes_in_step_2_is_not_judged_by_its_later_weights():
+    _, run = make_run('rais first_epochs=1', '--img-size', '8')
+    run.epoch = 1
+    with_answers(run, 0.5)
+    run.start_epoch(2)
+    with_answers(run, 1)
+    run.start_epoch(2)
+    assert run.method.step_1_right.tolist() == [128, 256]
+
+
+@pytest.mark.parametrize('options', ['first_epochs=0', 'first_epochs=1 most_accuracy=1.0'])
+def test_nothing_is_checked(options):
+    _, run = make_run(f'rais {options}', '--img-size', '8')
+    with_answers(run, 1)
+    for run.epoch in range(2):
+        run.start_epoch(2)
+    assert run.method.step_1_right.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize('stop_at', [4, 6])  # at the end of step 1, and inside the first epoch of step 2
+def test_resumes_around_the_check(stop_at, tmp_path):
+    check_resume(saved_run('rais first_epochs=1 most_accuracy=0.999', tmp_path), stop_at)
 
 
 def test_the_weight_of_the_separation_grows_on_a_line():
+    """As in the released code, the first epoch of step 2 has it too, and the last the whole."""
     _, run = make_run('rais first_epochs=2 separation_weight=0.3', '--img-size', '8')
     weights = []
     for run.epoch in range(5):
         run.start_epoch(5)
         weights.append(run.method.weight)
-    assert weights == [None, None, 0.0, pytest.approx(0.1), pytest.approx(0.2)]
+    assert weights == [None, None, pytest.approx(0.1), pytest.approx(0.2), pytest.approx(0.3)]
 
 
 def test_the_evaluator_counts_rotations():

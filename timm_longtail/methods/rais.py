@@ -7,12 +7,13 @@ Shapes: B batch of this process, N images, 4 rotations, rows in the order of the
 """
 import logging
 import math
+from itertools import islice
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..distributed import all_reduce_sum
+from ..distributed import all_reduce_sum, rank, world_size
 from ..errors import UserError
 from ..evaluate import LongTailEvaluator
 from ..losses import rotation_entropy, rotation_separation_loss
@@ -52,17 +53,19 @@ class RotationEvaluator(LongTailEvaluator):
 class RAIS(Method):
     """A classifier of four rotations that gives up on images which look alike in all of them.
 
-    Step 1 trains it on all images, and must end before it knows them by heart. Step 2 goes on with those whose rotation
-    it tells, and drives the entropies of all apart, with a weight that grows on a line. `finish` writes who is
+    Step 1 trains it on all images, and must end before it knows them by heart: as in the released code, its accuracy
+    in evaluation mode on the training images, not flipped, decides. Step 2 goes on with those whose rotation it tells,
+    and drives the entropies of all apart, with a weight that grows on a line. `finish` writes who is
     rotation-agnostic: those whose mean entropy over the rotations is above rho + margin, with rho = log(4) / 2.
 
     Args:
         model: timm model with 4 outputs.
         class_counts: Training images of each class, [C]; unused.
         first_epochs: Epochs of step 1; the rest are step 2.
-        separation_weight: Weight of the entropy separation that step 2 grows to: e / E of it in epoch e = 0 … E - 1.
+        separation_weight: Weight of the entropy separation that step 2 grows to: (e + 1) / E of it in epoch
+            e = 0 … E - 1.
         margin: Of the separation, and of the images that are flagged.
-        most_accuracy: The run stops if step 1 ends with this rotation accuracy, or more, in training; 1 never stops it.
+        most_accuracy: The run stops if step 1 ends with this rotation accuracy, or more; 1 never stops it.
         view: View of each image.
     """
 
@@ -95,7 +98,8 @@ class RAIS(Method):
         self.most_accuracy = most_accuracy
         self.threshold = math.log(4) / 2 + margin  # rho + m
         self.weight: float | None = None  # None in step 1
-        self.register_buffer('correct', torch.zeros(2, dtype=torch.int64))  # of how many, in an epoch of step 1
+        # how many rotations are right after step 1, of how many; kept, since a run that resumes has other weights
+        self.register_buffer('step_1_right', torch.zeros(2, dtype=torch.int64))
 
     @classmethod
     def num_outputs(cls, num_classes):
@@ -109,19 +113,35 @@ class RAIS(Method):
         if epoch == 0 and num_epochs <= self.first_epochs:
             _logger.warning(f'rais: all {num_epochs} epochs are step 1 (first_epochs={self.first_epochs}): '
                             'nothing separates the images')
-        if epoch == self.first_epochs:
-            self._check_overfit()
-        self.correct.zero_()
-        step_2 = epoch - self.first_epochs
-        ramp = step_2 / max(1, num_epochs - self.first_epochs)
+        if epoch == self.first_epochs > 0 and self.most_accuracy < 1:
+            self._check_overfit(batches)
+        step_2 = epoch - self.first_epochs  # epoch of step 2
+        ramp = (step_2 + 1) / max(1, num_epochs - self.first_epochs)
         self.weight = None if step_2 < 0 else self.separation_weight * ramp
 
-    def _check_overfit(self):
-        right, total = self.correct.tolist()
-        if self.most_accuracy < 1 and 0 < self.most_accuracy * total <= right:
+    def _check_overfit(self, batches):
+        right, total = self.step_1_right.tolist()
+        if total == 0:
+            self.step_1_right.copy_(self._count_right(batches))
+            right, total = self.step_1_right.tolist()
+
+        if right >= self.most_accuracy * total:
             raise UserError(
-                f'rais: step 1 ended with a rotation accuracy of {right / total:.3f} in training, not below '
-                f'most_accuracy={self.most_accuracy:g}: it knows the images by heart; take fewer first_epochs')
+                f'rais: step 1 ended with a rotation accuracy of {right / total:.3f} on the training images, not below '
+                f'most_accuracy={self.most_accuracy:g}: it knows them by heart; take fewer first_epochs')
+
+    @torch.no_grad()
+    def _count_right(self, batches) -> torch.Tensor:
+        """Rotations of the training images that are right in evaluation mode, and all; a share on each process."""
+        was_training = self.training
+        self.eval()
+        counts = torch.zeros_like(self.step_1_right)
+        for (x, *_), _, _ in islice(batches(), rank(), None, world_size()):
+            right = self.logits(self.features(rotations(x))).argmax(1) == _turns(x)
+            counts[0] += right.sum()
+            counts[1] += len(right)
+        self.train(was_training)
+        return all_reduce_sum(counts)
 
     def forward(self, batch: Batch, phase: str = 'main') -> dict:
         (x,), _, _ = batch
@@ -132,7 +152,6 @@ class RAIS(Method):
                  'agnostic': (entropy > self.threshold).double().mean()}
         if self.weight is not None:
             return {'loss': rotation_separation_loss(logits, target, self.weight, self.margin), **parts}
-        self.correct += all_reduce_sum(torch.stack((right.sum(), torch.full_like(right.sum(), len(right)))))
         return {'loss': F.cross_entropy(logits, target), **parts}
 
     @torch.no_grad()
