@@ -20,6 +20,7 @@ from timm_longtail.methods import create_method
 from timm_longtail.methods._frozen import _trained_parameters
 from timm_longtail.models import FeatureClassifier, replace_classifier
 
+from .reference import margins
 from .runs import make_run
 
 N, C, D = 60, 5, 8
@@ -139,23 +140,40 @@ def test_lws_trains_one_scale_a_class(data, tau):
     assert [n for n, p in method.named_parameters() if p.requires_grad] == ['scale']
 
 
-def test_max_norm_projects_class_weights_into_a_ball(data):
+def class_balanced_loss(kind, logits, target):
+    """The loops: of a row the weight of its class, then PyTorch's cross-entropy of it, or binary of all classes."""
+    balance = [(1 - 0.9999) / (1 - 0.9999 ** n) for n in COUNTS]
+    weights = torch.tensor([b * C / sum(balance) for b in balance])
+    if kind == 'bce':
+        return margins.softmax_binary_cross_entropy(logits, target, weights)
+    return sum(weights[t] * F.cross_entropy(row[None], t[None]) for row, t in zip(logits, target)) / N
+
+
+@pytest.mark.parametrize('loss', ['bce', 'ce'])
+def test_max_norm_projects_class_weights_into_a_ball(data, loss):
     head, x, target = data
     norms = head.weight.norm(dim=1)
-    method = create_method('max_norm', FeatureClassifier(head), COUNTS)
+    method = create_method('max_norm', FeatureClassifier(head), COUNTS, loss=loss)
     radius = norms.min() + 0.1 * (norms.max() - norms.min())
     torch.testing.assert_close(method.radius, radius.detach())
 
     weight, bias = head.weight.detach().clone().requires_grad_(), head.bias.detach().clone().requires_grad_()
-    balance = [(1 - 0.9999) / (1 - 0.9999 ** n) for n in COUNTS]
-    balance = [b * C / sum(balance) for b in balance]
-    loss = sum(balance[t] * F.cross_entropy((weight @ row + bias)[None], t[None]) for row, t in zip(x, target)) / N
-    gradient, _ = torch.autograd.grad(loss, (weight, bias))
+    logits = torch.stack([weight @ row + bias for row in x])
+    gradient, _ = torch.autograd.grad(class_balanced_loss(loss, logits, target), (weight, bias))
     stepped = weight.detach() - 0.1 * gradient
     expected = torch.stack([row * min(1, radius.item() / row.norm().item()) for row in stepped])
     steps(method, x, target, num_steps=1)
     torch.testing.assert_close(method.model.fc.weight.detach(), expected, atol=1e-6, rtol=1e-5)
     assert method.model.fc.weight.norm(dim=1).max() <= radius * (1 + 1e-6)
+
+
+def test_the_released_loss_of_max_norm_is_its_default(data):
+    head, x, target = data
+    losses = [create_method('max_norm', FeatureClassifier(head), COUNTS, **options)(((x,), target, None))['loss']
+              for options in ({}, {'loss': 'bce'}, {'loss': 'ce'})]
+    assert losses[0] == losses[1] < losses[2]
+    with pytest.raises(UserError, match="max_norm: loss is one of bce, ce, got 'focal'"):
+        create_method('max_norm', FeatureClassifier(head), COUNTS, loss='focal')
 
 
 @pytest.mark.parametrize('name', ['crt', 'linear'])

@@ -141,6 +141,8 @@ CASES = {
     'logit_adjusted_cross_entropy, soft': make_case(
         losses.logit_adjusted_cross_entropy, 'logits', 'soft_target', 'class_counts', tau=1.5),
     'focal_loss': make_case(losses.focal_loss, 'logits', 'target'),
+    'focal_loss, inner weight': make_case(
+        losses.focal_loss, 'logits', 'target', gamma=1.0, weight='class_weight', inner_weight=True),
     'ldam_loss': make_case(losses.ldam_loss, 'logits', 'target', 'class_counts', scale=5.0),
     'sup_con_loss': make_case(losses.sup_con_loss, 'embeddings', 'target', temperature=0.1),
     'sup_con_loss, warm': make_case(losses.sup_con_loss, 'embeddings', 'target', temperature=0.7),
@@ -164,6 +166,9 @@ CASES = {
         losses.balanced_sup_con_loss, 'embeddings', 'target', 'prototypes', temperature=0.1, block_size=26),
     'balanced_sup_con_loss, one by one': make_case(
         losses.balanced_sup_con_loss, 'embeddings', 'target', 'prototypes', temperature=0.1, block_size=1),
+    'softmax_binary_cross_entropy': make_case(losses.softmax_binary_cross_entropy, 'logits', 'target'),
+    'softmax_binary_cross_entropy, weighted': make_case(
+        losses.softmax_binary_cross_entropy, 'logits', 'target', weight='class_weight'),
     'soft_cross_entropy': make_case(losses.soft_cross_entropy, 'logits', 'soft_target'),
     'soft_cross_entropy, weighted': make_case(
         losses.soft_cross_entropy, 'logits', 'soft_target', 'class_weight', leaves=('logits',)),

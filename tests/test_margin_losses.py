@@ -18,7 +18,12 @@ from timm_longtail.distributed import weighted_mean
 from timm_longtail.engine import fit
 from timm_longtail.errors import UserError
 from timm_longtail.files import LAST
-from timm_longtail.losses import focal_loss, ldam_loss, logit_adjusted_cross_entropy
+from timm_longtail.losses import (
+    focal_loss,
+    ldam_loss,
+    logit_adjusted_cross_entropy,
+    softmax_binary_cross_entropy,
+)
 from timm_longtail.methods import create_method
 from timm_longtail.methods._mixup import remix_share, swap_neighbours
 from timm_longtail.methods._reweight import DeferredWeights
@@ -131,28 +136,70 @@ def test_ldam_knows_the_ratios_of_counts_only():
     assert balanced > value  # every margin is the largest
 
 
+# weights inside the focal loss, and the binary cross-entropy of a softmax
+
+def test_inner_weights_by_hand():
+    """Equal logits of four classes: p = 1/4, and to the power of the weight 2 it is 1/16."""
+    weight = torch.tensor([2.0, 1.0, 1.0, 1.0])
+    rows = focal_loss(torch.zeros(2, 4), torch.tensor([0, 1]), 1.0, weight, 'none', inner_weight=True)
+    assert rows.tolist() == [pytest.approx(15 / 16 * 2 * math.log(4)), pytest.approx(3 / 4 * math.log(4))]
+
+
+def test_inner_weights_without_focus_weigh_the_mean_over_rows():
+    logits, target, weight = make_rows()
+    rows = F.cross_entropy(logits, target, reduction='none', weight=weight)
+    torch.testing.assert_close(focal_loss(logits, target, 0.0, weight, inner_weight=True), rows.mean())
+    torch.testing.assert_close(focal_loss(logits, target, 2.0, inner_weight=True), focal_loss(logits, target, 2.0))
+
+
+def test_binary_cross_entropy_is_pytorchs_on_probabilities():
+    """As the released second stage of weight balancing computes it, where nothing is below its bound of e^-100."""
+    logits, target, weight = make_rows()
+    expected = value_and_gradient(
+        lambda x: F.binary_cross_entropy(
+            x.softmax(1), F.one_hot(target, 4).double(), weight=weight[target][:, None].expand(-1, 4)), logits)
+    found = value_and_gradient(softmax_binary_cross_entropy, logits, target, weight=weight)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_binary_cross_entropy_of_sure_rows(dtype):
+    """Right or wrong by a gap of g: log(1 - p) is -g of the class that is missed, as is log p of the right one."""
+    gaps = torch.tensor([60.0, 200.0, 1e4])
+    logits = torch.stack([gaps, torch.zeros(3)], dim=1).to(dtype).requires_grad_()
+    for column, factor in ((0, 0), (1, 1)):
+        target = torch.full((3,), column)
+        value, gradient = value_and_gradient(softmax_binary_cross_entropy, logits, target)
+        assert float(value) == pytest.approx(factor * float(logits.detach()[:, 0].float().mean()), rel=1e-5, abs=1e-20)
+        assert gradient.isfinite().all()
+
+
 # edges
 
 @pytest.mark.parametrize('gamma', [0.0, 0.25, 0.5, 1.0, 2.0, 5.0])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_focal_loss_of_sure_rows_is_finite(gamma, dtype):
+@pytest.mark.parametrize('inner_weight', [False, True])
+def test_focal_loss_of_sure_rows_is_finite(gamma, dtype, inner_weight):
     """Right or wrong beyond doubt, by gaps at which 1 - p, or p itself, is 0 in every precision."""
     largest = torch.finfo(dtype).max / 4 if dtype == torch.float16 else 1e30
     gaps = torch.tensor([10.0, 20.0, 60.0, 200.0, 1e4, largest])
     logits = torch.stack([torch.zeros(6), gaps], dim=1).to(dtype).requires_grad_()
     for column in (0, 1):
         target = torch.full((6,), column)
-        value, gradient = value_and_gradient(focal_loss, logits, target, gamma, reduction='sum')
+        value, gradient = value_and_gradient(
+            focal_loss, logits, target, gamma, reduction='sum', inner_weight=inner_weight)
         assert value.isfinite() and gradient.isfinite().all()
-    rows = focal_loss(logits, torch.zeros(6).long(), gamma, reduction='none')
+    rows = focal_loss(logits, torch.zeros(6).long(), gamma, reduction='none', inner_weight=inner_weight)
     torch.testing.assert_close(rows, logits.detach()[:, 1].to(rows.dtype), rtol=1e-3, atol=0)  # p = e^-gap
 
 
-def test_focal_loss_keeps_its_digits_where_p_is_close_to_one():
+@pytest.mark.parametrize('inner_weight', [False, True])
+def test_focal_loss_keeps_its_digits_where_p_is_close_to_one(inner_weight):
     logits = torch.stack([torch.tensor([5.0, 8.0, 12.0]), torch.zeros(3)], dim=1)
     target = torch.zeros(3).long()
-    single = value_and_gradient(focal_loss, logits.requires_grad_(), target, 0.5)
-    double = value_and_gradient(focal_loss, logits.detach().double().requires_grad_(), target, 0.5)
+    options = dict(gamma=0.5, inner_weight=inner_weight)
+    single = value_and_gradient(focal_loss, logits.requires_grad_(), target, **options)
+    double = value_and_gradient(focal_loss, logits.detach().double().requires_grad_(), target, **options)
     torch.testing.assert_close(single[0].double(), double[0], rtol=1e-4, atol=0)
     torch.testing.assert_close(single[1].double(), double[1], rtol=1e-2, atol=0)
 
@@ -349,6 +396,15 @@ def test_class_balanced_focal_loss():
     assert max(weight) > 1.01 * min(weight)
     torch.testing.assert_close(
         result['loss'], reference.focal_loss(result['output'], target, 1.0, weight), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize('start, weighted', [('0', True), ('1', False)])
+def test_class_balanced_focal_loss_of_ldams_code(start, weighted):
+    options = 'gamma=1', 'beta=0.9', 'inner_weights=True', f'reweight_start={start}'
+    method, (_, target, _), result = forward('class_balanced', *options)
+    weight = reference.class_balanced_weights(method.class_counts, 0.9) if weighted else None
+    expected = reference.focal_loss(result['output'], target, 1.0, weight, inner_weight=True)
+    torch.testing.assert_close(result['loss'], expected, rtol=1e-6, atol=0)
 
 
 def test_balanced_softmax_is_logit_adjustment():

@@ -3,10 +3,11 @@ import math
 
 import torch
 
-from .margins import focal_loss, ldam_loss
+from .margins import focal_loss, ldam_loss, softmax_binary_cross_entropy
 
 __all__ = [
-    'balanced_sup_con_loss', 'focal_loss', 'ldam_loss', 'logit_adjusted_cross_entropy', 'sup_con_loss',
+    'balanced_sup_con_loss', 'focal_loss', 'ldam_loss', 'logit_adjusted_cross_entropy',
+    'softmax_binary_cross_entropy', 'sup_con_loss',
 ]
 
 

@@ -14,13 +14,28 @@ def _probabilities(scores):
     return [e / sum(exponentials) for e in exponentials]
 
 
-def focal_loss(logits, target, gamma=2.0, weight=None):
-    """Lin et al., equation (4): -(1 - p)^gamma log p."""
+def focal_loss(logits, target, gamma=2.0, weight=None, inner_weight=False):
+    """Lin et al., equation (4): -(1 - p)^gamma log p. LDAM's code has the cross-entropy weighted before p = e^-CE."""
     losses = []
     for i, y in enumerate(target.tolist()):
         p = _probabilities(list(logits[i]))[y]
-        losses.append(-(1 - p) ** gamma * torch.log(p))
-    return _weighted_mean(losses, target, weight)
+        if inner_weight:
+            cross_entropy = -torch.log(p) * (1.0 if weight is None else float(weight[y]))
+            losses.append((1 - torch.exp(-cross_entropy)) ** gamma * cross_entropy)
+        else:
+            losses.append(-(1 - p) ** gamma * torch.log(p))
+    return sum(losses) / len(losses) if inner_weight else _weighted_mean(losses, target, weight)
+
+
+def softmax_binary_cross_entropy(logits, target, weight=None):
+    """Second stage of weight balancing as released: -t log p - (1 - t) log(1 - p) of every class, their mean."""
+    num_classes = logits.shape[1]
+    total = 0 * logits.sum()
+    for i, y in enumerate(target.tolist()):
+        for k, p in enumerate(_probabilities(list(logits[i]))):
+            loss = -torch.log(p) if k == y else -torch.log(1 - p)
+            total = total + loss * (1.0 if weight is None else float(weight[y]))
+    return total / (len(logits) * num_classes)
 
 
 def ldam_loss(logits, target, class_counts, max_margin=0.5, scale=30.0, weight=None):

@@ -12,6 +12,7 @@ from .proco import proco_loss
 from .prototype_conformity import prototype_conformity_loss
 from .rotation_separation import rotation_entropy, rotation_separation_loss
 from .soft_cross_entropy import soft_cross_entropy
+from .softmax_binary_cross_entropy import softmax_binary_cross_entropy
 from .sup_con import sup_con_loss
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     'rotation_entropy',
     'rotation_separation_loss',
     'soft_cross_entropy',
+    'softmax_binary_cross_entropy',
     'sup_con_loss',
 ]

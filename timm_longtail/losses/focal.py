@@ -9,6 +9,7 @@ it; the paper, and Cui et al. (CVPR 2019, https://arxiv.org/abs/1901.05555), tak
 Shapes: B batch, C classes.
 """
 import torch
+import torch.nn.functional as F
 
 from ..errors import UserError
 from ._common import full_precision, reduce_rows
@@ -22,10 +23,15 @@ def focal_loss(
         gamma: float = 2.0,
         weight: torch.Tensor | None = None,
         reduction: str = 'mean',
+        inner_weight: bool = False,
 ) -> torch.Tensor:
     """Cross-entropy that counts less for rows that are already right.
 
-        L_i = -(1 - p_i)^gamma log p_i,    p_i = softmax(logits_i)[y_i]
+        L_i = -(1 - p_i)^gamma log p_i,            p_i = softmax(logits_i)[y_i]
+        L_i = -(1 - p_i^w)^gamma w log p_i,        with `inner_weight`, w the weight of class y_i
+
+    The second form is that of LDAM's code (Cao et al., NeurIPS 2019, https://github.com/kaidic/LDAM-DRW), which takes
+    p from the weighted cross-entropy: a heavy class also counts as less right.
 
     Args:
         logits: Class scores [B, C].
@@ -33,6 +39,7 @@ def focal_loss(
         gamma: Focusing; 0 is plain cross-entropy.
         weight: Of each class [C]; the mean is then sum(w l) / sum(w), as in PyTorch.
         reduction: 'mean' and 'sum' over rows, 'none' for [B].
+        inner_weight: Put the weight into p too; the mean is then over the rows, whatever they weigh.
 
     Returns:
         Scalar, or [B] with reduction 'none', in float32 or wider.
@@ -44,10 +51,20 @@ def focal_loss(
     if not gamma >= 0:
         raise UserError(f'gamma must be at least 0, got {gamma}')
     column = target[:, None]
+    # scores of the other classes; the lowest finite number, not -inf: a class alone keeps a finite gradient
+    others = logits.scatter(1, column, torch.finfo(logits.dtype).min).logsumexp(1)
+    row_weights = row_weight(weight, logits, target)
+
+    if inner_weight:
+        # -log p as softplus, and 1 - p^w as expm1: both keep their digits where p is close to 1
+        loss = F.softplus(others - logits.gather(1, column).squeeze(1))
+        if row_weights is not None:
+            loss = row_weights * loss
+        rest = -torch.expm1(-loss)
+        return reduce_rows(rest.clamp(min=torch.finfo(rest.dtype).tiny) ** gamma * loss, reduction)
+
+    # log(1 - p) from the other classes: 1 - p is 0 for a row that is sure, where a power has no gradient
     log_prob = logits.log_softmax(1).gather(1, column).squeeze(1)
-    # log(1 - p) from the scores of the other classes: 1 - p is 0 for a row that is sure, where a power has no gradient.
-    # The lowest finite number, not -inf: a class alone keeps a finite gradient
-    others = logits.scatter(1, column, torch.finfo(logits.dtype).min)
-    log_rest = others.logsumexp(1) - logits.logsumexp(1)
+    log_rest = others - logits.logsumexp(1)
     loss = -(gamma * log_rest).exp() * log_prob
-    return reduce_rows(loss, reduction, row_weight(weight, logits, target))
+    return reduce_rows(loss, reduction, row_weights)

@@ -16,14 +16,18 @@ from ._reweight import DeferredWeights
 class ClassBalanced(Method):
     """Cross-entropy, or the focal loss, weighted by the effective number of images of a class.
 
-    The sum of the weighted losses is divided by the sum of the weights, over all processes. The paper divides by the
-    number of images, and takes the focal loss of sigmoids where this one takes that of the softmax.
+    The sum of the weighted losses is divided by the sum of the weights, over all processes: that is PyTorch's weighted
+    cross-entropy, and what LDAM's code trains with where gamma is 0. Its focal loss weighs otherwise, which
+    `inner_weights` follows: weights act inside the focusing, and the mean is over the images. Rare classes weigh more
+    than they are frequent, so this makes the loss, and with it the rate, smaller: 4.7 times at imbalance factor 100.
+    The paper divides by the number of images too, and takes the focal loss of sigmoids instead of the softmax.
 
     Args:
         model: timm model with C outputs.
         class_counts: Training images of each class, [C].
         beta: Near 0 all classes weigh the same, near 1 as the inverse of their images.
         gamma: Focusing of the focal loss; 0 is cross-entropy.
+        inner_weights: Weigh as the focal loss of LDAM's code.
         reweight_start: Share of the run, or epoch, from which the weights hold; 0 is the paper's, 0.8 is deferred
             re-weighting as in LDAM.
         view: View of each image.
@@ -36,12 +40,14 @@ class ClassBalanced(Method):
             *,
             beta: float = 0.9999,
             gamma: float = 0.0,
+            inner_weights: bool = False,
             reweight_start: float = 0.0,
             view: str = 'crop_flip',
     ):
         super().__init__(model, class_counts)
         self.reweight = DeferredWeights(self.class_counts, beta, reweight_start)
         self.gamma = gamma
+        self.inner_weights = inner_weights
         self.views = (view,)
 
     def start_epoch(self, epoch, num_epochs, rng, batches):
@@ -50,5 +56,10 @@ class ClassBalanced(Method):
     def forward(self, batch: Batch, phase: str = 'main') -> dict:
         (x,), target, _ = batch
         output = self.logits(self.features(x))  # [B, C]
-        losses = focal_loss(output, target, self.gamma, reduction='none')
-        return {'loss': self.reweight(losses, target), 'output': output}
+        if self.inner_weights:
+            weight = self.reweight.weight if self.reweight.active else None
+            loss = focal_loss(output, target, self.gamma, weight, inner_weight=True)
+        else:
+            losses = focal_loss(output, target, self.gamma, reduction='none')
+            loss = self.reweight(losses, target)
+        return {'loss': loss, 'output': output}
