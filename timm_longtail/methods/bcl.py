@@ -3,7 +3,9 @@
 J. Zhu, Z. Wang, J. Chen, Y.-P. P. Chen, Y.-G. Jiang, CVPR 2022, https://arxiv.org/abs/2207.09052
 
 Written from the paper; where paper and released code leave CIFAR open (its CIFAR code was never published), the values
-are the consensus of the works that build on it.
+are the consensus of the works that build on it. They do not agree on how the MLPs start: here as PyTorch's linear
+layers do, as in the code for ImageNet-LT; one of them (GKP-GSA) draws from Kaiming's normal distribution, 2.45 times
+as wide.
 
 Shapes: B batch of this process, W processes, C classes, D width of the features, E width of the embeddings.
 """

@@ -2,6 +2,10 @@
 
 K. Cao, C. Wei, A. Gaidon, N. Arechiga, T. Ma, NeurIPS 2019, https://arxiv.org/abs/1906.07413
 
+Loss, weights and schedule are those of the released code, https://github.com/kaidic/LDAM-DRW. Its data differ: it
+normalises CIFAR by deviations of .2023 / .1994 / .2010 (`--std`), and trains on the last batch of an epoch, which is
+not whole, where loaders here leave it out.
+
 Shapes: B batch of this process, C classes.
 """
 from torch import nn

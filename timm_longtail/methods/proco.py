@@ -4,7 +4,8 @@ C. Du, Y. Wang, S. Song, G. Huang, TPAMI 2024, https://arxiv.org/abs/2403.06726
 
 Inferred: the projector's sizes are those of BCL on CIFAR; a class that has not been seen yet, in the first steps of a
 run, is uniform on the sphere. The two estimates of a class's mean follow the behaviour of the released code,
-https://github.com/LeapLabTHU/ProCo.
+https://github.com/LeapLabTHU/ProCo, but for the order within a batch: here both views are in the means before either is
+scored, there the first view is scored by means that the second has not entered yet.
 
 Shapes: B batch of this process, C classes, D width of the features, E width of the embeddings.
 """
