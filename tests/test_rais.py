@@ -15,9 +15,11 @@ from timm_longtail.methods import create_method
 from timm_longtail.methods._flags import FLAG_FILE, read_flags, write_flags
 from timm_longtail.methods.rais import RotationEvaluator, rotations
 
+from .ddp import run_distributed
 from .runs import digits, make_run
 from .test_methods import saved_run
 from .test_methods import test_resumes_to_the_same_bits as check_resume
+from .test_parity import launched
 
 
 def half_symmetric():
@@ -116,6 +118,9 @@ def test_the_command_shows_what_the_file_says(tmp_path, capsys):
         flags_main([str(tmp_path / 'flags'), '--dataset', 'digits_lt', '--figure', str(tmp_path / 'no' / 'rais.png')])
 
 
+CHECKED = 'rais first_epochs=1 most_accuracy=0.999'
+
+
 class Right(nn.Module):
     """Logits [4B, 4] that are right for a share of 64 images, in each of their rotations."""
 
@@ -155,7 +160,7 @@ def test_it_stops_where_the_images_are_known_by_heart(share, stops):
 
 def test_the_check_is_over_the_training_set_as_it_is():
     """Not flipped, and in evaluation mode: the accuracy that a loop over images and rotations finds."""
-    _, run = make_run('rais first_epochs=1 most_accuracy=0.999', '--img-size', '8')
+    _, run = make_run(CHECKED, '--img-size', '8')
     fit(run, 1)
     run.start_epoch(2)
     model = run.method.model.eval()
@@ -177,6 +182,26 @@ def test_a_run_that_resumes_in_step_2_is_not_judged_by_its_later_weights():
     assert run.method.step_1_right.tolist() == [128, 256]
 
 
+def counted(rank: int):
+    """What one of two processes finds after step 1."""
+    with launched(rank):
+        _, run = make_run(CHECKED, '--img-size', '8', '--batch-size', '8', '--validation-batch-size', '24')
+        run.epoch = 1
+        run.start_epoch(2)
+        return run.method.step_1_right
+
+
+@pytest.mark.ddp
+def test_two_processes_count_each_image_once():
+    """The batches, of 24, 24 and 16 images, are not equal."""
+    _, run = make_run(CHECKED, '--img-size', '8')
+    run.epoch = 1
+    run.start_epoch(2)
+    assert 0 < run.method.step_1_right[0] < run.method.step_1_right[1] == 256
+    for found in run_distributed(counted):
+        assert torch.equal(found, run.method.step_1_right)
+
+
 @pytest.mark.parametrize('options', ['first_epochs=0', 'first_epochs=1 most_accuracy=1.0'])
 def test_nothing_is_checked(options):
     _, run = make_run(f'rais {options}', '--img-size', '8')
@@ -188,7 +213,7 @@ def test_nothing_is_checked(options):
 
 @pytest.mark.parametrize('stop_at', [4, 6])  # at the end of step 1, and inside the first epoch of step 2
 def test_resumes_around_the_check(stop_at, tmp_path):
-    check_resume(saved_run('rais first_epochs=1 most_accuracy=0.999', tmp_path), stop_at)
+    check_resume(saved_run(CHECKED, tmp_path), stop_at)
 
 
 def test_the_weight_of_the_separation_grows_on_a_line():
