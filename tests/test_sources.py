@@ -14,7 +14,7 @@ from timm_longtail.build import create_datasets
 from timm_longtail.cli import parse_train_args
 from timm_longtail.data import create_dataset, lists, long_tail_counts, sources
 from timm_longtail.data.encoded import decode_images
-from timm_longtail.data.folders import list_images
+from timm_longtail.data.folders import list_files
 from timm_longtail.data.hub_sets import choose_image_column, choose_label_column, require_random_access
 from timm_longtail.data.tables import TableImages, load_table
 from timm_longtail.errors import UserError
@@ -192,11 +192,11 @@ def test_what_lies_below_a_class(tmp_path):
         draw((tmp_path / 'a' / path).with_suffix('.png')).rename(tmp_path / 'a' / path)
     write_classes(tmp_path / 'elsewhere', {'d': 2})
     (tmp_path / 'a' / 'link').symlink_to(tmp_path / 'elsewhere' / 'd')
-    assert list_images(tmp_path / 'a') == [
+    assert list_files(tmp_path / 'a').images == [
         'b c.png', 'link/00.png', 'link/01.png', 'sub/a.png', 'sub/deep/y.JPG', 'z.png']
     (tmp_path / 'a' / 'sub' / 'loop').symlink_to(tmp_path / 'a')
     with pytest.raises(UserError, match='loop is a link back to'):
-        list_images(tmp_path / 'a')
+        list_files(tmp_path / 'a')
 
 
 def test_the_order_is_that_of_the_names(tmp_path):
