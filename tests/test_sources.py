@@ -221,7 +221,7 @@ def test_a_name_that_is_no_utf8(tmp_path):
     (['train/x.png'], 'train has no class folder'),
     (['train/x.png', 'test/x.png'], 'test has no class folder'),
     (['train/x.png', 'test/a/x.png'], 'train has no class folder'),
-    (['train/a/x.png', 'train/b/x.png'], 'has train but no test folder: looked for test, val'),
+    (['train/a/x.png', 'train/b/x.png'], 'has train but no test folder: looked for test, testing, val'),
     (['test/a/x.png', 'other/a/x.png'], 'has no folder train; it has other, test'),
     (['train/a/x.txt', 'train/b/.x.png', 'test/a/x.png'], 'train holds no image'),
     (['a/x.txt', 'b/x.txt'], 'holds no image'),

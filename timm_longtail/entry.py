@@ -1,4 +1,5 @@
 """How an entry point runs: log lines, errors as one line, exit status."""
+import io
 import logging
 import os
 import signal
@@ -27,6 +28,9 @@ def run_main(main: Callable[[], None]):
     A `UserError` becomes one line and exit status 2, a signal 128 plus its number, the loss of another process of the
     run one line and status 1.
     """
+    # the name of a file may be one that no terminal can show
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')
     is_main = os.environ.get('RANK', '0') == '0'
     speaks = os.environ.get('LOCAL_RANK', '0') == '0'  # what goes wrong on one host only is said there
     logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format='%(message)s', stream=sys.stdout)
