@@ -321,5 +321,5 @@ def test_images_that_do_not_fit_into_memory(tmp_path):
             return 10 ** 9
 
     draw(tmp_path / 'a.png', (1000, 1000))
-    with pytest.raises(UserError, match='1000000000 images of 1000x1000 pixels do not fit into memory: .*--loader work'):
+    with pytest.raises(UserError, match='1000000000 images of 1000x1000 pixels do not fit into memory'):
         decode_images(Many(tmp_path, ['a.png']))
