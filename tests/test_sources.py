@@ -108,17 +108,6 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode, end):
     assert torch.equal(dataset.images[0], torch.from_numpy(np.array(Image.open(path).convert('RGB'))).permute(2, 0, 1))
 
 
-def test_sixteen_bits_are_scaled_and_floats_refused(tmp_path):
-    from timm_longtail.data.encoded import FileImages
-    levels = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
-    Image.fromarray(levels).save(tmp_path / 'deep.png')
-    Image.fromarray(levels.astype(np.float32)).save(tmp_path / 'float.tiff')
-    images = FileImages(tmp_path, ['deep.png', 'float.tiff'])
-    assert np.array_equal(np.asarray(images.image(0))[..., 1], levels // 256)
-    with pytest.raises(UserError, match='float.tiff: its pixels are floating-point'):
-        images.image(1)
-
-
 def test_the_size_of_a_small_set_does_not_hang_on_its_first_image(tmp_path):
     write_classes(tmp_path / 'train', {'ant': 3, 'bee': 2})
     write_classes(tmp_path / 'test', {'ant': 1, 'bee': 1})

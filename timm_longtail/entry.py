@@ -28,11 +28,10 @@ def run_main(main: Callable[[], None]):
     A `UserError` becomes one line and exit status 2, a signal 128 plus its number, the loss of another process of the
     run one line and status 1.
     """
-    # the name of a file may be one that no terminal can show
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors='backslashreplace')
     is_main = os.environ.get('RANK', '0') == '0'
     speaks = os.environ.get('LOCAL_RANK', '0') == '0'  # what goes wrong on one host only is said there
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')  # names that the locale has no letters for
     logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format='%(message)s', stream=sys.stdout)
     logging.getLogger('timm').setLevel(logging.WARNING)
     logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # a line for each attempt without a network

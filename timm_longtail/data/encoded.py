@@ -14,7 +14,7 @@ from ..errors import UserError, one_line
 from ..files import reading
 from .decoding import decode_rgb, read_size
 
-__all__ = ['EncodedImages', 'FileImages', 'decode_images', 'encoded_digests', 'files_hash']
+__all__ = ['EncodedImages', 'FileImages', 'decode_images', 'encoded_digests', 'files_hash', 'read_file']
 
 
 class EncodedImages:
@@ -128,7 +128,7 @@ class FileImages(EncodedImages):
         return str(self.root / self.paths[self.rows[position]])
 
     def _read(self, rows: np.ndarray) -> list[bytes]:
-        return [_read_file(self.root / self.paths[row]) for row in rows]
+        return [read_file(self.root / self.paths[row]) for row in rows]
 
     def _names(self, rows: np.ndarray) -> list[str]:
         return [self.paths[row] for row in rows]
@@ -137,8 +137,12 @@ class FileImages(EncodedImages):
         return np.array([_file_size(self.root / self.paths[row]) for row in rows], np.int64)
 
 
-def _read_file(path: Path) -> bytes:
-    # a named pipe or a device would be read for ever
+def read_file(path: Path) -> bytes:
+    """Return the bytes of an image file.
+
+    Raises:
+        UserError: There is none, or it is not a regular file: a named pipe or a device would be read for ever.
+    """
     with reading(path, 'image file'):
         return path.read_bytes()
 
