@@ -78,9 +78,9 @@ def test_files_that_are_not_read_are_counted(tmp_path):
 
     train_set, test_set = create_splits('folder', data_dir=tmp_path)
     assert train_set.class_counts == [4, 3, 2] and test_set.class_counts == [3, 3, 2]
-    assert 'train: not read as images are 2 .heic, 1 .txt, 1 without extension, the first is bee/1.heic: ' in (
+    assert 'train: files not read as images: 2 .heic, 1 .txt, 1 without extension, the first is bee/1.heic (HEIC ' in (
         train_set.note)
-    assert 'test: not used are 1 images in no class folder, the first is ant.png' in train_set.note
+    assert 'test: images outside the class folders, not used: 1, the first is ant.png' in train_set.note
     assert '\n' not in train_set.note
 
 
@@ -88,7 +88,7 @@ def test_a_class_of_other_files_only_says_so(tmp_path):
     write_splits(tmp_path, 'train', 'test')
     for path in (tmp_path / 'train' / 'cow').iterdir():
         path.rename(path.with_suffix('.heic'))
-    refused(r'class 2 \(cow\) has no image; .*not read as images are 2 .heic', 'folder', tmp_path)
+    refused(r'class 2 \(cow\) has no image; .*files not read as images: 2 .heic', 'folder', tmp_path)
 
 
 def test_links_to_themselves_and_folders_that_cannot_be_read(tmp_path, monkeypatch):

@@ -246,8 +246,8 @@ def _describe_others(root: Path, others: list[str]) -> str:
     parts = [f'{count} {kind}' for kind, count in kinds.most_common(_NAMED_KINDS)]
     if len(kinds) > _NAMED_KINDS:
         parts.append('…')
-    hint = ': HEIC is not decoded, convert it to JPEG' if {'.heic', '.heif'} & set(kinds) else ''
-    return f'{root}: not read as images are {", ".join(parts)}, the first is {others[0]}{hint}'
+    hint = ' (HEIC is not decoded: convert it to JPEG)' if {'.heic', '.heif'} & set(kinds) else ''
+    return f'{root}: files not read as images: {", ".join(parts)}, the first is {others[0]}{hint}'
 
 
 def _describe_loose(root: Path) -> str:
@@ -256,7 +256,9 @@ def _describe_loose(root: Path) -> str:
     loose = sorted(
         entry.name for entry in _scan(str(root))
         if os.path.splitext(entry.name)[1].lower() in known and not _is_folder(entry))
-    return f'{root}: not used are {len(loose)} images in no class folder, the first is {loose[0]}' if loose else ''
+    if not loose:
+        return ''
+    return f'{root}: images outside the class folders, not used: {len(loose)}, the first is {loose[0]}'
 
 
 def _join(*notes: str) -> str:
