@@ -11,6 +11,7 @@ import argparse
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ from timm_longtail.engine import evaluate
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
 from timm_longtail.evaluate import KNNEvaluator, LongTailEvaluator, format_table
-from timm_longtail.files import writing
+from timm_longtail.files import create_text, writing
 from timm_longtail.machine import memory_format
 from timm_longtail.options import Parser, add_data_options
 from timm_longtail.outputs import write_per_class
@@ -168,6 +169,8 @@ def load_test_set(
         rest = train_set.hold_out(fraction, trained.get('data_seed') or 0)[0] if fraction else train_set
         # of data that it was not trained on, all training images vote
         return test_set, train_set.shot_counts, rest if rest.hash == trained.get('subset_hash') else train_set
+    if name == 'folder':
+        options.update(_folder_options(candidate, options))
     if counts:  # not the training subset: a test split is whole, whatever the factor and the seed
         test_set = create_dataset(name, 'test', **options)
     else:
@@ -181,9 +184,55 @@ def load_test_set(
     return test_set, counts, None
 
 
+def _folder_options(candidate: Candidate, options: dict[str, Any]) -> dict[str, Any]:
+    """Return how a folder is read for a model: its classes by name, all images where it was trained on others."""
+    names = candidate.trained.get('class_names')
+    return {
+        'class_names': tuple(names) if names else None,
+        'whole': not _may_be_trained_on(candidate.trained, options),
+    }
+
+
+def _may_be_trained_on(trained: dict[str, Any], options: dict[str, Any]) -> bool:
+    """Whether a model may have been trained on images of a folder: it has the name, or the class counts, of its data.
+
+    Then only what a training run holds out of a folder without splits can be evaluated.
+
+    Args:
+        trained: What the model was trained on, see `Candidate`.
+        options: Arguments of `create_dataset`.
+    """
+    if options['data_dir'] is None:
+        return True
+
+    place = trained.get('dataset_name') or trained.get('data_dir') or ''
+    if place and Path(place).resolve().name == Path(options['data_dir']).resolve().name:
+        return True
+
+    splits = {key: options[key] for key in ('train_split', 'test_split')}
+    try:
+        # encoded: no image is looked at
+        train_set = create_dataset(
+            'folder', 'train', options['data_dir'], loader='worker',
+            imbalance_factor=trained.get('imbalance_factor'), profile=trained.get('imbalance_profile') or 'exp',
+            **splits)
+    except UserError:  # it has no training split, or too few classes for one
+        return False
+    return train_set.shot_counts == trained.get('shot_counts')
+
+
+def _print_notes(test_set: LongTailDataset):
+    """Print what a user should know of the test set before the figures."""
+    if test_set.note:
+        print(f'note: {test_set.note}')
+    empty = test_set.class_counts.count(0)
+    if empty:
+        print(f'note: {empty} of {test_set.num_classes} classes have no test image')
+
+
 def _write_predictions(path: Path, test_set: LongTailDataset, recorder: Recorder):
     rows = torch.cat(recorder.predictions).tolist()
-    with writing(path), open(path, 'w', newline='', errors='backslashreplace') as f:
+    with create_text(path) as f:
         writer = csv.writer(f)
         writer.writerow(['image', 'target', 'predicted', 'confidence', 'target_name', 'predicted_name'])
         for index, (target, predicted, confidence) in zip(recorder.index, rows, strict=True):
@@ -215,7 +264,9 @@ def main(argv: list[str] | None = None):
     measured, confusions, first = {}, {}, None
     for label, candidate in load_candidates(args).items():
         test_set, counts, train_set = load_test_set(args, candidate)
-        first = first or (test_set.hash, counts)
+        if first is None:
+            first = test_set.hash, counts
+            _print_notes(test_set)
         if first != (test_set.hash, counts):
             raise UserError(f'{label} was trained for other images or classes: models are compared on one test set')
         label += '' if train_set is None else f', {KNNEvaluator.counted}'

@@ -1,7 +1,10 @@
 """`validate.py`: exports, checkpoints, timm models; the tables it writes; what it refuses."""
 import csv
+import io
 import json
+import os
 import shutil
+import sys
 
 import pytest
 import timm
@@ -11,6 +14,7 @@ from accelerate.state import AcceleratorState
 import train
 import validate
 from timm_longtail import candidates
+from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
 
 from .runs import TINY
@@ -123,15 +127,72 @@ def test_bad_input(run, options, message):
     assert message.replace('RUN', str(run)) in str(error.value) and '\n' not in str(error.value)
 
 
-def test_classes_of_other_names(run, tmp_path):
-    for split in ('train', 'test'):
-        write_classes(tmp_path / split, {str(name): 1 for name in (*range(9), 'ten')})
-    with pytest.raises(UserError, match="has other classes than the model: 'ten' where it has '9'"):
+# ------------------------------------------------------------------------------------------------ folders of images
+
+DIGITS = [str(digit) for digit in range(10)]
+
+
+def write_export(run, folder, **trained):
+    """Copy the export of the run, as one that was trained on a folder of images."""
+    names = trained.pop('class_names', DIGITS)
+    shutil.copytree(run / 'export', folder)
+    config = json.loads((folder / 'config.json').read_text())
+    config['label_names'] = names
+    config['timm_longtail'] |= {'dataset': 'folder', 'dataset_name': 'photos', 'imbalance_factor': 1., **trained}
+    (folder / 'config.json').write_text(json.dumps(config))
+    return f'local-dir:{folder}'
+
+
+@pytest.mark.parametrize('name, counts, number, words', [
+    ('new', [9] * 10, 50, 'all of its 50 images are the test split'),
+    ('photos', [9] * 10, 10, '20 % of the images of each class'),  # the name of the training data
+    ('copy', [4] * 10, 10, '20 % of the images of each class'),  # the counts of the training data
+])
+def test_a_flat_folder_is_evaluated_whole_unless_it_was_trained_on(run, tmp_path, capsys, name, counts, number, words):
+    root = write_classes(tmp_path / name, dict.fromkeys(DIGITS, 5), size=(32, 32))
+    model = write_export(run, tmp_path / 'export', shot_counts=counts)
+    validate.main(['--model', model, '--dataset', 'folder', '--data-dir', str(root)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f'note: {root} has no train and test folders') and words in lines[0]
+    assert lines[-1].endswith(f' of {number} images correct')
+
+
+def test_a_test_folder_alone(run, tmp_path, capsys):
+    """Classes are found by name; a name that is not UTF-8 goes through every output."""
+    name = os.fsdecode(b'\xe9t\xe9')
+    root = write_classes(tmp_path / 'data' / 'test', {'7': 2, name: 3}, size=(32, 32)).parent
+    model = write_export(run, tmp_path / 'export', class_names=[name, *DIGITS[1:]])
+    validate.main(['--model', model, '--dataset', 'folder', '--data-dir', str(root), '--predictions',
+                   str(tmp_path / 'p.csv'), '--figures', str(tmp_path / 'figures')])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'note: 8 of 10 classes have no test image' and ' of 5 images correct' in lines[-2]
+    with open(tmp_path / 'p.csv', encoding='utf-8') as f:
+        rows = list(csv.DictReader(f))
+    assert [(row['target'], row['target_name']) for row in rows] == [('0', '\\udce9t\\udce9')] * 3 + [('7', '7')] * 2
+
+
+def test_a_name_that_no_terminal_shows_is_printed(monkeypatch):
+    """Standard output is strict UTF-8 by itself."""
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(buffer, encoding='utf-8'))
+    run_main(lambda: print(os.fsdecode(b'\xe9')))
+    sys.stdout.flush()
+    assert buffer.getvalue() == b'\\udce9\n'
+
+
+@pytest.mark.parametrize('layout', ['train and test', 'flat'])
+def test_classes_of_other_names(run, tmp_path, layout):
+    for place in (tmp_path / 'train', tmp_path / 'test') if layout == 'train and test' else (tmp_path,):
+        write_classes(place, {name: 1 for name in (*DIGITS[:9], 'ten')})
+    with pytest.raises(UserError, match="has a class 'ten' that the model has not"):
         validate.main(['--model', f'local-dir:{run / "export"}', '--dataset', 'folder', '--data-dir', str(tmp_path)])
 
 
-def test_a_model_of_other_classes(run, tmp_path):
+def test_a_model_of_other_classes(run, tmp_path, monkeypatch):
+    """A model that names no class is compared by their number."""
     for split in ('train', 'test'):
         write_classes(tmp_path / split, {'cat': 3, 'dog': 2, 'owl': 1})
+    monkeypatch.setattr(
+        candidates, 'create_timm_model', lambda name, pretrained: timm.create_model(name, num_classes=10))
     with pytest.raises(UserError, match='has 3 classes, the model 10'):
-        validate.main(['--model', f'local-dir:{run / "export"}', '--dataset', 'folder', '--data-dir', str(tmp_path)])
+        validate.main(['--model', 'resnet20_cifar', '--pretrained', '--dataset', 'folder', '--data-dir', str(tmp_path)])

@@ -140,6 +140,11 @@ def class_curve(axis, x: np.ndarray, values: np.ndarray, name: str, i: int):
     axis.plot(places, mean, color=colour, linestyle=dashes, label=name, zorder=3)
 
 
+def _drawable(names: Sequence[str]) -> list[str]:
+    """Return names with bytes escaped that are not UTF-8, as those of old class folders: matplotlib raises for them."""
+    return [name.encode(errors='backslashreplace').decode() for name in names]
+
+
 def class_axis(axis, order: np.ndarray, class_names: Sequence[str] | None = None):
     """Make the horizontal axis that of the classes from the largest to the smallest, by name where they are few."""
     axis.set_xlim(0.5, len(order) + 0.5)
@@ -147,7 +152,7 @@ def class_axis(axis, order: np.ndarray, class_names: Sequence[str] | None = None
     whole_numbers(axis.xaxis)
     if class_names is not None and len(order) <= _NAMED_CLASSES:
         axis.set_xlabel('Class, by training images')
-        names = [class_names[c] for c in order]
+        names = _drawable([class_names[c] for c in order])
         crowded = len(order) > _WRITTEN_CLASSES
         axis.set_xticks(range(1, len(order) + 1), names, ha='right', va='center' if crowded else 'top',
                         rotation=90 if crowded else 30, rotation_mode='anchor')
@@ -219,8 +224,9 @@ def draw_confusion(axis, matrix: np.ndarray, bounds: dict[str, tuple[int, int]],
     axis.set(xlabel='Predicted class (1 = most training images)', ylabel='True class')
     if num_classes <= _NAMED_CLASSES:
         ticks, crowded = range(1, num_classes + 1), num_classes > _WRITTEN_CLASSES
-        axis.set_xticks(ticks, class_names)
-        axis.set_yticks(ticks, class_names)
+        names = None if class_names is None else _drawable(class_names)
+        axis.set_xticks(ticks, names)
+        axis.set_yticks(ticks, names)
         if class_names is not None:
             axis.set_xlabel('Predicted class')
             axis.tick_params('x', rotation=90)

@@ -3,6 +3,7 @@
 N images, C classes.
 """
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ def create_dataset(
         profile: str = 'exp',
         loader: str = 'auto',
         skip_bad_images: bool = False,
-        **storage: str | None,
+        **storage: Any,
 ) -> LongTailDataset:
     """Load one split of a data set by name.
 
@@ -69,7 +70,7 @@ def create_dataset(
             workers of a loader; `auto` keeps square images of one size up to 96 pixels resident.
         skip_bad_images: Leave unreadable images of a resident set out instead of raising.
         **storage: What the storage calls things, see `SourceOptions`: `train_split`, `test_split`, `input_key`,
-            `target_key`.
+            `target_key`; and for the test split of a folder, `class_names` and `whole`.
 
     Raises:
         UserError: An unknown name, split, order or profile; missing files or columns; a factor below 1; a label out of
@@ -81,7 +82,9 @@ def create_dataset(
             raise unknown_name(what, value, known)
     if name.startswith('packed:'):
         asked = {'imbalance_factor': imbalance_factor, 'subset_order': subset_order, 'profile': profile}
-        return _open_packed(name, split, loader, asked, alone=data_dir is None and not any(storage.values()))
+        # what only a folder has a use for asks nothing of a packed file
+        named = [value for key, value in storage.items() if key not in ('class_names', 'whole')]
+        return _open_packed(name, split, loader, asked, alone=data_dir is None and not any(named))
     registered, argument = find_dataset(name)
     factor = _factor(name, registered.imbalance_factor, imbalance_factor)
     long_tail_counts(1, 1, 1. if factor is None else factor, profile)  # refuses bad values before anything is read
@@ -194,7 +197,8 @@ def _check_classes(dataset: LongTailDataset):
         raise UserError(
             f'{dataset.name} ({dataset.split}, imbalance factor {dataset.imbalance_factor:g}): '
             f'class {label} ({dataset.class_names[label]}){more} has no image'
-            + ('' if dataset.imbalance_factor == 1 else ': a smaller factor leaves some'))
+            + ('' if dataset.imbalance_factor == 1 else ': a smaller factor leaves some')
+            + (f'; {dataset.note}' if dataset.note else ''))
 
 
 def _choose_rows(source: Source, factor: float, seed: int, subset_order: str, profile: str) -> np.ndarray:

@@ -4,16 +4,17 @@ N images.
 """
 import copy
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..errors import UserError
+from ..errors import UserError, one_line
+from ..files import reading
+from .decoding import decode_rgb, read_size
 
-__all__ = ['EncodedImages', 'FileImages', 'decode_images', 'encoded_digests', 'files_hash']
+__all__ = ['EncodedImages', 'FileImages', 'decode_images', 'encoded_digests', 'files_hash', 'read_file']
 
 
 class EncodedImages:
@@ -46,7 +47,7 @@ class EncodedImages:
         """Return the encoded images at some positions; None where the storage holds none.
 
         Raises:
-            OSError: A file that cannot be read.
+            OSError, UserError: A file that cannot be read.
         """
         return self._read(self.rows[positions])
 
@@ -63,40 +64,40 @@ class EncodedImages:
         row = self.rows[position]
         return f'{self.place}, row {row} ({self._names(self.rows[position:position + 1])[0]})'
 
-    def image(self, position: int, data: bytes | None = None, formats: Sequence[str] | None = None):
-        """Return one image decoded, a Pillow image in RGB; `format` says what it was.
+    def image(self, position: int, data: bytes | None = None):
+        """Return one image decoded and upright, a Pillow image in RGB.
 
         Args:
             position: Which one.
             data: Its bytes, where they have been read.
-            formats: Formats to try first: trying that of the previous image saves a third of the time.
 
         Raises:
             UserError: It cannot be read; names it.
         """
         try:
-            data = data or self.read([position])[0]
+            if data is None:
+                data = self.read([position])[0]
         except OSError as error:
             raise UserError(f'cannot read the image of {self.describe(position)}: {_reason(error)}') from error
+
         if data is None:
             raise UserError(f'cannot read the image of {self.describe(position)}: there is none')
+
         try:
-            return _decode(data, formats)
+            return decode_rgb(data)
         except Exception as error:  # Pillow's plugins have no error in common
             raise UserError(f'cannot read the image of {self.describe(position)}: {_reason(error)}') from error
 
     def image_sizes(self) -> Iterator[tuple[int, int]]:
         """Yield (width, height) of each image from its header; those that cannot be read are left out."""
-        from PIL import Image
         for start in range(0, len(self), self.block_size):
             try:
                 block = self.read(range(start, min(start + self.block_size, len(self))))
-            except OSError:
+            except (OSError, UserError):
                 continue
             for data in filter(None, block):
                 try:
-                    with Image.open(io.BytesIO(data)) as image:
-                        yield image.size
+                    yield read_size(data)
                 except Exception:  # as above; decoding will name it
                     continue
 
@@ -127,55 +128,59 @@ class FileImages(EncodedImages):
         return str(self.root / self.paths[self.rows[position]])
 
     def _read(self, rows: np.ndarray) -> list[bytes]:
-        return [(self.root / self.paths[row]).read_bytes() for row in rows]
+        return [read_file(self.root / self.paths[row]) for row in rows]
 
     def _names(self, rows: np.ndarray) -> list[str]:
         return [self.paths[row] for row in rows]
 
     def _sizes(self, rows: np.ndarray) -> np.ndarray:
-        return np.array([(self.root / self.paths[row]).stat().st_size for row in rows], np.int64)
+        return np.array([_file_size(self.root / self.paths[row]) for row in rows], np.int64)
 
 
-def _decode(data: bytes, formats: Sequence[str] | None):
-    from PIL import Image
+def read_file(path: Path) -> bytes:
+    """Return the bytes of an image file.
+
+    Raises:
+        UserError: There is none, or it is not a regular file: a named pipe or a device would be read for ever.
+    """
+    with reading(path, 'image file'):
+        return path.read_bytes()
+
+
+def _file_size(path: Path) -> int:
+    """Return the length of a file; 0 where it is gone, which decoding will name."""
     try:
-        image = Image.open(io.BytesIO(data), formats=formats)
-    except Image.UnidentifiedImageError:
-        image = Image.open(io.BytesIO(data))
-    rgb = _eight_bits(image).convert('RGB')
-    rgb.format = image.format
-    return rgb
-
-
-def _eight_bits(image):
-    """Scale 16-bit grey levels, which Pillow's conversion would clip to white."""
-    from PIL import Image
-    if image.mode == 'F':
-        raise ValueError('its pixels are floating-point numbers, of unknown range')
-    if not image.mode.startswith('I'):
-        return image
-    return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _reason(error: Exception) -> str:
-    # Pillow names the buffer, not the image
-    lines = str(error).splitlines() or [type(error).__name__]
-    return 'not an image, or cut short' if 'cannot identify' in lines[0] else lines[0]
+    return one_line(error) or type(error).__name__
 
 
 def _decoded(encoded: EncodedImages, skip_bad: bool) -> Iterator[tuple[int, np.ndarray]]:
-    formats, block = None, []
+    """Yield the position and the pixels, uint8 [H,W,3], of each image that can be read."""
+    block: list[bytes | None] = []
     for position in range(len(encoded)):
+        if encoded.block_size > 1 and position % encoded.block_size == 0:
+            block = _read_block(encoded, position)[::-1]
+
         try:
-            if encoded.block_size > 1:
-                block = block or encoded.read(range(position, min(position + encoded.block_size, len(encoded))))[::-1]
-            image = encoded.image(position, block.pop() if block else None, formats)
+            image = encoded.image(position, block.pop() if block else None)
         except UserError:
             if not skip_bad:
                 raise
-        else:
-            formats = [image.format] if image.format else None
-            yield position, np.asarray(image)
+            continue
+        yield position, np.asarray(image)
+
+
+def _read_block(encoded: EncodedImages, start: int) -> list[bytes | None]:
+    """Return the images of one block; none where one of them cannot be read, so that each is read by itself."""
+    try:
+        return encoded.read(range(start, min(start + encoded.block_size, len(encoded))))
+    except (OSError, UserError):
+        return []
 
 
 def decode_images(encoded: EncodedImages, skip_bad: bool = False) -> tuple[torch.Tensor, np.ndarray]:
@@ -194,7 +199,7 @@ def decode_images(encoded: EncodedImages, skip_bad: bool = False) -> tuple[torch
     images, kept = None, []
     for position, pixels in _decoded(encoded, skip_bad):
         if images is None:
-            images = np.empty((len(encoded), *pixels.shape), np.uint8)
+            images = _allocate(encoded, pixels.shape)
         if pixels.shape != images.shape[1:]:
             raise UserError(
                 f'{encoded.describe(position)} is {pixels.shape[1]}x{pixels.shape[0]}, the first image '
@@ -205,6 +210,16 @@ def decode_images(encoded: EncodedImages, skip_bad: bool = False) -> tuple[torch
         raise UserError(f'{encoded.place}: there is no image to decode')
     pixels = torch.from_numpy(images[:len(kept)]).permute(0, 3, 1, 2).contiguous()
     return pixels, np.array(kept, np.int64)
+
+
+def _allocate(encoded: EncodedImages, shape: tuple[int, ...]) -> np.ndarray:
+    """Return room for all images decoded, uint8 [N,H,W,3]."""
+    try:
+        return np.empty((len(encoded), *shape), np.uint8)
+    except (MemoryError, ValueError) as error:
+        raise UserError(
+            f'{encoded.place}: {len(encoded)} images of {shape[1]}x{shape[0]} pixels do not fit into memory: '
+            'leave them encoded with --loader worker') from error
 
 
 def encoded_digests(encoded: EncodedImages) -> np.ndarray:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from ..files import reading
 from .encoded import FileImages
 from .sources import Source, SourceOptions, refuse_options, register_dataset
 
@@ -129,7 +130,7 @@ def _read_list(spec: ListSpec, root: Path, split: str) -> tuple[Path, list[str],
     lines: dict[str, int] = {}
     labels = []
     # names are bytes to the file system
-    with open(file, encoding='utf-8', errors='surrogateescape') as stream:
+    with reading(file, 'list'), open(file, encoding='utf-8', errors='surrogateescape') as stream:
         for number, line in enumerate(stream, 1):
             path, label = _read_line(f'{file}, line {number}', line, spec.num_classes)
             if path in lines:
@@ -181,6 +182,8 @@ def _list_files(folder: Path) -> frozenset[str]:
         return frozenset(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()
+    except (OSError, ValueError) as error:  # a link to itself, no permission, a NUL byte
+        raise UserError(f'cannot read the folder {folder}: {getattr(error, "strerror", None) or error}') from error
 
 
 def _name_classes(paths: list[str], targets: np.ndarray, spec: ListSpec) -> list[str]:

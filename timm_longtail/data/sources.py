@@ -15,15 +15,23 @@ from .longtail import hold_out_indices
 
 __all__ = [
     'REGISTRY',
+    'TEST_SPLITS',
+    'TRAIN_SPLITS',
     'RegisteredDataset',
     'Source',
     'SourceOptions',
     'choose_test_split',
+    'choose_train_split',
     'find_dataset',
+    'find_splits',
     'hold_out_split',
     'refuse_options',
     'register_dataset',
 ]
+
+# what the folders of splits are called, whatever their case, the best name first
+TRAIN_SPLITS = ('train', 'training')
+TEST_SPLITS = ('test', 'testing', 'val', 'validation', 'valid', 'eval', 'evaluation', 'dev')
 
 _STREAMED = (
     'class counts and class-balanced sampling need every label and random access, which a stream has not; '
@@ -77,6 +85,10 @@ class SourceOptions:
         data_dir: Folder of the data, or None.
         train_split, test_split: What the splits are called in the storage; None takes the usual names.
         input_key, target_key: Columns of the image and of the label; None finds them.
+        class_names: Classes of a trained model that the labels of a test split are to stand for; a folder then needs no
+            training split. None takes those of the training split.
+        whole: Whether the test split of a set without splits is all of it, for a model that was trained on other
+            images.
     """
     argument: str = ''
     data_dir: Path | None = None
@@ -84,6 +96,8 @@ class SourceOptions:
     test_split: str | None = None
     input_key: str | None = None
     target_key: str | None = None
+    class_names: tuple[str, ...] | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,10 +152,54 @@ def refuse_options(what: str, options: SourceOptions, names: Sequence[str]):
             raise UserError(f'{what} takes no --{name.replace("_", "-")}')
 
 
+def find_splits(known: Collection[str], usual: Sequence[str], place: str, option: str) -> list[str]:
+    """Return the splits that have a usual name, whatever its case, in the order of the usual names.
+
+    Args:
+        known: Names of the splits that are there.
+        usual: Usual names, lower case, the best first.
+        place: What the data set is called in an error.
+        option: Option that chooses a split.
+
+    Raises:
+        UserError: One split in two spellings.
+    """
+    found = []
+    for name in usual:
+        spellings = sorted(one for one in known if one.casefold() == name)
+        if len(spellings) > 1:
+            raise UserError(f'{place} has {" and ".join(spellings)}, one split in two spellings; choose with {option}')
+        found += spellings
+    return found
+
+
+def choose_train_split(known: Collection[str], asked: str | None, place: str) -> str | None:
+    """Choose the split that is trained on.
+
+    Args:
+        known: Names of the splits that are there.
+        asked: Name that the user gave, or None.
+        place: What the data set is called in an error.
+
+    Returns:
+        Its name, None where there is none.
+
+    Raises:
+        UserError: Several might be meant.
+    """
+    if asked is not None:
+        return asked if asked in known else None
+
+    found = find_splits(known, TRAIN_SPLITS, place, '--train-split')
+    if len(found) > 1:
+        raise UserError(f'{place} has {" and ".join(found)}: choose the training split with --train-split')
+    return found[0] if found else None
+
+
 def choose_test_split(
         known: Collection[str],
         usual: Sequence[str],
-        train: str,
+        train: str | None,
         asked: str | None,
         place: str,
 ) -> tuple[str | None, str]:
@@ -149,8 +207,8 @@ def choose_test_split(
 
     Args:
         known: Names of the splits that are there.
-        usual: What test splits are called, the best name first.
-        train: Name of the training split.
+        usual: What test splits are called, lower case, the best name first.
+        train: Name of the training split, None without one.
         asked: Name that the user gave, or None.
         place: What the data set is called in an error.
 
@@ -158,7 +216,7 @@ def choose_test_split(
         Its name, None where there is none; and a line to read where there was a choice, or ''.
 
     Raises:
-        UserError: The split asked for is not there, or is the training split.
+        UserError: The split asked for is not there, or is the training split; one split in two spellings.
     """
     if asked is not None:
         if asked not in known:
@@ -166,10 +224,15 @@ def choose_test_split(
         if asked == train:
             raise UserError(f'{place}: {asked!r} is the training split; name another with --test-split')
         return asked, ''
-    found = [name for name in usual if name in known and name != train]
-    others = ', '.join(found[1:])
-    note = f'{place}: {found[0]} is the test split, {others} not used (--test-split chooses)' if others else ''
-    return found[0] if found else None, note
+
+    others = [name for name in known if name != train]
+    found = find_splits(others, usual, place, '--test-split')
+    if not found:
+        return None, ''
+    if len(found) == 1:
+        return found[0], ''
+    return found[0], (
+        f'{place}: {found[0]} is the test split, {", ".join(found[1:])} not used (--test-split chooses)')
 
 
 def hold_out_split(targets: np.ndarray, split: str) -> np.ndarray:
