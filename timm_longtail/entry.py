@@ -1,4 +1,5 @@
 """How an entry point runs: log lines, errors as one line, exit status."""
+import io
 import logging
 import os
 import signal
@@ -29,7 +30,8 @@ def run_main(main: Callable[[], None]):
     """
     is_main = os.environ.get('RANK', '0') == '0'
     speaks = os.environ.get('LOCAL_RANK', '0') == '0'  # what goes wrong on one host only is said there
-    sys.stdout.reconfigure(errors='backslashreplace')  # names that the locale has no letters for
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')  # names that the locale has no letters for
     logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format='%(message)s', stream=sys.stdout)
     logging.getLogger('timm').setLevel(logging.WARNING)
     logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # a line for each attempt without a network

@@ -13,11 +13,24 @@ __all__ = ['StrictLoader', 'load_yaml']
 MAX_VALUES = 10_000
 """Values that a file may hold, where each alias counts as all that it stands for."""
 
+MAX_DEPTH = 30
+"""Lists and mappings that may lie in one another; the time that PyYAML takes grows with the square of it."""
+
 
 class StrictLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key which is there twice, or is not text."""
+    """A safe loader that refuses deep nesting, and a key which is there twice or is not text."""
 
     yaml_implicit_resolvers: dict = {}
+    depth = 0
+
+    def compose_node(self, parent, index):
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, f'it is nested more than {MAX_DEPTH} levels deep', mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node, deep=False):
         keys = set()
@@ -53,7 +66,8 @@ def load_yaml(text: str) -> Any:
     """Return what a YAML document holds.
 
     Raises:
-        yaml.YAMLError: The text is not YAML, a key is there twice or is not text, or aliases stand for too many values.
+        yaml.YAMLError: The text is not YAML, a key is there twice or is not text, it is nested too deeply, or aliases stand for too
+            many values.
     """
     value = yaml.load(text, StrictLoader)  # noqa: S506  a safe loader
     _count_values(value)
