@@ -48,7 +48,7 @@ def _add_images(parser: argparse.ArgumentParser):
                        help='share of the shorter side that evaluation looks at (files); '
                        'default .875, with --pretrained that of the weights')
     group.add_argument('--mean', type=Number(float, '[0, 1]'), nargs=3,
-                       help='channel means, for values in [0, 1]')
+                       help='channel means of pixels between 0 and 1')
     group.add_argument('--std', type=Number(float, '(0, inf)'), nargs=3, help='channel standard deviations')
     group.add_argument('-j', '--workers', type=WORKERS,
                        help='decoding processes for each training process; default: '

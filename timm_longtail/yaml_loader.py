@@ -66,8 +66,8 @@ def load_yaml(text: str) -> Any:
     """Return what a YAML document holds.
 
     Raises:
-        yaml.YAMLError: The text is not YAML, a key is there twice or is not text, it is nested too deeply, or aliases stand for too
-            many values.
+        yaml.YAMLError: The text is not YAML, a key is there twice or is not text, lists are nested too deeply, or
+            aliases stand for too many values.
     """
     value = yaml.load(text, StrictLoader)  # noqa: S506  a safe loader
     _count_values(value)
