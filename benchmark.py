@@ -34,6 +34,7 @@ from timm_longtail.errors import UserError, unknown_name
 from timm_longtail.files import writing
 from timm_longtail.machine import create_accelerator
 from timm_longtail.options import Parser
+from timm_longtail.ranges import Number
 from timm_longtail.results import peak_memory
 from timm_longtail.run import Run
 
@@ -42,10 +43,12 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, argpa
     """Return what to measure, and the options of `train.py`."""
     parser = Parser('benchmark.py', description='Measure how fast train.py trains; `train.py --help` lists '
                     'the other options.')
-    parser.add_argument('--steps', type=int, help='steps of a block; default an epoch on a device, 20 on a CPU')
-    parser.add_argument('--warmup', type=int, default=5, help='steps before that are not measured')
-    parser.add_argument('--blocks', type=int, default=3, help='blocks of steps; the rate is their median')
-    parser.add_argument('--epochs', type=int, help='time whole epochs with their evaluations instead of blocks')
+    count = Number(int, '[1, 1000000]')
+    parser.add_argument('--steps', type=count,
+                        help='steps of a block; default an epoch on a device, 20 on a CPU')
+    parser.add_argument('--warmup', type=Number(int, '[0, inf)'), default=5, help='steps before that are not measured')
+    parser.add_argument('--blocks', type=count, default=3, help='blocks of steps; the rate is their median')
+    parser.add_argument('--epochs', type=count, help='time whole epochs with their evaluations instead of blocks')
     parser.add_argument('--compare', action='store_true',
                         help='train in the way of published code too, block after block in alternation')
     parser.add_argument('--output', help='file that the JSON line is added to')
@@ -54,10 +57,6 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, argpa
     for word in (word.partition('=')[0] for word in rest if word.startswith('--')):
         if word not in known:
             raise unknown_name('option', word, known)
-    for name, least in (('steps', 1), ('warmup', 0), ('blocks', 1), ('epochs', 1)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f'--{name} must be at least {least}, got {value}')
     if options.epochs and (options.steps or options.compare):
         raise UserError('--epochs times whole epochs; --steps and --compare are for blocks of steps')
     if options.output and not Path(options.output).resolve().parent.is_dir():

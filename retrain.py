@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
-from timm.utils import ParseKwargs
 from torch import nn
 
 import timm_longtail  # noqa: F401  registers the models
@@ -22,12 +20,13 @@ from timm_longtail.candidates import Candidate, is_export, load_checkpoint, load
 from timm_longtail.data import create_splits
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
-from timm_longtail.files import write_json
+from timm_longtail.files import read_yaml, write_json
 from timm_longtail.folder import create_folder, hold_folder
 from timm_longtail.layers import CosineLinear
 from timm_longtail.machine import create_accelerator
 from timm_longtail.methods import check_options
-from timm_longtail.options import Parser, add_data_options
+from timm_longtail.options import BATCH_SIZE, IMG_SIZE, SEED, SHARE, WORKERS, Pairs, Parser, add_data_options
+from timm_longtail.ranges import Number
 from timm_longtail.representation import Representation
 from timm_longtail.retrained import (
     JOINT,
@@ -43,8 +42,8 @@ from timm_longtail.retraining import CLASSIFIERS, TRAINED, Classifier, choose_cl
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = Parser('retrain.py', description=__doc__.splitlines()[0])
-    parser.add_argument('source', help='output or export folder, checkpoint, local-dir:…, hf-hub:… or a timm model, '
-                        'which comes with its pretrained weights')
+    parser.add_argument('source', help='output or export folder, checkpoint, local-dir:FOLDER, hf-hub:USER/NAME or '
+                        'a timm model, which comes with its pretrained weights')
     parser.add_argument('--classifier', nargs='+', default=['all'], metavar='NAME',
                         help=f'all, or of {", ".join(name.replace("_", "-") for name in CLASSIFIERS)}')
     parser.add_argument('--features', choices=('cached', 'augmented'), default='cached',
@@ -55,23 +54,25 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument('--bn', choices=('eval', 'train'), default='eval',
                         help='BatchNorm of the frozen part (augmented): train is what the published code does')
     parser.add_argument('--view', default='crop_flip', help='view of each image (augmented)')
-    parser.add_argument('--classifier-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
+    parser.add_argument('--classifier-kwargs', nargs='*', default={}, action=Pairs, metavar='K=V',
                         help='options of the one classifier that is named, such as tau=1 for lws')
     parser.add_argument('--initial-checkpoint', default='', help='weights of a timm model, in place of pretrained ones')
-    parser.add_argument('--epochs', type=int, help='of each classifier; default 10, linear 30')
-    parser.add_argument('--lr', type=float, nargs='+', help='default of the classifier: 0.1, max-norm 0.01, linear 0.5;'
+    parser.add_argument('--epochs', type=Number(int, '[1, 1000000]'), help='of each classifier; default 10, linear 30')
+    parser.add_argument('--lr', type=Number(float, '[0, inf)'), nargs='+',
+                        help='default of the classifier: 0.1, max-norm 0.01, linear 0.5;'
                         ' of several the one with the best balanced accuracy on the hold-out is taken')
     parser.add_argument('--choose-lr-on-test', action='store_true',
                         help='choose among several --lr on the test set, as published linear evaluations do')
-    parser.add_argument('--weight-decay', type=float, help='default of the classifier: 5e-4, max-norm 0.1, linear 0')
-    parser.add_argument('-b', '--batch-size', type=int, default=128, help='images of an update')
-    parser.add_argument('--seed', type=int, default=0, help='initialisation, order, views')
+    parser.add_argument('--weight-decay', type=Number(float, '[0, inf)'),
+                        help='default of the classifier: 5e-4, max-norm 0.1, linear 0')
+    parser.add_argument('-b', '--batch-size', type=BATCH_SIZE, default=128, help='images of an update')
+    parser.add_argument('--seed', type=SEED, default=0, help='initialisation, order, views')
     parser.add_argument('--mixed-precision', choices=('no', 'bf16', 'fp16'), help='training on images')
-    parser.add_argument('--img-size', type=int, help='side of the model\'s input; default: that of the model')
-    parser.add_argument('--val-fraction', type=float, help='share of each class held out to choose by, of data that '
+    parser.add_argument('--img-size', type=IMG_SIZE, help='side of the model\'s input; default: that of the model')
+    parser.add_argument('--val-fraction', type=SHARE, help='share of each class held out to choose by, of data that '
                         'the model has not seen; a model that was trained here knows its own')
-    parser.add_argument('-vb', '--validation-batch-size', type=int, default=256, help='images at once')
-    parser.add_argument('-j', '--workers', type=int, help='decoding processes')
+    parser.add_argument('-vb', '--validation-batch-size', type=BATCH_SIZE, default=256, help='images at once')
+    parser.add_argument('-j', '--workers', type=WORKERS, help='decoding processes')
     parser.add_argument('--output', default='output', help='folder of all runs')
     parser.add_argument('--experiment', help='folder in --output; default <model>.retrain.<dataset>_if<IF>.s<seed>')
     parser.add_argument('--license', help='licence of the exported weights')
@@ -93,13 +94,8 @@ def _check(args: Namespace):
         check_options(args.classifier[0].replace('-', '_'), args.classifier_kwargs)
     if args.features == 'cached' and (args.train != 'classifier' or args.bn != 'eval' or args.view != 'crop_flip'):
         raise UserError('--train, --bn and --view act on images: add --features augmented')
-    for name in ('epochs', 'batch_size', 'validation_batch_size', 'img_size'):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f'--{name.replace("_", "-")} must be at least 1, got {getattr(args, name)}')
     if len(args.lr or ()) < 2 and args.choose_lr_on_test:
         raise UserError('--choose-lr-on-test: there is nothing to choose from; give several --lr')
-    if args.val_fraction is not None and not 0 <= args.val_fraction < 1:
-        raise UserError(f'--val-fraction must be in [0, 1), got {args.val_fraction}')
 
 
 def load_source(args: Namespace) -> Candidate:
@@ -113,7 +109,7 @@ def load_source(args: Namespace) -> Candidate:
         candidate = load_export(args.source)
     elif (path / 'export' / 'config.json').is_file():
         candidate = load_export(f'local-dir:{path / "export"}')
-        options = yaml.safe_load((path / 'args.yaml').read_text()) if (path / 'args.yaml').is_file() else {}
+        options = read_yaml(path / 'args.yaml') if (path / 'args.yaml').is_file() else {}
         candidate.trained = {**options, **candidate.trained}  # the run knows where its data was
     elif (path / 'config.json').is_file():
         candidate = load_export(f'local-dir:{path}')

@@ -33,9 +33,10 @@ from timm_longtail.errors import UserError
 from timm_longtail.evaluate import KNNEvaluator, LongTailEvaluator, format_table
 from timm_longtail.files import create_text, writing
 from timm_longtail.machine import memory_format
-from timm_longtail.options import Parser, add_data_options
+from timm_longtail.options import BATCH_SIZE, IMG_SIZE, WORKERS, Parser, add_data_options
 from timm_longtail.outputs import write_per_class
 from timm_longtail.plots import plot_class_accuracy, plot_confusion
+from timm_longtail.ranges import Number
 
 
 class Recorder(LongTailEvaluator):
@@ -70,10 +71,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--checkpoint', nargs='+', help='checkpoint of a run, or its folder; the moving average where '
                         'there is one; several are compared')
     parser.add_argument('--pretrained', action='store_true', help='timm\'s weights for a timm model')
-    parser.add_argument('--img-size', type=int, help='side of the model\'s input; default: that of the model')
-    parser.add_argument('--crop-pct', type=float, help='share of the shorter side to look at; default: the model\'s')
-    parser.add_argument('-b', '--batch-size', type=int, default=256, help='images at once')
-    parser.add_argument('-j', '--workers', type=int, default=2, help='decoding processes for a data set of files')
+    parser.add_argument('--img-size', type=IMG_SIZE, help='side of the model\'s input; default: that of the model')
+    parser.add_argument('--crop-pct', type=Number(float, '(0, 1]'),
+                        help='share of the shorter side to look at; default: the model\'s')
+    parser.add_argument('-b', '--batch-size', type=BATCH_SIZE, default=256, help='images at once')
+    parser.add_argument('-j', '--workers', type=WORKERS, default=2, help='decoding processes for a data set of files')
     parser.add_argument('--predictions', help='CSV to write: one row an image')
     parser.add_argument('--per-class', help='CSV to write: one row a class')
     parser.add_argument('--figures', help='folder for PNG files: accuracy by class, confusion')

@@ -10,7 +10,6 @@ A line of the queue: a recipe, `--seeds`, and options of `train.py`; `--after RE
 recipe of the queue ended with, of the same seed. Options behind `--` go to every run.
 """
 import argparse
-import json
 import os
 import shlex
 import signal
@@ -29,7 +28,9 @@ from timm_longtail.cli import parse_train_args  # noqa: E402
 from timm_longtail.data import default_imbalance_factor, packed_data  # noqa: E402
 from timm_longtail.entry import run_main  # noqa: E402
 from timm_longtail.errors import UserError  # noqa: E402
-from timm_longtail.options import Parser  # noqa: E402
+from timm_longtail.files import read_json, read_text  # noqa: E402
+from timm_longtail.options import SEED, Parser  # noqa: E402
+from timm_longtail.ranges import Number  # noqa: E402
 from timm_longtail.results import relative_to_root, variant_of  # noqa: E402
 
 TRAIN = ROOT / 'train.py'
@@ -82,8 +83,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser('recipes/run.py', description=__doc__.splitlines()[0])
     parser.add_argument('recipes', nargs='*', help='recipes (YAML); without one those of --queue')
     parser.add_argument('--queue', default=ROOT / 'recipes' / 'queue.txt', help='text file, a recipe a line')
-    parser.add_argument('--seeds', type=int, nargs='+', help='training seeds; default: those of the queue, or 0')
-    parser.add_argument('--minutes', type=float, help='time to stop after; default: when all is done')
+    parser.add_argument('--seeds', type=SEED, nargs='+', help='training seeds; default: those of the queue, or 0')
+    parser.add_argument('--minutes', type=Number(float, '(0, inf)'),
+                        help='time to stop after; default: when all is done')
     parser.add_argument('--packed', nargs='+', help='packed files, for the recipes whose data set and factor they '
                         'hold; other recipes are left out')
     parser.add_argument('--output', default='output', help='folder of the runs')
@@ -106,20 +108,24 @@ def read_queue(path: str | Path, seeds: list[int] | None = None, common: Sequenc
     Raises:
         UserError: A recipe that is not there, a line that is none.
     """
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError as e:
-        raise UserError(f'cannot read the queue {path}: {e.strerror}') from e
     parser = Parser(str(path), add_help=False)
     parser.add_argument('recipe')
-    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument('--seeds', type=SEED, nargs='+', default=[0])
     parser.add_argument('--after')
-    for line in lines:
-        words = shlex.split(line, comments=True)
-        if words:
+
+    for number, line in enumerate(read_text(Path(path), 'queue').splitlines(), start=1):
+        try:
+            words = shlex.split(line, comments=True)
+            if not words:
+                continue
             args, options = parser.parse_known_args(words)
-            for seed in seeds or args.seeds:
-                yield Item(_recipe(args.recipe), seed, [*options, *common], _recipe(args.after) if args.after else None)
+            recipe = _recipe(args.recipe)
+            after = _recipe(args.after) if args.after else None
+        except ValueError as e:  # an open quotation, or a `UserError`
+            raise UserError(f'{path}, line {number}: {e}') from e
+
+        for seed in seeds or args.seeds:
+            yield Item(recipe, seed, [*options, *common], after)
 
 
 def _recipe(name: str) -> Path:
@@ -136,8 +142,8 @@ def has_row(item: Item, results: Path) -> bool:
               'method_kwargs': args.method_kwargs, 'seed': args.seed, 'data_seed': args.data_seed,
               'val_fraction': args.val_fraction}
     for path in results.glob('*.json'):
-        row = json.loads(path.read_text())
-        data = row.get('dataset_name', row['dataset']), row['imbalance_factor']
+        row = read_json(path, 'row of results')
+        data = row.get('dataset_name', row.get('dataset')), row.get('imbalance_factor')
         if data == item.data and all(row.get(name) == value for name, value in wanted.items()):
             return True
     return False

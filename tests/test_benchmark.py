@@ -70,7 +70,7 @@ def test_bf16_is_reported_as_used(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize('options, words', [
-    (['--steps', '0'], '--steps must be at least 1, got 0'),
+    (['--steps', '0'], '--steps must be in [1, 1000000], got 0'),
     (['--warmup', '-1'], '--warmup must be at least 0'),
     (['--epochs', '2', '--compare'], '--epochs times whole epochs'),
     (['--step', '3'], "unknown option '--step'; did you mean --steps"),

@@ -20,7 +20,8 @@ FLOORS = {
     4: ('methods', '__init__'),  # the package itself: it registers models and methods
     3: ('evaluate', 'classifiers'),
     2: ('models', 'data'),
-    1: ('losses', 'layers', 'distributed', 'rng', 'errors', 'files', 'version'),
+    1: ('losses', 'layers', 'distributed', 'rng', 'errors', 'files', 'ranges', 'version',
+        'yaml_loader'),
 }
 FLOOR_OF = {
     name if floor == 6 else PACKAGE if name == '__init__' else f'{PACKAGE}.{name}': floor

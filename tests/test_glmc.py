@@ -329,10 +329,10 @@ def test_two_processes_leave_out_the_negatives_of_one():
 # options
 
 @pytest.mark.parametrize('name, options, message', [
-    ('glmc', {'views': 'crop_flip'}, 'glmc takes two views'),
-    ('glmc', {'views': ['crop_flip']}, 'glmc takes two views'),
+    ('glmc', {'views': 'crop_flip'}, "'views' of method 'glmc' must be 2 names"),
+    ('glmc', {'views': ['crop_flip']}, "'views' of method 'glmc' must be 2 names"),
     ('glmc', {'mix_alpha': 0.0}, 'mix_alpha must be positive'),
-    ('glmc_clr', {'temperature': 0.0}, "'temperature' of method 'glmc_clr' must be positive"),
+    ('glmc_clr', {'temperature': 0.0}, "'temperature' of method 'glmc_clr' must be above 0"),
     ('glmc_clr', {'head': 'fc'}, "head is projector, predictor or features, got 'fc'"),
     ('glmc_clr', {'negatives': 'same'}, "negatives are all or other_class, got 'same'"),
     ('glmc_clr', {'k': 1.0}, "no option 'k'; it takes contrastive_weight, .*resample_power"),

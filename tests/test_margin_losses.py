@@ -420,7 +420,7 @@ def test_sup_con_trains_a_projector_alone():
     model = timm.create_model('bcl_resnet20', num_classes=4, branches=True)
     with pytest.raises(UserError, match=r'has branches already \(projector, prototype\)'):
         create_method('sup_con', model, COUNTS)
-    with pytest.raises(UserError, match='sup_con takes three views'):
+    with pytest.raises(UserError, match="'views' of method 'sup_con' must be 3 names"):
         create_method('sup_con', timm.create_model('resnet20_cifar', num_classes=4), COUNTS, views=('sim', 'sim'))
 
 
@@ -470,7 +470,7 @@ def test_ce_of_mixed_images(options):
     dict(mixup_alpha=1.0, remix_tau=0.5, remix_kappa=0.5),
 ])
 def test_mixing_that_cannot_be(options):
-    with pytest.raises(UserError, match='mixup needs a positive mixup_alpha, and Remix that, remix_tau and'):
+    with pytest.raises(UserError, match='mixup needs a positive mixup_alpha|must be at least'):
         create_method('ce', timm.create_model('resnet20_cifar', num_classes=4), COUNTS, **options)
 
 

@@ -200,8 +200,8 @@ def test_flags_are_those_of_the_data(tmp_path):
     ('pnda', {'rotations': 'some'}, 'rotations is one of none, pda, nda, pnda'),
     ('pnda', {'rotations': 'pnda'}, 'rotations=pnda takes flags=FILE'),
     ('pnda', {'flags': 'file'}, 'rotations=pnda takes flags=FILE'),
-    ('moco', {'views': ('sim',)}, 'two views are compared'),
-    ('moco', {'bn_groups': 0}, 'bn_groups=0 cannot be dealt to 1 processes'),
+    ('moco', {'views': ('sim',)}, "'views' of method 'moco' must be 2 names"),
+    ('moco', {'bn_groups': 0}, r"'bn_groups' of method 'moco' must be in \[1, 4096\], got 0"),
 ])
 def test_options_that_make_no_sense(name, kwargs, message):
     with pytest.raises(UserError, match=message):

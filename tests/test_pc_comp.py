@@ -46,11 +46,11 @@ def test_groups_of_classes(group, members):
     (dict(pc='heads'), "unknown group of classes 'heads'; did you mean head"),
     (dict(complement='few'), "unknown group of classes 'few'"),
     (dict(pc_weight=0.0), 'pc_weight positive'),
-    (dict(complement_weight_decay=-1.0), 'no rate or decay is negative'),
-    (dict(repel_lr=-1.0), 'no rate or decay is negative'),
+    (dict(complement_weight_decay=-1.0), "'complement_weight_decay' of method 'pc_comp' must be at least 0"),
+    (dict(repel_lr=-1.0), "'repel_lr' of method 'pc_comp' must be at least 0"),
     (dict(repel_lr=1e-4, repel_weight=0.0), 'repel_weight must be positive'),
-    (dict(complement_weight=-1.0), 'must not be negative'),
-    (dict(warmup=10), r'warmup is a share in \[0, 1\)'),
+    (dict(complement_weight=-1.0), "'complement_weight' of method 'pc_comp' must be at least 0"),
+    (dict(warmup=10), r"'warmup' of method 'pc_comp' must be in \[0, 1\), got 10"),
     (dict(alternate=False, complement_weight_decay=1e-4), 'steps of complement entropy, and there are none'),
 ])
 def test_bad_options(options, message):

@@ -249,7 +249,7 @@ def test_a_stock_model_on_photographs(tmp_path, capsys, monkeypatch):
     (['RUN', '--classifier', 'crt', 'lws', '--classifier-kwargs', 'tau=1'], 'for one classifier that is trained'),
     (['RUN', '--classifier', 'lws', '--classifier-kwargs', 'tua=1'], "no option 'tua'; did you mean tau? it takes tau"),
     (['RUN', '--val-fraction', '0.1'], 'stage 1 held out 0.2'),
-    (['RUN', '--epochs', '0'], '--epochs must be at least 1'),
+    (['RUN', '--epochs', '0'], '--epochs must be in [1, 1000000], got 0'),
     (['RUN', '--classifier', 'crt', '--classifier-kwargs', 'bn=train'], 'bn is an option of its own, --bn'),
     (['nosuch', '--dataset', 'digits_lt'], "unknown model 'nosuch'"),
     (['resnet18'], 'does not say what it is for: add --dataset'),

@@ -140,7 +140,7 @@ def test_part_of_a_set_is_packed(tmp_path):
     assert part.class_counts == part.shot_counts == [min(count, 30) for count in whole.class_counts]
     assert part.hash == again.hash != other.hash
     assert {*map(bytes, part.digests)} <= {*map(bytes, whole.digests)}
-    with pytest.raises(UserError, match='--images-per-class 0: expected one or more'):
+    with pytest.raises(UserError, match='--images-per-class must be at least 1, got 0'):
         pack.main(['--dataset', 'digits_lt', '--images-per-class', '0', '--packed', str(tmp_path / 'd.safetensors')])
 
 

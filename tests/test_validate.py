@@ -116,7 +116,7 @@ def test_a_timm_model_takes_its_groups_from_the_training_split(capsys, monkeypat
     (['--model', 'local-dir:RUN/export', '--dataset', 'digit_lt'], "unknown data set 'digit_lt'"),
     (['--checkpoint', 'RUN/model_best.pth.tar', '--model', 'resnet32_cifar'], 'is of resnet20_cifar, not of'),
     (['--checkpoint', 'RUN/args.yaml'], 'is truncated or is not a checkpoint'),
-    (['--model', 'local-dir:RUN/export', '-b', '0'], 'batch size must be at least 1'),
+    (['--model', 'local-dir:RUN/export', '-b', '0'], '--batch-size must be at least 1'),
     (['--model', 'local-dir:RUN/export', '--predictions', '/nowhere/p.csv'], 'cannot write /nowhere/p.csv'),
     (['--checkpoint', 'RUN', 'RUN', '--predictions', 'RUN/p.csv'], 'RUN/p.csv is for one model'),
     (['--checkpoint', 'RUN', 'RUN'], 'a model is named twice'),

@@ -286,7 +286,7 @@ def test_arguments_of_a_view():
 
 @pytest.mark.parametrize('name, message', [
     ('crop_flop', 'unknown view.*crop_flip'), ('sim(size=3)', "takes scale; got 'size'"), ('sim(0.08)', 'cannot read'),
-    ('eval(x=1)', 'takes crop_pct, interpolation; got'), ('sim(scale=2)', r'lies in \(0, 1\]'),
+    ('eval(x=1)', 'takes crop_pct, interpolation; got'), ('sim(scale=2)', r'scale must be in \(0, 1\], got 2'),
     ('sim(scale="a")', 'view .sim'),
     ('sim(', 'cannot read'), ('sim(scale=open("x"))', 'cannot read'), ('sim(**{})', 'cannot read'), ('', 'cannot read'),
 ])

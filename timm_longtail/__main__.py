@@ -21,7 +21,7 @@ _PROGRAM = 'python -m timm_longtail'
 def usage() -> str:
     """Return the help: one line for scripts, one for each command."""
     rows = [('SCRIPT', 'run a Python script, such as timm\'s train.py, with our models'), *COMMANDS.items()]
-    lines = [f'{_PROGRAM} {name} [ARG …]'.ljust(43) + words for name, words in rows]
+    lines = [f'{_PROGRAM} {name} [ARG ...]'.ljust(45) + words for name, words in rows]
     return 'usage: ' + '\n       '.join(lines)
 
 

@@ -77,6 +77,7 @@ def build_run(
     method = create_method(args.method, model, train_set.class_counts, **args.method_kwargs)
     method = _prepare_method(args, method, accelerator)
     batch_size = _batch_size(args, accelerator.num_processes)
+    method.check_run(args.epochs, batch_size)
     shard = dict(rank=accelerator.process_index, world_size=accelerator.num_processes)
     common = loader_options(args, preprocessing, accelerator.device)
     loaders = [

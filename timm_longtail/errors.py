@@ -24,4 +24,4 @@ def near_names(name: str, known, count: int = 3) -> str:
 def unknown_name(kind: str, name: str, known) -> UserError:
     """Build the error for a name that is not in a registry, with the nearest names that are."""
     hint = near_names(name, known) or f'known: {", ".join(sorted(known)[:12])}'
-    return UserError(f'unknown {kind} {name!r}; {hint.rstrip()}')
+    return UserError(f'unknown {kind} {one_line(repr(name), 100)}; {hint.rstrip()}')

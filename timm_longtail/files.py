@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from .errors import UserError, one_line
+from .yaml_loader import load_yaml
 
 __all__ = [
     'BEST',
@@ -21,6 +22,7 @@ __all__ = [
     'last_state',
     'read_json',
     'read_text',
+    'read_yaml',
     'reading',
     'require_regular_file',
     'write_json',
@@ -117,6 +119,23 @@ def read_json(path: Path, kind: str = 'JSON file') -> dict[str, Any]:
 
     if not isinstance(value, dict):
         raise UserError(f'{path} is not a {kind}: it holds no object')
+    return value
+
+
+def read_yaml(path: Path, kind: str = 'YAML file') -> dict[str, Any]:
+    """Return the mapping that a YAML file holds, read as `yaml_loader` says; {} of an empty file.
+
+    Raises:
+        UserError: The file is missing, is not YAML, names a key twice, or holds something else than a mapping.
+    """
+    text = read_text(path, kind)
+    with reading(path, kind):
+        value = load_yaml(text)
+
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f'{path} is not a {kind}: it holds no `name: value` lines')
     return value
 
 

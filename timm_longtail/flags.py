@@ -9,7 +9,7 @@ from .drawing import require_matplotlib
 from .errors import UserError
 from .image_plots import plot_rotation_agnostic
 from .methods._flags import read_flags
-from .options import Parser, add_data_options, dataset_options
+from .options import SHARE, Parser, add_data_options, dataset_options
 
 __all__ = ['main']
 
@@ -18,7 +18,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser('python -m timm_longtail flags', description='Show what a flag file of RAIS says of a data set.')
     parser.add_argument('file', help='flag file that `--method rais` wrote')
     add_data_options(parser)
-    parser.add_argument('--val-fraction', type=float, default=0.0, help='share of each class that the run held out')
+    parser.add_argument('--val-fraction', type=SHARE, default=0.0, help='share of each class that the run held out')
     parser.add_argument('--figure', help='PNG file: the most and the least rotation-agnostic images, the entropies')
     return parser.parse_args(argv)
 

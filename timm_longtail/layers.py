@@ -53,7 +53,13 @@ class CosineLinear(nn.Module):
             scale: Bound of the logits, which lie in [-scale, scale].
             device: Device of the weight.
             dtype: Type of the weight.
+
+        Raises:
+            UserError: The scale is not positive, or so large that logits overflow.
         """
+        if not 0 < scale <= 1e4:
+            raise UserError(f'the scale of a cosine classifier must be in (0, 10000], got {scale}')
+
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features

@@ -12,6 +12,7 @@ from .data.longtail import shot_groups
 from .errors import UserError
 from .evaluate import GROUPS
 from .options import Parser, add_data_options, dataset_options
+from .ranges import Number
 
 __all__ = ['main']
 
@@ -20,7 +21,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser('python -m timm_longtail pack', description='Write both splits of a data set into one file.')
     add_data_options(parser)
     parser.add_argument('--packed', '-o', required=True, help='file to write: NAME.safetensors')
-    parser.add_argument('--images-per-class', type=int, metavar='N',
+    parser.add_argument('--images-per-class', type=Number(int, '[1, inf)'), metavar='N',
                         help='at most N training images of each class, by the data seed; default all')
     parser.add_argument('--license', default='', help='licence of the images, kept in the file')
     return parser.parse_args(argv)
@@ -75,8 +76,6 @@ def main(argv: list[str] | None = None):
     if args.skip_bad_images:
         train, test = _leave_out_bad(train), _leave_out_bad(test)
     if args.images_per_class is not None:
-        if args.images_per_class < 1:
-            raise UserError(f'--images-per-class {args.images_per_class}: expected one or more')
         train = _first_of_each_class(train, args.images_per_class)
     write_packed(path, train, test, {
         'dataset': args.dataset, 'hub_id': train.hub_id, 'license': args.license,

@@ -84,6 +84,17 @@ class Method(nn.Module):
         """
         return [{'params': [p for p in self.parameters() if p.requires_grad]}]
 
+    def check_run(self, num_epochs: int, batch_size: int):
+        """Refuse a run that the method's options do not fit. Called before anything is written.
+
+        Args:
+            num_epochs: Length of the run.
+            batch_size: Images of each stream that this process is given at once.
+
+        Raises:
+            UserError: Names the option, its value and what was expected.
+        """
+
     def start_epoch(
             self,
             epoch: int,

@@ -1,13 +1,12 @@
 """The registry of methods."""
 import inspect
-import math
 from collections.abc import Callable, Mapping
-from types import UnionType
-from typing import Any, get_args
+from typing import Any
 
 from torch import nn
 
 from ..errors import UserError, near_names, unknown_name
+from ..ranges import check_option
 from ._method import Method
 
 __all__ = ['check_options', 'create_method', 'default_options', 'list_methods', 'method_class', 'register_method']
@@ -61,7 +60,7 @@ def tells_classes(method: str | None, num_outputs: int) -> bool:
     return num_outputs > 0 and (method not in _METHODS or _METHODS[method].num_outputs(some) == some)
 
 
-def create_method(name: str, model: nn.Module, class_counts, **kwargs) -> Method:
+def create_method(name: str, model: nn.Module, class_counts, /, **kwargs) -> Method:
     """Build a method around a model.
 
     Args:
@@ -71,7 +70,7 @@ def create_method(name: str, model: nn.Module, class_counts, **kwargs) -> Method
         **kwargs: The method's hyper-parameters; its constructor has the defaults of its paper on CIFAR.
 
     Raises:
-        UserError: Unknown method or hyper-parameter, words for a number; a class without images.
+        UserError: Unknown method or hyper-parameter, one of another kind or out of range; a class without images.
     """
     check_options(name, kwargs)
     if min(float(n) for n in class_counts) < 1:
@@ -84,43 +83,51 @@ def default_options(cls: type[Method]) -> dict[str, Any]:
     return {p.name: p.default for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
+# of an option by its name, or by the end of its name; a name means the same in every method
+_INTERVALS = {
+    # layers and queues: larger ones do not fit into memory
+    'features': '[1, 65536]',
+    'queue_size': '[1, 1048576]',
+    'bn_groups': '[1, 4096]',
+    # losses
+    'temperature': '(0, inf)',
+    'weight': '[0, inf)',
+    'tau': '[0, 100]',
+    'gamma': '[0, 100]',
+    'beta': '(0, 1)',
+    'margin': '[0, 2]',  # on a cosine, or in nats
+    'radius': '(0, inf)',
+    'smoothing': '[0, 1)',
+    'power': '[0, 5]',  # of class counts in single precision
+    # mixing
+    'alpha': '[0, inf)',
+    'remix_kappa': '[1, inf)',
+    'remix_tau': '[0, 1]',
+    # schedules and optimizers
+    'momentum': '[0, 1)',
+    'drop_rate': '[0, 1)',
+    'lr': '[0, inf)',
+    'decay': '[0, inf)',
+    'warmup': '[0, 1)',
+    'epochs': '[0, inf)',
+    'start': '[0, inf)',
+    # groups of classes and images
+    'head': '[1, inf)',
+    'accuracy': '(0, 1]',
+}
+
+
 def check_options(name: str, options: Mapping[str, Any]):
     """Raise a `UserError` for an unknown method, an option it does not have, a value of another kind, or out of range.
 
-    Kinds are those of the constructor's annotations. A name that ends in `_features` or `temperature` is above 0, one
-    that ends in `_weight` or `_power` not below.
+    Kinds are those of the constructor's annotations. Ranges go by the name of an option, or by its end: whatever is
+    called `…_weight` is at least 0.
     """
     cls = method_class(name)
     known = default_options(cls)
+    parameters = inspect.signature(cls).parameters
     for key, value in options.items():
         if key not in known:
             raise UserError(f'method {name!r} has no option {key!r}; {near_names(key, known, 1)}'
                             f'it takes {", ".join(known) or "none"}')
-        what = f'option {key!r} of method {name!r}'
-        _check_kind(what, value, inspect.signature(cls).parameters[key])
-        if isinstance(value, (int, float)):
-            if not math.isfinite(value):
-                raise UserError(f'{what} must be finite, got {value}')
-            if not value > 0 and key.endswith(('_features', 'temperature')):
-                raise UserError(f'{what} must be positive, got {value}')
-            if not value >= 0 and key.endswith(('_weight', '_power')):
-                raise UserError(f'{what} must not be negative, got {value}')
-
-
-_KINDS = {
-    bool: ('True or False', bool), int: ('a whole number', int), float: ('a number', (int, float)),
-    str: ('a name', str),
-}
-
-
-def _check_kind(what: str, value: Any, parameter: inspect.Parameter):
-    """Raise a `UserError` unless a value is of the kind of an option, which is that of its default if not annotated."""
-    annotation = parameter.annotation
-    if annotation is parameter.empty:
-        annotation = type(parameter.default)
-    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    if type(value) in kinds or not set(kinds) & _KINDS.keys():
-        return
-    words, types = _KINDS[next(kind for kind in kinds if kind in _KINDS)]
-    if isinstance(value, bool) or not isinstance(value, types):
-        raise UserError(f'{what} is {words}, got {value!r}')
+        check_option(f'option {key!r} of method {name!r}', key, value, parameters[key], _INTERVALS)

@@ -41,15 +41,19 @@ class DeferredWeights(nn.Module):
         self.start = start
         self.active = start == 0
 
+    def check_run(self, num_epochs: int):
+        """Raise a `UserError` where re-weighting starts at an epoch that the run does not have."""
+        if self.start > max(1, num_epochs):
+            raise UserError(f're-weighting starts at epoch {self.start:g}, and the run has {num_epochs}; '
+                            'a share of the run, such as 0.8, follows its length')
+
     def start_epoch(self, epoch: int, num_epochs: int):
         """Choose the mean of one epoch, counted from 0, of a run.
 
         Raises:
             UserError: Re-weighting starts at an epoch that the run does not have.
         """
-        if self.start > max(1, num_epochs):
-            raise UserError(f're-weighting starts at epoch {self.start:g}, and the run has {num_epochs}; '
-                            'a share of the run, such as 0.8, follows its length')
+        self.check_run(num_epochs)
         # rounded as the milestones of a recipe are when the run is stretched
         self.active = epoch >= (round(self.start * num_epochs) if self.start <= 1 else self.start - 1)
 

@@ -50,6 +50,9 @@ class ClassBalanced(Method):
         self.inner_weights = inner_weights
         self.views = (view,)
 
+    def check_run(self, num_epochs, batch_size):
+        self.reweight.check_run(num_epochs)
+
     def start_epoch(self, epoch, num_epochs, rng, batches):
         self.reweight.start_epoch(epoch, num_epochs)
 

@@ -54,6 +54,9 @@ class LDAMDRW(Method):
         self.reweight = DeferredWeights(self.class_counts, beta, reweight_start)
         self.views = (view,)
 
+    def check_run(self, num_epochs, batch_size):
+        self.reweight.check_run(num_epochs)
+
     def start_epoch(self, epoch, num_epochs, rng, batches):
         self.reweight.start_epoch(epoch, num_epochs)
 

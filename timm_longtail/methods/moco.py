@@ -79,14 +79,27 @@ class MoCo(Method):
     def create_evaluator(self, shot_counts):
         return KNNEvaluator(shot_counts)
 
+    def check_run(self, num_epochs, batch_size):
+        refuse_sync_batch_norm(self)
+        self._check_groups(batch_size)
+        self._check_queue(batch_size * world_size())
+
+    def _check_groups(self, batch_size: int):
+        if batch_size % self.bn_groups or 1 < self.bn_groups == batch_size:
+            raise UserError(
+                f'a batch of {batch_size} cannot be cut into {self.bn_groups} groups of two or more: bn_groups')
+
+    def _check_queue(self, num_keys: int):
+        if num_keys > len(self.queue):
+            raise UserError(f'queue_size={len(self.queue)} is shorter than a global batch of {num_keys}')
+
     def start_epoch(self, epoch, num_epochs, rng, batches):
         self.rng = rng
         refuse_sync_batch_norm(self)
 
     def forward(self, batch: Batch, phase: str = 'main') -> dict:
         (x, x_key), _, index = batch
-        if len(x) % self.bn_groups or 1 < self.bn_groups == len(x):
-            raise UserError(f'a batch of {len(x)} cannot be cut into {self.bn_groups} groups of two or more: bn_groups')
+        self._check_groups(len(x))
         query = self._embed(self.model, self.features, x, self.bn_groups)  # [B, E]
         keys = self._keys(x_key)  # [T, WB, E]
         own = keys[:, rank() * len(x):(rank() + 1) * len(x)]
@@ -122,8 +135,7 @@ class MoCo(Method):
 
     def _enqueue(self, keys: torch.Tensor):
         """Put keys [WB, E] in the place of the oldest."""
-        if len(keys) > len(self.queue):
-            raise UserError(f'queue_size={len(self.queue)} is shorter than a global batch of {len(keys)}')
+        self._check_queue(len(keys))
         places = (self.queue_start + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places] = keys
         self.queue_start.add_(len(keys)).remainder_(len(self.queue))

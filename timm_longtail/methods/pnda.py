@@ -6,11 +6,13 @@ the image, and a negative where it does not. `rais` finds out which.
 Shapes: B batch of this process, N images.
 """
 import logging
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..errors import UserError
+from ..files import require_regular_file
 from ._flags import flags_digest, read_flags
 from ._registry import register_method
 from .moco import MoCo
@@ -47,6 +49,11 @@ class PNDA(MoCo):
         self.flags = flags
         self._is_positive: torch.Tensor | None = None
         self.register_buffer('flags_number', torch.tensor(-1))  # so that a resumed run meets the flags it began with
+
+    def check_run(self, num_epochs, batch_size):
+        super().check_run(num_epochs, batch_size)
+        if self.flags:
+            require_regular_file(Path(self.flags), 'flag file')
 
     def start_epoch(self, epoch, num_epochs, rng, batches):
         super().start_epoch(epoch, num_epochs, rng, batches)
