@@ -22,6 +22,7 @@ from .trial import CHANGED, HANG, ONE_LINE, RAN, ROOT, TRACEBACK, WRONG_END, Ver
 KINDS = {kind.name: kind for kind in (Commands, Files, Flips, Kills)}
 # the complete exercise
 COUNTS = {'commands': 1000, 'files': 600, 'flips': 100, 'kills': 30}
+_CACHES = ('.git', '.venv', '__pycache__', '.pytest_cache', '.ruff_cache')
 COLUMNS = (ONE_LINE, RAN, TRACEBACK, HANG, CHANGED, WRONG_END)
 
 
@@ -33,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f'--{name}', type=int, default=count, metavar='N', help=f'cases; default {count}')
     parser.add_argument('--only', nargs='+', metavar='KIND:N', help='run these cases alone, and print all they say')
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='cases at once; default: one a core')
-    parser.add_argument('--limit', type=float, default=60, help='seconds after which a program hangs')
+    parser.add_argument('--limit', type=float, default=40, help='seconds after which a program hangs')
     return parser.parse_args(argv)
 
 
@@ -46,7 +47,7 @@ def deal(counts: dict[str, int]) -> list[tuple[str, int]]:
 def exercise(
         workshop: Workshop,
         cases: list[tuple[str, int]],
-        seconds: float | None = None,
+        end: float | None = None,
         jobs: int = 2,
 ) -> Iterator[tuple[str, int, Verdict]]:
     """Run cases, several at once, as long as there is time.
@@ -54,13 +55,12 @@ def exercise(
     Args:
         workshop: Where trials are made.
         cases: Kind and number of each.
-        seconds: Time after which none is begun; None has no end.
+        end: Time of `time.monotonic` after which none is begun; None has no end.
         jobs: Cases at once.
 
     Yields:
         Kind, number and verdict of each case that was run.
     """
-    end = None if seconds is None else time.monotonic() + seconds
     kinds = {name: KINDS[name](workshop) for name in {kind for kind, _ in cases}}
 
     def run(case: tuple[str, int]) -> Verdict | None:
@@ -111,28 +111,32 @@ def format_faults(found: list[tuple[str, int, Verdict]], seed: int) -> str:
 
 def main():
     args = parse_args()
+    end = None if args.seconds is None else time.monotonic() + args.seconds
     cases = deal({name: getattr(args, name) for name in KINDS})
     if args.only:
         cases = [(name.partition(':')[0], int(name.partition(':')[2])) for name in args.only]
-    outside = listing(ROOT, but=('.git', '.venv', '__pycache__'))
+
     found = []
     with tempfile.TemporaryDirectory(prefix='fuzz-') as folder:
         workshop = Workshop(Path(folder, 'work'), args.seed, args.limit)
+        outside = listing(ROOT, workshop.place, but=_CACHES)
         try:
-            for kind, number, verdict in exercise(workshop, cases, args.seconds, args.jobs):
+            for kind, number, verdict in exercise(workshop, cases, end, args.jobs):
                 found.append((kind, number, verdict))
                 if args.only:
                     print(f'{kind}:{number}: {verdict.outcome}\n{verdict.how}\n{verdict.detail}')
         finally:
             workshop.close()
+        now = listing(ROOT, workshop.place, but=_CACHES)
 
-    print(format_table(found))
-    print(format_faults(found, args.seed), file=sys.stderr)
-    now = listing(ROOT, but=('.git', '.venv', '__pycache__'))
+    print(format_table(found), flush=True)
+    faults = format_faults(found, args.seed)
     changed = sorted(path for path in outside.keys() | now.keys() if outside.get(path) != now.get(path))
     if changed:
-        print(f'changed outside the folders of the cases: {", ".join(changed[:10])}', file=sys.stderr)
-    sys.exit(bool(changed) or any(verdict.is_fault for _, _, verdict in found))
+        faults += f'\nchanged outside the folders of the cases: {", ".join(changed[:10])}'
+    if faults:
+        print(faults, file=sys.stderr)
+    sys.exit(bool(faults))
 
 
 if __name__ == '__main__':

@@ -29,7 +29,8 @@ CHANGED = 'changed silently'
 WRONG_END = 'wrong end'
 FAULTS = (TRACEBACK, HANG, CHANGED, WRONG_END)
 
-MEMORY = 12 * 2 ** 30  # bytes of address space; torch alone maps 5 GiB
+# what a case may take, in bytes: of memory beyond what the server has, of a file
+MEMORY = 3 * 2 ** 30
 FILE_SIZE = 2 ** 30
 
 _MODULES = (
@@ -87,6 +88,7 @@ class Workshop:
         self.folder = folder
         self.seed = seed
         self.limit = limit
+        self.memory = resource.RLIM_INFINITY
         self.place = folder / 'place'
         self.place.mkdir(parents=True)
 
@@ -99,6 +101,7 @@ class Workshop:
         self.env.pop('TIMM_LONGTAIL_DATA', None)
         self.server = forks.Server(*_MODULES, env=self.env, origin=origin)
         place.prepare(self)
+        self.memory = _address_space(self.server.process.pid) + MEMORY
 
     def close(self):
         self.server.close()
@@ -125,7 +128,7 @@ class Workshop:
         env = {**self.env, 'HOME': str(folder / 'home'), 'TMPDIR': str(folder / 'tmp')}
         process = forks.Process(*argv, env=env, cwd=folder / 'here', server=self.server)
         with suppress(ProcessLookupError):
-            resource.prlimit(process.pid, resource.RLIMIT_AS, (MEMORY, MEMORY))
+            resource.prlimit(process.pid, resource.RLIMIT_AS, (self.memory, self.memory))
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (FILE_SIZE, FILE_SIZE))
         return process
 
@@ -146,6 +149,12 @@ class Workshop:
 
     def run(self, argv: list[str], folder: Path) -> Ended:
         return self.finish(self.start(argv, folder))
+
+
+def _address_space(pid: int) -> int:
+    """Return what a process maps, in bytes."""
+    pages = int(Path(f'/proc/{pid}/statm').read_text().split()[0])
+    return pages * resource.getpagesize()
 
 
 def kill_group(process: forks.Process):
