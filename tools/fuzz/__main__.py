@@ -116,13 +116,16 @@ def main():
     if args.only:
         cases = [(name.partition(':')[0], int(name.partition(':')[2])) for name in args.only]
 
-    found = []
+    found, known = [], set()
     with tempfile.TemporaryDirectory(prefix='fuzz-') as folder:
         workshop = Workshop(Path(folder, 'work'), args.seed, args.limit)
         outside = listing(ROOT, workshop.place, but=_CACHES)
         try:
             for kind, number, verdict in exercise(workshop, cases, end, args.jobs):
                 found.append((kind, number, verdict))
+                if verdict.is_fault and (kind, verdict.outcome, verdict.what) not in known:
+                    known.add((kind, verdict.outcome, verdict.what))
+                    print(f'{kind}:{number}: {verdict.outcome}: {verdict.what}', file=sys.stderr, flush=True)
                 if args.only:
                     print(f'{kind}:{number}: {verdict.outcome}\n{verdict.how}\n{verdict.detail}')
         finally:

@@ -1,7 +1,8 @@
 """Stopped runs: a short run is stopped at random moments and resumed until it is done, to the same bits.
 
 SIGKILL may come at any moment from the start of the program on; SIGTERM and SIGINT once it has said what it does, for
-before that they meet a Python that is still importing.
+before that they meet a Python that is still importing. The moments are drawn from the seed; what the run does at that
+moment depends on the machine.
 """
 import shlex
 import signal
@@ -11,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from .place import TINY
-from .trial import CHANGED, RAN, ROOT, WRONG_END, Ended, Verdict, Workshop, judge
+from .trial import CHANGED, RAN, ROOT, WRONG_END, Ended, Verdict, Workshop, judge, kill_group
 
 _COMMON = [
     *TINY, '--dataset', 'digits_lt', '--no-recipe', '--img-size', '16', '--epochs', '3', '--log-interval', '1',
@@ -61,8 +62,13 @@ class Kills:
 
     def _stop(self, argv: list[str], folder: Path, signum: signal.Signals, delay: float) -> Verdict:
         """Start the run, stop it after a while, and say whether it ended as a stopped run does."""
-        process = self.workshop.start(argv, folder)
-        first = process.stdout.readline() if signum != signal.SIGKILL else ''
+        process, first = self.workshop.start(argv, folder), ''
+        if signum != signal.SIGKILL:
+            guard = threading.Timer(self.workshop.limit, kill_group, [process])
+            guard.start()
+            first = process.stdout.readline()
+            guard.cancel()
+
         timer = threading.Timer(delay, _send, [process, signum])
         timer.start()
         ended = self.workshop.finish(process)
@@ -80,7 +86,7 @@ class Kills:
         verdict = judge(self.workshop.run(argv, folder), 'train.py')
         if verdict.outcome != RAN:
             if not verdict.is_fault:
-                verdict = Verdict(WRONG_END, f'cannot be resumed: {verdict.detail}', detail=verdict.detail)
+                verdict = Verdict(WRONG_END, 'train.py refuses to resume', verdict.words, detail=verdict.detail)
             return verdict
 
         found = self._result(folder)
