@@ -18,18 +18,22 @@ from .trial import ONE_LINE, ROOT, WRONG_END, Verdict, Workshop, judge, listing
 
 # ---- values by their kind
 
-INTEGERS = ['0', '1', '2', '3', '8', '-1', '1000000', '1' + 30 * '0', '1e3', '2.5', 'nan', '', '٣', '0x10', ' 4 ']
-FLOATS = ['0', '0.1', '0.5', '1', '2', '-1', '-0.0', 'nan', 'inf', '-inf', '1e308', '1e-308', '1e999', '', '0,5', '1%']
+# numbers that argparse takes; words that it does not are among WORDS
+INTEGERS = ['0', '1', '2', '3', '8', '-1', '-1000', '1000000', '4294967296', '1' + 30 * '0', '٣', ' 4 ', '1_0']
+FLOATS = ['0', '0.1', '0.5', '1', '2', '-1', '-0.0', 'nan', 'inf', '-inf', '1e308', '1e-308', '1e999', '-1e-9', '16.5']
 WORDS = [
-    '', ' ', 'none', 'null', 'auto', 'all', '-', '--', '0', '-1', 'nan', 'ünïcödé', '日本語', 'a\nb', 'a\tb', 'x' * 300,
+    '', ' ', '1e3', '2.5', '0x10', '0,5', '1%',
+    'none', 'null', 'auto', 'all', '-', '--', '0', '-1', 'nan', 'ünïcödé', '日本語', 'a\nb', 'a\tb', 'x' * 300,
     '%s', '{}', '{0}', '$(x)', '[', '(', '"', "'", '\udcff', '\x07', 'a/b', 'a:b', ':', '@', '=', 'a=b', '*',
 ]
 PATHS = ['.', 'new', 'new/deep/er', '/proc/nowhere/x', '../place', *(f'../place/{name}' for name in (
     'nothing', 'folder', 'fifo', 'loop', 'zero', 'text.txt', 'photos', 'pictures', 'packed.safetensors', 'run',
     'run/export', 'run/export/model.safetensors', 'run/checkpoint-last.pth.tar', 'run/args.yaml', 'flags.safetensors',
     'recipe.yaml', 'queue.txt', 'rows', 'rows/row.json', 'table', 'lists'))]
+KEYS = ['cosine_scale', 'num_classes', 'drop_rate', 'in_chans', 'layers', 'channels', 'img_size', 'tau']
 VALUES = ['0', '1', '2', '0.5', '-1', 'nan', 'inf', '1e308', '10**12', '1000000000000', 'True', 'False', 'None', 'x',
-          '""', '[]', '[1,2]', '{}', '(1,)', 'eval', 'sim', '[eval,sim,sim]']
+          '""', '[]', '[1,2]', '{}', '(1,)', 'eval', 'sim', '[eval,sim,sim]', '../place/flags.safetensors',
+          '../place/fifo', '../place/zero']
 
 # ---- options that need a value of their own; any other string option takes words and paths
 
@@ -54,13 +58,22 @@ SUITABLE = {
     'figures': ['figures'], 'figure': ['figure.png'], 'predictions': ['predictions.csv'], 'per_class': ['classes.csv'],
 }
 
+# ---- options that belong to a value, where the program has them
+
+COMPANIONS = {
+    'folder': ['--data-dir', '../place/photos', '--batch-size', '4', '--workers', '0'],
+    'packed:../place/packed.safetensors': ['--batch-size', '4'],
+    'hfds/../place/table': ['--batch-size', '2'],
+    'imagenet_lt': ['--data-dir', '../place/lists'],
+}
+
 # ---- options whose large values are honest work, and not a fault: they take small ones
 
 SMALL = {'epochs', 'steps', 'blocks', 'warmup', 'workers', 'img_size', 'minutes'}
 
 # ---- options that are left out
 
-LEFT_OUT = {'torchcompile'}  # compiles for minutes
+LEFT_OUT = {'torchcompile', 'help'}  # compiles for minutes; ends before anything else is looked at
 
 _SHORT = [*TINY, '--dataset', 'digits_lt', '--no-recipe', '--img-size', '16', '--batch-size', '256']
 
@@ -139,30 +152,34 @@ def programs() -> list[Program]:
     ]
 
 
-def draw_pairs(dest: str, draw: Random) -> list[str]:
-    """Return pairs of K=V for the options of a model or a method, and words that are no pairs."""
+def draw_pairs(keys: list[str], draw: Random) -> list[str]:
+    """Return pairs of K=V, now and then with a word that is no pair."""
+    pairs = [f'{draw.choice([*keys, *keys, "unknown"])}={draw.choice(VALUES)}' for _ in range(draw.randint(1, 2))]
+    return pairs if draw.random() < 0.95 else [*pairs, draw.choice(WORDS)]
+
+
+def draw_method(draw: Random) -> list[str]:
+    """Return a method with options of its own, on a model that it takes."""
     from timm_longtail.methods import default_options, list_methods, method_class
-    if dest == 'model_kwargs':
-        keys = ['cosine_scale', 'num_classes', 'drop_rate', 'in_chans', 'pretrained', 'img_size', 'unknown']
-    else:
-        keys = sorted({key for name in list_methods() for key in default_options(method_class(name))})
-    pairs = [f'{draw.choice(keys)}={draw.choice(VALUES + PATHS)}' for _ in range(draw.randint(0, 2))]
-    return pairs if draw.random() < 0.9 else [*pairs, draw.choice(WORDS)]
+    name = draw.choice(list_methods())
+    model = ['--model-kwargs', *TINY[3:5], 'cosine_scale=None'] if method_class(name).linear_classifier else []
+    options = list(default_options(method_class(name)))
+    return [*model, '--method', name, '--method-kwargs', *(draw_pairs(options, draw) if options else [])]
 
 
 def draw_value(action: argparse.Action, draw: Random) -> str:
     """Return one value for an option, mostly of its kind."""
-    if draw.random() < 0.1:
+    if draw.random() < 0.05:
         return draw.choice(WORDS + PATHS)
-    if action.choices and draw.random() < 0.9:
+    if action.choices:
         return draw.choice([str(choice) for choice in action.choices])
     if action.type is int:
-        return draw.choice([value for value in INTEGERS if action.dest not in SMALL or len(value) < 3])
+        return draw.choice(INTEGERS if action.dest not in SMALL else INTEGERS[:6])
     if action.type is float:
-        return draw.choice(FLOATS if action.dest not in SMALL else FLOATS[:6])
+        return draw.choice(FLOATS if action.dest not in SMALL else FLOATS[:8])
 
     suitable = _suitable(action.dest)
-    if suitable and draw.random() < 0.7:
+    if suitable and draw.random() < 0.8:
         return draw.choice(suitable)
     return draw.choice(WORDS + PATHS)
 
@@ -181,22 +198,37 @@ def draw_option(program: Program, draw: Random) -> list[str]:
         return [draw_value(action, draw)]
 
     name = draw.choice(action.option_strings)
-    if draw.random() < 0.03:
+    if draw.random() < 0.02:
         name = name[:-1]
     if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):
         return [name]
+    if action.dest == 'method_kwargs':
+        return draw_method(draw)
     if action.dest.endswith('_kwargs'):
-        return [name, *draw_pairs(action.dest, draw)]
+        return [name, *draw_pairs(KEYS, draw)]
 
     count = action.nargs if isinstance(action.nargs, int) else 1
     if action.nargs in ('+', '*'):
         count = draw.choice([1, 1, 2, 3])
-    if draw.random() < 0.03:
+    if draw.random() < 0.02:
         count = 0
     values = [draw_value(action, draw) for _ in range(count)]
-    if len(values) == 1 and draw.random() < 0.3 and name.startswith('--'):
-        return [f'{name}={values[0]}']
-    return [name, *values]
+
+    if len(values) == 1 and name.startswith('--') and draw.random() < 0.3:
+        option = [f'{name}={values[0]}']
+    else:
+        option = [name, *values]
+    for value in values:
+        option += _companions(program, value)
+    return option
+
+
+def _companions(program: Program, value: str) -> list[str]:
+    """Return the options that belong to a value, as far as the program has them."""
+    words = COMPANIONS.get(value, [])
+    known = {name for action in program.actions for name in action.option_strings}
+    pairs = zip(words[::2], words[1::2])
+    return [word for name, given in pairs if name in known for word in (name, given)]
 
 
 class Commands:
@@ -215,7 +247,7 @@ class Commands:
         """Return the program of a case and its random options."""
         draw = self.workshop.draw(self.name, number)
         program = draw.choices(self.programs, [program.share for program in self.programs])[0]
-        return program, [draw_option(program, draw) for _ in range(draw.choice([1, 1, 2, 2, 3, 4]))]
+        return program, [draw_option(program, draw) for _ in range(draw.choice([1, 2, 2, 3, 3, 4]))]
 
     def __call__(self, number: int) -> Verdict:
         program, options = self.draw(number)
