@@ -1,8 +1,8 @@
 """Random command lines: options as the parsers have them, with values that suit, edge values and hostile ones.
 
 A command line is a short run that works, and up to four random options behind it. What works may go on working or be
-refused in one line; a refused one leaves no folder behind. Paths are relative to the empty folder it runs in; the good
-files lie beside it, in `../place`.
+refused in one line; one that is refused before it has named its output folder leaves none behind. Paths are relative to
+the empty folder it runs in; the good files lie beside it, in `../place`.
 """
 import argparse
 import shlex
@@ -265,8 +265,8 @@ class Commands:
         verdict = judge(ended, program.begins)
         verdict.how = 'python ' + shlex.join([*program.argv, *words])
         new = [path for path in after.keys() - before.keys() if after[path][0]]
-        has_trained = any(line.startswith('epoch ') for line in ended.stdout.splitlines())
-        if verdict.outcome == ONE_LINE and new and not has_trained:
+        has_begun = any(line.startswith('output: ') for line in ended.stdout.splitlines())
+        if verdict.outcome == ONE_LINE and new and not has_begun:
             verdict.outcome, verdict.what = WRONG_END, f'{program.begins} refused, and leaves a new folder behind'
         return verdict
 
