@@ -1,10 +1,10 @@
-"""Tables of the README, from the registries and `results/`: `python -m tests.readme_tables [--write]`."""
+"""Tables of models, data sets, methods and losses, read from their registries."""
 import argparse
 import inspect
 import json
 import pkgutil
 import re
-import sys
+from pathlib import Path
 
 import timm
 import torch
@@ -15,10 +15,9 @@ from timm_longtail.data import list_datasets
 from timm_longtail.data.sources import REGISTRY
 from timm_longtail.methods import default_options, list_methods, method_class
 
-from . import result_tables
-from .result_tables import RESULTS, ROOT, table
+from .result_tables import ROOT, table
 
-README = ROOT / 'README.md'
+RECIPES = ROOT / 'timm_longtail' / 'config' / 'recipes'
 
 
 def first_line(documented) -> str:
@@ -52,14 +51,25 @@ def datasets_table() -> str:
         if found is None:
             rows.append([f'`{name}`', 'as packed', 'One file with the encoded images of both splits.'])
             continue
+
         factor = found.imbalance_factor
-        shown = 'natural counts' if factor is None else 'not cut' if factor == 1 else f'{factor:g}'
+        if factor is None:
+            shown = 'natural counts'
+        elif factor == 1:
+            shown = 'not cut'
+        else:
+            shown = f'{factor:g}'
         rows.append([f'`{name}`', shown, first_line(found.load)])
     return table(['Data set', 'Default factor', 'What it is'], rows)
 
 
 def _typed(value) -> str:
-    return json.dumps(value) if isinstance(value, tuple) else f'{value:.4g}' if isinstance(value, float) else str(value)
+    """Return an option's default as it can be typed."""
+    if isinstance(value, tuple):
+        return json.dumps(value)
+    if isinstance(value, float):
+        return repr(value).removesuffix('.0')
+    return str(value)
 
 
 def methods_table() -> str:
@@ -90,35 +100,56 @@ def losses_table() -> str:
     return table(['Loss', 'What it does'], rows)
 
 
-TABLES = {
-    'models': models_table, 'datasets': datasets_table, 'methods': methods_table, 'losses': losses_table,
-    'published': result_tables.published_table, 'study': result_tables.study_table,
-    'retrained_whole': lambda: result_tables.retrained_table(whole=True), 'short': result_tables.short_table,
-    'retrained': result_tables.retrained_table, 'combinations': result_tables.combinations_table,
-    'rotations': result_tables.rotations_table, 'mixtures': result_tables.mixtures_table}
+def options_table(parser: argparse.ArgumentParser, actions: list[argparse.Action]) -> str:
+    """One row an option of a command: its names, its default and its help.
+
+    Args:
+        parser: Parser of the command.
+        actions: The options to show, those of one group.
+    """
+    rows = []
+    for action in actions:
+        names = ', '.join(f'`{name}`' for name in action.option_strings) or f'`{action.dest}`'
+        words = action.help or ''
+        # argparse fills in %(default)s and the like
+        words = ' '.join((words % {**vars(action), 'prog': parser.prog}).split())
+
+        default = action.default
+        shown = '' if default in (None, argparse.SUPPRESS, False, '', [], {}) else f'`{default}`'
+        rows.append([names, shown, escape(words)])
+    return table(['Option', 'Default', 'Meaning'], rows)
 
 
-def fill(text: str) -> str:
-    """Return a README with the tables between its markers generated anew."""
-    for name, build in TABLES.items():
-        begin, end = f'<!-- {name} -->', f'<!-- /{name} -->'
-        before, _, rest = text.partition(begin)
-        _, found, after = rest.partition(end)
-        if not found:
-            raise ValueError(f'README.md has no {begin} … {end}')
-        text = f'{before}{begin}\n{build()}\n{end}{after}'
-    return text
+def escape(text: str) -> str:
+    """Return text in which Markdown and HTML have no effect."""
+    return re.sub(r'([<>*_\[\]])', r'\\\1', text)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--write', action='store_true', help='update README.md; without it the tables are printed')
-    if parser.parse_args().write:
-        README.write_text(fill(README.read_text()))
-        (RESULTS / 'README.md').write_text(result_tables.commands())
-    else:
-        sys.stdout.write('\n\n'.join(build() for build in TABLES.values()) + '\n')
+def recipes_table() -> str:
+    """One row a recipe: its name, what its header expects, and the source."""
+    rows = []
+    for path in sorted(RECIPES.glob('*.yaml')):
+        header = read_header(path)
+        rows.append([f'`{path.stem}`', escape(header['title']), escape(header.get('Expected', '')),
+                     escape(header.get('Source', ''))])
+    return table(['Recipe', 'What it trains', 'Expected', 'Source'], rows)
 
 
-if __name__ == '__main__':
-    main()
+def read_header(recipe: Path) -> dict[str, str]:
+    """Return the comment at the top of a recipe: its title, and the text of `Expected:`, `Source:` and `Inferred:`."""
+    comments = []
+    for line in recipe.read_text(encoding='utf-8').splitlines():
+        if not line.startswith('#'):
+            break
+        comments.append(line[1:])
+
+    header = {'title': comments[0].strip()}
+    field = ''
+    for line in comments[1:]:
+        started = re.match(r' (Expected|Source|Inferred):\s+(.*)', line)
+        if started:
+            field = started[1]
+            header[field] = started[2]
+        elif field and line.strip():
+            header[field] += ' ' + line.strip()
+    return header
