@@ -30,7 +30,7 @@ from timm_longtail.engine import evaluate
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
 from timm_longtail.evaluate import KNNEvaluator, LongTailEvaluator, format_table
-from timm_longtail.files import writing
+from timm_longtail.files import create_text, writing
 from timm_longtail.machine import memory_format
 from timm_longtail.options import Parser, add_data_options
 from timm_longtail.outputs import write_per_class
@@ -182,8 +182,8 @@ def load_test_set(
 
 
 def _write_predictions(path: Path, test_set: LongTailDataset, recorder: Recorder):
-    rows = torch.cat(recorder.predictions).tolist()
-    with writing(path), open(path, 'w', newline='', errors='backslashreplace') as f:
+    rows = torch.cat(recorder.predictions).tolist() if recorder.predictions else []
+    with create_text(path) as f:
         writer = csv.writer(f)
         writer.writerow(['image', 'target', 'predicted', 'confidence', 'target_name', 'predicted_name'])
         for index, (target, predicted, confidence) in zip(recorder.index, rows, strict=True):
@@ -225,14 +225,14 @@ def main(argv: list[str] | None = None):
     for label, metrics in measured.items():
         name = f'{label}: ' if len(measured) > 1 else ''
         print(f'{name}{sum(metrics["class_correct"])} of {metrics["num_images"]} images correct')
-    if args.figures:
-        _draw(Path(args.figures), measured, confusions, counts, test_set.class_names)
-        print(f'figures: {Path(args.figures) / "class_accuracy.png"}, {Path(args.figures) / "confusion.png"}')
     if args.per_class:
         images = candidate.trained.get('class_counts') or [''] * len(counts)
         write_per_class(Path(args.per_class), test_set.class_names, images, counts, metrics)
     if args.predictions:
         _write_predictions(Path(args.predictions), test_set, recorder)
+    if args.figures:  # last: what a figure fails on costs no table
+        _draw(Path(args.figures), measured, confusions, counts, test_set.class_names)
+        print(f'figures: {Path(args.figures) / "class_accuracy.png"}, {Path(args.figures) / "confusion.png"}')
 
 
 if __name__ == '__main__':

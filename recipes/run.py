@@ -10,7 +10,6 @@ A line of the queue: a recipe, `--seeds`, and options of `train.py`; `--after RE
 recipe of the queue ended with, of the same seed. Options behind `--` go to every run.
 """
 import argparse
-import json
 import os
 import shlex
 import signal
@@ -29,11 +28,13 @@ from timm_longtail.cli import parse_train_args  # noqa: E402
 from timm_longtail.data import default_imbalance_factor, packed_data  # noqa: E402
 from timm_longtail.entry import run_main  # noqa: E402
 from timm_longtail.errors import UserError  # noqa: E402
+from timm_longtail.files import read_json, read_text  # noqa: E402
 from timm_longtail.options import Parser  # noqa: E402
 from timm_longtail.results import relative_to_root, variant_of  # noqa: E402
+from timm_longtail.signals import Stopped, on_stop_signal, stop_signals  # noqa: E402
 
 TRAIN = ROOT / 'train.py'
-INTERRUPTED = 128 + signal.SIGINT
+STOPPED = tuple(128 + signum for signum in stop_signals())
 
 
 @dataclass
@@ -106,10 +107,7 @@ def read_queue(path: str | Path, seeds: list[int] | None = None, common: Sequenc
     Raises:
         UserError: A recipe that is not there, a line that is none.
     """
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError as e:
-        raise UserError(f'cannot read the queue {path}: {e.strerror}') from e
+    lines = read_text(Path(path), 'queue').splitlines()
     parser = Parser(str(path), add_help=False)
     parser.add_argument('recipe')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
@@ -136,7 +134,7 @@ def has_row(item: Item, results: Path) -> bool:
               'method_kwargs': args.method_kwargs, 'seed': args.seed, 'data_seed': args.data_seed,
               'val_fraction': args.val_fraction}
     for path in results.glob('*.json'):
-        row = json.loads(path.read_text())
+        row = read_json(path)
         data = row.get('dataset_name', row['dataset']), row['imbalance_factor']
         if data == item.data and all(row.get(name) == value for name, value in wanted.items()):
             return True
@@ -163,17 +161,40 @@ def train_options(item: Item, args: argparse.Namespace) -> list[str]:
 
 
 def train(options: list[str], seconds: float | None) -> int:
-    """Run `train.py`; when the time is over it is asked to save its state and stop. Returns its exit status."""
-    process = subprocess.Popen([sys.executable, str(TRAIN), *options])
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        status = process.wait()
-        return INTERRUPTED if status == -signal.SIGINT else status  # before it could answer
-    except KeyboardInterrupt:  # the terminal has told the run, too
-        process.wait()
-        return INTERRUPTED
+    """Run `train.py` to its end; a signal to this process goes on to the run, which saves its state and stops.
+
+    Args:
+        options: Options of `train.py`.
+        seconds: Time after which the run is asked to save and stop; None for as long as it takes.
+
+    Returns:
+        The exit status of the run; 128 plus the number of the signal where one ended it.
+
+    Raises:
+        Stopped: This process received a signal; the run has ended.
+    """
+    received = []
+    process = None
+
+    def forward(signum: int, frame: object):
+        received.append(signum)
+        if process is not None:
+            process.send_signal(signum)
+
+    with on_stop_signal(forward):
+        # in a session of its own: what a terminal sends to all of them would reach the run twice
+        process = subprocess.Popen([sys.executable, str(TRAIN), *options], start_new_session=True)
+        for signum in received:  # while it was started
+            process.send_signal(signum)
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            status = process.wait()
+
+    if received:
+        raise Stopped(received[0])
+    return status if status >= 0 else 128 - status  # a signal before the run could answer
 
 
 def main(argv: list[str] | None = None):
@@ -193,9 +214,14 @@ def main(argv: list[str] | None = None):
         print(f'{item.name}: python train.py {shlex.join(options)}', flush=True)
         if args.list:
             continue
-        status = train(options, None if end is None else max(0.0, end - time.monotonic()))
-        if status == INTERRUPTED:
-            print(f'{item.name}: stopped, the next start goes on with it')
+        stopped = f'{item.name}: stopped, the next start goes on with it'
+        try:
+            status = train(options, None if end is None else max(0.0, end - time.monotonic()))
+        except Stopped:
+            print(stopped, flush=True)
+            raise
+        if status in STOPPED:
+            print(stopped, flush=True)
             break
         if status:
             failed.append(item.name)
