@@ -21,8 +21,8 @@ __all__ = ['run_main']
 
 # gloo and the store raise bare RuntimeErrors, most often with the line of their source in front
 _LOST = (
-    '/gloo/', 'pair closure', 'closed by peer', 'reset by peer', 'Connection refused', 'Broken pipe', 'Timed out waiting',
-    'failed to recv', 'failed to send', 'recvVector', 'recvBytes', 'sendBytes', 'NCCL error',
+    '/gloo/', 'pair closure', 'closed by peer', 'reset by peer', 'Connection refused', 'Broken pipe',
+    'Timed out waiting', 'failed to recv', 'failed to send', 'recvVector', 'recvBytes', 'sendBytes', 'NCCL error',
 )
 _STORE_SECONDS = 5.0
 _CONTINUE = 'continue with the same command and --resume auto'

@@ -207,7 +207,7 @@ class Run:
             write_checkpoint(state, self.output_dir / LAST, keep_previous=True)
 
     def start_epoch(self, num_epochs: int) -> float:
-        """Set all that an epoch begins with, as a function of its number; returns the learning rate of its first update."""
+        """Set all that an epoch begins with, as a function of its number; returns its first learning rate."""
         rank = self.accelerator.process_index
         for loader in self.loaders:
             loader.set_epoch(self.epoch, start_batch=self.step * self.grad_accum_steps)
