@@ -187,7 +187,7 @@ def _step(run: Run, optimizer):
     """Update the weights once.
 
     Raises:
-        UserError: A rate is beyond the largest number of the weights' type, as after many steps of a growing schedule.
+        UserError: An option is beyond the largest number of the weights' type, such as a learning rate of 1e308.
     """
     try:
         optimizer.step()
@@ -195,10 +195,10 @@ def _step(run: Run, optimizer):
         if 'cannot be converted' not in str(e):  # torch: value cannot be converted to type float without overflow
             raise
         place = f'step {run.step + 1} of epoch {run.epoch + 1}'
-        rate = optimizer.param_groups[0]['lr']
+        group = optimizer.param_groups[0]
+        options = ', '.join(f'{name} {group[name]:g}' for name in ('lr', 'weight_decay', 'momentum') if name in group)
         raise UserError(
-            f'{place}: the weights cannot be updated with a learning rate of {rate:g}: {e}'
-            f'{last_state(run.output_dir)}') from e
+            f'{place}: the optimizer cannot update the weights with {options}: {e}{last_state(run.output_dir)}') from e
 
 
 @torch.no_grad()
