@@ -64,6 +64,9 @@ def lasting_streams() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        used = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = streams
+        for stream, former in zip(used, streams):
+            stream.flush()
+            if former is None:
+                stream.close()
