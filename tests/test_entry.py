@@ -74,6 +74,17 @@ def test_names_are_printed_under_any_locale(name, printed, monkeypatch):
     assert content.getvalue() == printed + b'\n'
 
 
+def test_a_pipe_in_the_place_of_a_file(tmp_path, monkeypatch):
+    reader, writer = os.pipe()
+    stream = open(tmp_path / 'file', 'w', encoding='ascii')
+    os.dup2(writer, stream.fileno())
+    monkeypatch.setattr(sys, 'stdout', stream)
+    with lasting_streams():
+        print('Käfer')
+    assert os.read(reader, 99) == b'K\\xe4fer\n'
+    stream.close(), os.close(writer), os.close(reader)
+
+
 def test_streams_stay_what_they_are(capsys):
     before = sys.stdout, sys.stderr
     with lasting_streams():

@@ -15,7 +15,7 @@ from torch import nn
 from .checkpoint import find_checkpoint, read_checkpoint
 from .data import EpochSampler, Preprocessing, create_loader, create_sampler, create_splits
 from .errors import UserError
-from .folder import create_folder, hold_folder
+from .folder import create_folder, hold_folder, join_folder
 from .machine import memory_format, usable_cores
 from .methods import Method, create_method, default_options, method_class
 from .optim import create_optimizers
@@ -226,6 +226,8 @@ def enter_output_folder(args: Namespace, run: Run, name: str) -> Path | None:
     if run.accelerator.is_main_process:  # other hosts need not see the folder
         found = _hold_output_folder(args, name)
     run.output_dir, checkpoint, state = broadcast_object_list(list(found))
+    if not run.accelerator.is_main_process:
+        join_folder(run.output_dir)
     if checkpoint is not None:
         run.load_state_dict(state, str(checkpoint))
         args.method_kwargs = state['args']['method_kwargs']  # as the run was begun, however it is spelled now

@@ -8,7 +8,7 @@ from pathlib import Path
 from .errors import UserError
 from .files import writing
 
-__all__ = ['create_folder', 'held_folder', 'hold_folder', 'release_folder', 'require_place']
+__all__ = ['create_folder', 'held_folder', 'hold_folder', 'join_folder', 'release_folder', 'require_place']
 
 try:
     import fcntl
@@ -87,8 +87,14 @@ def hold_folder(folder: Path):
     _held[folder] = descriptor
 
 
+def join_folder(folder: Path):
+    """Note the folder that the main process of the run holds, so that this one can name what is kept in it."""
+    _close_held()
+    _held[folder] = None
+
+
 def held_folder() -> Path | None:
-    """Return the folder that this process writes."""
+    """Return the folder that this process writes, or that the main process of its run does."""
     return next(iter(_held), None)
 
 

@@ -2,7 +2,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 __all__ = ['lasting_streams']
 
@@ -49,7 +49,8 @@ def _lasting(stream):
         return open(os.devnull, 'w', encoding='utf-8')
 
     if hasattr(stream, 'reconfigure'):
-        stream.reconfigure(errors='backslashreplace')  # names of files and classes, under any locale
+        with suppress(OSError):  # a pipe that took the place of a file cannot tell its position
+            stream.reconfigure(errors='backslashreplace')  # names of files and classes, under any locale
     return _LastingStream(stream)
 
 
