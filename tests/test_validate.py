@@ -8,10 +8,13 @@ import timm
 import torch
 from accelerate.state import AcceleratorState
 
+import retrain
 import train
 import validate
 from timm_longtail import candidates
+from timm_longtail.checkpoint import read_checkpoint
 from timm_longtail.errors import UserError
+from timm_longtail.files import LAST
 
 from .runs import TINY
 from .test_sources import write_classes
@@ -135,3 +138,17 @@ def test_a_model_of_other_classes(run, tmp_path):
         write_classes(tmp_path / split, {'cat': 3, 'dog': 2, 'owl': 1})
     with pytest.raises(UserError, match='has 3 classes, the model 10'):
         validate.main(['--model', f'local-dir:{run / "export"}', '--dataset', 'folder', '--data-dir', str(tmp_path)])
+
+
+@pytest.mark.parametrize('name', ['conv1.weight', 'bn1.running_var'])
+def test_weights_that_are_not_finite(name, run, tmp_path):
+    """In one line that names them: what is evaluated, and what is retrained."""
+    state = read_checkpoint(run / LAST)
+    state['state_dict_ema'][name].select(0, 0).fill_(torch.nan)
+    torch.save(state, tmp_path / LAST)
+    for main in (validate.main, retrain.main):
+        source = ['--checkpoint'] if main is validate.main else ['--output', str(tmp_path / 'output')]
+        with pytest.raises(UserError) as error:
+            main([*source, str(tmp_path / LAST)])
+        assert f'{name} holds NaN or infinity' in str(error.value) and '\n' not in str(error.value)
+    assert not (tmp_path / 'output').exists()
