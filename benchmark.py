@@ -31,7 +31,7 @@ from timm_longtail.build import build_run, create_datasets
 from timm_longtail.cli import parse_train_args, train_parser
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError, unknown_name
-from timm_longtail.files import writing
+from timm_longtail.files import create_text
 from timm_longtail.machine import create_accelerator
 from timm_longtail.options import Parser
 from timm_longtail.ranges import Number
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None):
         line = json.dumps(row)
         print(line, file=stdout, flush=True)
         if options.output:
-            with writing(Path(options.output)), open(options.output, 'a') as f:
+            with create_text(Path(options.output), 'a') as f:
                 f.write(line + '\n')
     accelerator.end_training()
 

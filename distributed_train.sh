@@ -38,6 +38,7 @@ else
 fi
 # torchrun gives each process one thread; without a device the cores are shared out instead
 if [[ -z ${OMP_NUM_THREADS:-} ]] && ! python -c 'import sys, torch; sys.exit(not torch.accelerator.is_available())'; then
-    export OMP_NUM_THREADS=$(( ($(nproc) + num_processes - 1) / num_processes ))
+    cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)  # macOS has no nproc
+    export OMP_NUM_THREADS=$(( (cores + num_processes - 1) / num_processes ))
 fi
 exec python -m torch.distributed.run "${hosts[@]}" --nproc-per-node "$num_processes" "$here/train.py" "$@"

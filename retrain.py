@@ -19,7 +19,8 @@ from timm_longtail.build import check_input
 from timm_longtail.candidates import Candidate, is_export, load_checkpoint, load_export, load_timm_model, trained_data
 from timm_longtail.data import create_splits
 from timm_longtail.entry import run_main
-from timm_longtail.errors import UserError
+from timm_longtail.errors import UserError, one_line
+from timm_longtail.evaluate import NotFinite, first_not_finite
 from timm_longtail.files import read_yaml, write_json
 from timm_longtail.folder import create_folder, hold_folder
 from timm_longtail.layers import CosineLinear
@@ -123,6 +124,9 @@ def load_source(args: Namespace) -> Candidate:
         candidate = load_timm_model(args.source, args.initial_checkpoint)
     if args.img_size:
         candidate.preprocessing = replace(candidate.preprocessing, img_size=args.img_size)
+    not_finite = first_not_finite(candidate.model)
+    if not_finite is not None:
+        raise NotFinite(f'{args.source}: {not_finite} holds NaN or infinity')
     if not candidate.has_classes:
         candidate.model.reset_classifier(1)  # a place to put the new ones
     if not isinstance(candidate.model.get_classifier(), (nn.Linear, CosineLinear)):
@@ -230,8 +234,11 @@ def main(argv: list[str] | None = None):
     write_json(folder / 'metrics.json', row)
     if row_path is not None:
         write_json(row_path, row)
-    draw_figures(folder, made, figures, confusions, representation)
-    print('\n'.join(final_lines(made, figures, representation)))
+    print('\n'.join(final_lines(made, figures, representation)), flush=True)
+    try:
+        draw_figures(folder, made, figures, confusions, representation)
+    except Exception as e:  # all else is written
+        print(f'not all figures could be drawn: {one_line(e) or type(e).__name__}')
     print(f'\npython validate.py --model local-dir:{folder}/{made[0].name}/export', flush=True)
 
 

@@ -11,8 +11,9 @@ from timm_longtail.cli import parse_train_args
 from timm_longtail.engine import fit
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
+from timm_longtail.folder import require_place
 from timm_longtail.machine import check_agreement, create_accelerator, wait_for_main
-from timm_longtail.outputs import finish, start_lines, write_start, write_summary
+from timm_longtail.outputs import finish, rehearse, report, start_lines, write_start, write_summary
 from timm_longtail.run import Run
 from timm_longtail.trackers import check_trackers, log_epoch, log_final, tracking
 
@@ -32,23 +33,30 @@ def main(argv: list[str] | None = None):
     accelerator = create_accelerator(args.mixed_precision, args.dist_timeout)
     train_set, eval_set, test_set = create_datasets(args)
     check_agreement(accelerator, args, train_set, test_set, code)
-    if args.results:
-        results.results_path(args, train_set)  # refused before hours of training
+    if args.results and accelerator.is_main_process:
+        require_place(results.results_path(args, train_set).parent)  # refused before hours of training
     run = build_run(args, accelerator, train_set, eval_set)
     run.tree_hashes = [code['tree_hash']]
     name = f'{args.model.rpartition("/")[2]}.{args.method}.{results.data_tag(train_set)}.s{args.seed}'
+
+    # whatever can be refused has been: the folder is made now, and goes again while it is empty
     checkpoint = enter_output_folder(args, run, name)
     if args.results and len(run.tree_hashes) > 1:
         raise UserError('--results: the run was begun by other code; a row is of one state of the code')
     if accelerator.is_main_process:
-        write_start(args, run.output_dir, train_set)
-        print('\n'.join(start_lines(args, run, train_set, checkpoint)), flush=True)
-        run.on_epoch_end = end_epoch
+        rehearse(args, run, train_set, test_set, code)
     with tracking(args, run, train_set):
+        if accelerator.is_main_process:
+            write_start(args, run.output_dir, train_set)
+            print('\n'.join(start_lines(args, run, train_set, checkpoint)), flush=True)
+            run.on_epoch_end = end_epoch
+
         fit(run, args.epochs)
+
         if accelerator.is_main_process:
             row = finish(args, run, train_set, test_set, code)
             log_final(run, row['last'])
+            report(run, row, train_set, test_set)
     wait_for_main(accelerator)
     accelerator.end_training()
 

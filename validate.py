@@ -233,7 +233,7 @@ def _print_notes(test_set: LongTailDataset):
 
 
 def _write_predictions(path: Path, test_set: LongTailDataset, recorder: Recorder):
-    rows = torch.cat(recorder.predictions).tolist()
+    rows = torch.cat(recorder.predictions).tolist() if recorder.predictions else []
     with create_text(path) as f:
         writer = csv.writer(f)
         writer.writerow(['image', 'target', 'predicted', 'confidence', 'target_name', 'predicted_name'])
@@ -278,14 +278,14 @@ def main(argv: list[str] | None = None):
     for label, metrics in measured.items():
         name = f'{label}: ' if len(measured) > 1 else ''
         print(f'{name}{sum(metrics["class_correct"])} of {metrics["num_images"]} images correct')
-    if args.figures:
-        _draw(Path(args.figures), measured, confusions, counts, test_set.class_names)
-        print(f'figures: {Path(args.figures) / "class_accuracy.png"}, {Path(args.figures) / "confusion.png"}')
     if args.per_class:
         images = candidate.trained.get('class_counts') or [''] * len(counts)
         write_per_class(Path(args.per_class), test_set.class_names, images, counts, metrics)
     if args.predictions:
         _write_predictions(Path(args.predictions), test_set, recorder)
+    if args.figures:  # last: what a figure fails on costs no table
+        _draw(Path(args.figures), measured, confusions, counts, test_set.class_names)
+        print(f'figures: {Path(args.figures) / "class_accuracy.png"}, {Path(args.figures) / "confusion.png"}')
 
 
 if __name__ == '__main__':

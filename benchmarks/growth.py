@@ -21,6 +21,7 @@ import torch
 
 from timm_longtail.data import LongTailDataset
 from timm_longtail.data.packed import write_packed
+from timm_longtail.machine import usable_cores
 
 ROOT = Path(__file__).parent.parent
 STEPS = ('--steps', '10', '--blocks', '3', '--warmup', '2')
@@ -68,7 +69,7 @@ def write_images(path: Path, images: int, classes: int):
 
 def measure(point: Point, packed: Path) -> dict[str, Any]:
     """Return what `benchmark.py` says of a point; its processes share the cores."""
-    threads = max(1, len(os.sched_getaffinity(0)) // point.processes)
+    threads = max(1, usable_cores() // point.processes)
     command = [sys.executable]
     if point.processes > 1:
         command += ['-m', 'torch.distributed.run', '--standalone', '--local-addr', 'localhost']

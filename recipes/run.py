@@ -32,9 +32,10 @@ from timm_longtail.files import read_json, read_text  # noqa: E402
 from timm_longtail.options import SEED, Parser  # noqa: E402
 from timm_longtail.ranges import Number  # noqa: E402
 from timm_longtail.results import relative_to_root, variant_of  # noqa: E402
+from timm_longtail.signals import Stopped, on_stop_signal, stop_signals  # noqa: E402
 
 TRAIN = ROOT / 'train.py'
-INTERRUPTED = 128 + signal.SIGINT
+STOPPED = tuple(128 + signum for signum in stop_signals())
 
 
 @dataclass
@@ -169,17 +170,40 @@ def train_options(item: Item, args: argparse.Namespace) -> list[str]:
 
 
 def train(options: list[str], seconds: float | None) -> int:
-    """Run `train.py`; when the time is over it is asked to save its state and stop. Returns its exit status."""
-    process = subprocess.Popen([sys.executable, str(TRAIN), *options])
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        status = process.wait()
-        return INTERRUPTED if status == -signal.SIGINT else status  # before it could answer
-    except KeyboardInterrupt:  # the terminal has told the run, too
-        process.wait()
-        return INTERRUPTED
+    """Run `train.py` to its end; a signal to this process goes on to the run, which saves its state and stops.
+
+    Args:
+        options: Options of `train.py`.
+        seconds: Time after which the run is asked to save and stop; None for as long as it takes.
+
+    Returns:
+        The exit status of the run; 128 plus the number of the signal where one ended it.
+
+    Raises:
+        Stopped: This process received a signal; the run has ended.
+    """
+    received = []
+    process = None
+
+    def forward(signum: int, frame: object):
+        received.append(signum)
+        if process is not None:
+            process.send_signal(signum)
+
+    with on_stop_signal(forward):
+        # in a session of its own: what a terminal sends to all of them would reach the run twice
+        process = subprocess.Popen([sys.executable, str(TRAIN), *options], start_new_session=True)
+        for signum in received:  # while it was started
+            process.send_signal(signum)
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            status = process.wait()
+
+    if received:
+        raise Stopped(received[0])
+    return status if status >= 0 else 128 - status  # a signal before the run could answer
 
 
 def main(argv: list[str] | None = None):
@@ -199,9 +223,14 @@ def main(argv: list[str] | None = None):
         print(f'{item.name}: python train.py {shlex.join(options)}', flush=True)
         if args.list:
             continue
-        status = train(options, None if end is None else max(0.0, end - time.monotonic()))
-        if status == INTERRUPTED:
-            print(f'{item.name}: stopped, the next start goes on with it')
+        stopped = f'{item.name}: stopped, the next start goes on with it'
+        try:
+            status = train(options, None if end is None else max(0.0, end - time.monotonic()))
+        except Stopped:
+            print(stopped, flush=True)
+            raise
+        if status in STOPPED:
+            print(stopped, flush=True)
             break
         if status:
             failed.append(item.name)

@@ -22,6 +22,32 @@ def stall(rank, folder, options):
     train.main([*options, '--output', folder, '--experiment', 'stall', '--dist-timeout', '0.2'])
 
 
+def _die_after_an_epoch(run, num_epochs, fit=train.fit):
+    fit(run, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(rank, folder, options):
+    """The last rank is killed after its first epoch, while the main process waits for it in a collective."""
+    if rank:
+        train.fit = _die_after_an_epoch
+    train.main([*options, '--output', folder, '--experiment', 'killed'])
+
+
+def killed_main(rank, folder, options):
+    """The main process is killed after its first epoch, and the store goes with it."""
+    if rank == 0:
+        train.fit = _die_after_an_epoch
+    train.main([*options, '--output', folder, '--experiment', 'killed_main'])
+
+
+def killed_at_the_end(rank, folder, options):
+    """The main process is killed while it works alone, and the other waits for it in the store."""
+    if rank == 0:
+        train.finish = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+    train.main([*options, '--output', folder, '--experiment', 'killed_at_the_end'])
+
+
 def long_finish(rank, folder, options):
     """The main process works alone for longer than the others would wait in a collective."""
     accelerator = create_accelerator(dist_timeout=0.1)
@@ -46,7 +72,8 @@ def alone(rank, folder, options):
     train.main([*options, '--output', folder, '--experiment', 'alone'])
 
 
-CASES = {case.__name__: case for case in (disagree, stall, long_finish, missing, alone)}
+CASES = {case.__name__: case for case in (
+    disagree, stall, killed, killed_main, killed_at_the_end, long_finish, missing, alone)}
 
 
 def main(case, folder, *options):

@@ -88,13 +88,26 @@ def assert_same_state(first, second):
         assert not differing, differing
 
 
-def refused(capsys, monkeypatch, *args):
-    """Run `train.py` in this process; it must end in one line, which is returned, and status 2."""
+def ended(capsys, monkeypatch, *args):
+    """Run `train.py` in this process; it must end in one line. Returns the exit status, the line, and what it printed.
+    """
     monkeypatch.setattr(sys, 'argv', ['train.py'])
     AcceleratorState._reset_state(reset_partial_state=False)
     with pytest.raises(SystemExit) as stop:
         run_main(lambda: train.main([str(arg) for arg in args]))
-    assert stop.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith('train.py: error: '), lines
-    return lines[0]
+    printed = capsys.readouterr()
+    lines = printed.err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return stop.value.code, lines[0], printed.out
+
+
+def refused_and_printed(capsys, monkeypatch, *args):
+    """Run `train.py` in this process; it must end in one line and status 2. Returns the line and what it printed."""
+    status, line, printed = ended(capsys, monkeypatch, *args)
+    assert status == 2 and line.startswith('train.py: error: '), line
+    return line, printed
+
+
+def refused(capsys, monkeypatch, *args):
+    """As `refused_and_printed`; returns the line alone."""
+    return refused_and_printed(capsys, monkeypatch, *args)[0]

@@ -1,7 +1,9 @@
 """The output folder: full disks, folders that cannot be written, two runs at one folder. Real disks and processes."""
 import csv
+import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,15 +14,18 @@ import torch
 from safetensors.torch import save_file
 
 import train
+from timm_longtail import folder as folder_module
+from timm_longtail import outputs
 from timm_longtail.checkpoint import read_checkpoint, write_checkpoint
 from timm_longtail.errors import UserError
 from timm_longtail.files import LAST, PREVIOUS, write_json, writing
 from timm_longtail.folder import create_folder, held_folder, hold_folder, release_folder
 
-from .runs import TINY
+from .runs import TINY, refused_and_printed
 from .test_checkpoint import epochs_on_disk, state
 from .test_train_script import refused
 
+EXPORTED = {'config.json', 'model.safetensors', 'README.md'}
 FULL = 'No space left on device'
 SHORT = [*TINY, '--dataset', 'digits_lt', '--no-recipe', '--batch-size', '256', '--epochs', '1']
 
@@ -81,13 +86,85 @@ def test_a_full_disk_ends_a_run_in_one_line(name, words, tmp_path, capsys, monke
     monkeypatch.chdir(tmp_path)
     os.mkdir('run')
     os.symlink('/dev/full', f'run/{name}')
-    line = refused(capsys, monkeypatch, *SHORT, '--output', '.', '--experiment', 'run', '--resume', 'auto')
+    line, printed = refused_and_printed(
+        capsys, monkeypatch, *SHORT, '--output', '.', '--experiment', 'run', '--resume', 'auto')
     assert line == f'train.py: error: cannot write run/{name.removesuffix(".tmp")}: {FULL}{words}'
+    if name == 'per_class.csv':  # a table costs nothing else
+        left = {path.name for path in (tmp_path / 'run').iterdir()}
+        assert {'export', 'metrics.json', 'summary.csv'} <= left
+        assert '| last epoch' in printed and {path.name for path in (tmp_path / 'run/export').iterdir()} >= EXPORTED
     if words:
         assert read_checkpoint(tmp_path / 'run' / LAST)['epoch'] == 1
         os.unlink(f'run/{name}')  # space is found again
         train.main([*SHORT, '--output', '.', '--experiment', 'run', '--resume', 'auto'])
         assert (tmp_path / 'run' / name).stat().st_size > 0
+
+
+def test_a_folder_that_is_removed_while_the_run_trains(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, 'log_epoch', lambda run: shutil.rmtree(run.output_dir))
+    line = refused(capsys, monkeypatch, *SHORT, '--epochs', '2', '--output', tmp_path, '--experiment', 'run')
+    assert line == f'train.py: error: cannot write {tmp_path / "run" / LAST}: No such file or directory'
+
+
+def test_a_folder_that_becomes_read_only_while_the_run_trains(tmp_path, capsys, monkeypatch):
+    def refuse(*paths):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    monkeypatch.setattr(train, 'log_epoch', lambda run: monkeypatch.setattr(os, 'replace', refuse))
+    line = refused(capsys, monkeypatch, *SHORT, '--epochs', '2', '--output', tmp_path, '--experiment', 'run')
+    last = tmp_path / 'run' / LAST
+    assert line == (
+        f'train.py: error: cannot write {last}: Read-only file system; the last good state is in {last}')
+    assert read_checkpoint(last)['epoch'] == 1
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs /proc')
+def test_a_place_where_no_folder_can_be(capsys, monkeypatch):
+    line = refused(capsys, monkeypatch, *SHORT, '--output', '/proc')
+    assert line.startswith('train.py: error: cannot write /proc/')
+
+
+@pytest.mark.parametrize('options, words', [
+    (['--opt', 'no_such'], 'unknown optimizer'),
+    (['--batch-size', '100000'], 'lower the batch size'),
+    (['--clip-grad', '1', '--results', 'FILE'], 'FILE is not a folder'),
+    (['--resume', 'FILE'], 'FILE'),
+])
+def test_a_run_that_is_refused_leaves_no_folder(options, words, tmp_path, capsys, monkeypatch):
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setattr(train.results, 'require_clean_tree', lambda recipe: None)
+    options = [option.replace('FILE', str(tmp_path / 'file')) for option in options]
+    line = refused(capsys, monkeypatch, *SHORT, '--output', tmp_path / 'new' / 'runs', *options)
+    assert words.replace('FILE', str(tmp_path / 'file')) in line
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def test_an_export_that_cannot_be_written_is_found_before_the_first_epoch(tmp_path, capsys, monkeypatch):
+    def refuse(model, folder, **kwargs):
+        (folder.with_name(folder.name + '.tmp')).mkdir()  # half of it
+        raise UserError('no export')
+    monkeypatch.setattr(outputs, 'export_model', refuse)
+    monkeypatch.setattr(train, 'fit', lambda run, num_epochs: pytest.fail('trained'))
+    for resume in ([], ['--resume', 'auto']):
+        line = refused(capsys, monkeypatch, *SHORT, '--output', tmp_path / 'new', *resume)
+        assert line == 'train.py: error: no export'
+        assert not (tmp_path / 'new').exists()
+
+
+def test_a_folder_that_was_there_stays(tmp_path):
+    hold_folder(tmp_path / 'old')
+    (tmp_path / 'old' / 'file').write_text('')
+    release_folder()
+    assert (tmp_path / 'old' / 'file').is_file()
+    (tmp_path / 'old' / 'file').unlink()
+    hold_folder(tmp_path / 'old')
+    release_folder()
+    assert (tmp_path / 'old').is_dir()
+
+
+def test_without_locks_a_folder_can_still_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, 'fcntl', None)  # as on Windows
+    hold_folder(tmp_path / 'run')
+    assert held_folder() == tmp_path / 'run' and (tmp_path / 'run').is_dir()
 
 
 def test_a_file_in_the_place_of_the_folder(tmp_path, capsys, monkeypatch):

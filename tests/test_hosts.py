@@ -98,15 +98,16 @@ def started(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def ended(started):
-    """Exit status of rank 0 and what both wrote to stderr in each case; and their folder."""
+    """Exit status of rank 0 and what both wrote to stderr in each case; their folder; the status of both ranks."""
     cases, folder = started
-    told = {}
+    told, statuses = {}, {}
     for name, (first, second) in cases.items():
         _, error = first.communicate()
         if name == 'stall':
             second.kill()
         told[name] = [first.returncode, error + second.communicate()[1]]
-    return told, folder
+        statuses[name] = [first.returncode, second.returncode]
+    return told, folder, statuses
 
 
 def our_lines(error):
@@ -173,6 +174,19 @@ def test_a_rank_that_stalls(ended):
     assert torch.load(folder / 'stall' / LAST, weights_only=True)['epoch'] == 1
 
 
+@pytest.mark.parametrize('case, survivor', [('killed', 0), ('killed_main', 1), ('killed_at_the_end', 1)])
+def test_a_rank_that_is_killed(case, survivor, ended):
+    folder, error = ended[1], ended[0][case][1]
+    line, = our_lines(error)
+    assert 'another process of this run has died or lost its connection (' in line
+    assert 'Traceback' not in error
+    kept = folder / case / LAST
+    assert line.endswith(f'{kept}: continue with the same command and --resume auto')
+    assert torch.load(kept, weights_only=True)['epoch'] >= 1
+    statuses = ended[2][case]
+    assert statuses[survivor] == 1 and statuses[1 - survivor] == -signal.SIGKILL
+
+
 def test_the_main_process_may_work_alone_for_long(ended):
     assert ended[0]['long_finish'] == [0, '']
 
@@ -188,6 +202,10 @@ def test_a_rank_that_never_comes(ended):
      'has died or lost its connection (NCCL error in: x.cpp:1, remote process exited or there was a network error)'),
     (dist.DistStoreError('wait timeout after 1800000ms'), 'within --dist-timeout (wait timeout after 1800000ms)'),
     (RuntimeError('Application timeout caused pair closure'), 'within --dist-timeout (Application timeout'),
+    (dist.DistNetworkError('failed to recv, got 0 bytes'), 'lost its connection (failed to recv, got 0 bytes)'),
+    (RuntimeError("store->get('0') got error: Connection reset by peer"), 'has died or lost its connection'),
+    (RuntimeError('[a/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1'), 'lost its connection'),
+    (ConnectionResetError(104, 'Connection reset by peer'), 'lost its connection (Connection reset by peer)'),
     (RuntimeError('The size of tensor a (3) must match'), None),
 ])
 def test_errors_of_collectives_are_told_from_others(error, words, capsys, monkeypatch):
@@ -218,6 +236,5 @@ def test_hosts_that_are_not_named(variables, words):
 
 def test_what_one_rank_alone_finds_wrong_is_said(ended):
     status, error = ended[0]['alone']
-    lines = [line for line in error.splitlines() if line.startswith('train.py: error:')]
-    assert status == 1 and sorted(lines)[1:] == ['train.py: error: cannot read the image of a.png']
-    assert 'another process of this run has died' in sorted(lines)[0] and 'Traceback' not in error
+    assert status == 1 and 'Traceback' not in error
+    assert our_lines(error) == ['train.py: error: cannot read the image of a.png']  # and not that it was lost

@@ -1,15 +1,23 @@
 """`recipes/run.py`: the order of the queue, what is passed over, what a time limit does."""
 import importlib.util
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from timm_longtail.checkpoint import read_checkpoint
 from timm_longtail.data import create_splits, packed_data, write_packed
+from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
+from timm_longtail.files import LAST
 
-from . import result_tables
+from . import forks, result_tables
+from .runs import TINY
 
 ROOT = Path(__file__).parent.parent
 DIGITS = 'recipes/bcl_resnet20.digits_lt_if20.yaml'
@@ -20,7 +28,12 @@ import json, pathlib, signal, sys, time
 options = sys.argv[1:]
 with open('called.jsonl', 'a') as f:
     f.write(json.dumps(options) + chr(10))
-signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+def stop(signum, frame):
+    pathlib.Path('saved').write_text(signal.Signals(signum).name)
+    sys.exit(128 + signum)
+for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(signum, stop)
+pathlib.Path('ready').touch()
 if '--fail' in options:
     sys.exit(1)
 if '--last' in options:
@@ -115,6 +128,35 @@ def test_the_time_limit_stops_a_run_and_those_behind_it(runner, capfd):
     assert 'stopped, the next start goes on with it' in capfd.readouterr().out
 
 
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_goes_on_to_the_run_which_saves(signum, runner, monkeypatch, capfd):
+    def send():
+        while not Path('ready').exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signum)
+    monkeypatch.setattr(sys, 'argv', ['recipes/run.py'])
+    queue = write_queue('resnet32_cifar.cifar100_lt_if100 --last', 'bcl_resnet32.cifar100_lt_if100')
+    thread = threading.Thread(target=send)
+    thread.start()
+    with pytest.raises(SystemExit) as end:
+        run_main(lambda: runner.main(queue))
+    thread.join()
+    assert end.value.code == 128 + signum
+    assert Path('saved').read_text() == signum.name
+    assert len(runs()) == 1  # and none behind it
+    printed = capfd.readouterr()
+    assert printed.err.strip() == f'stopped by {signum.name}'
+    assert 'stopped, the next start goes on with it' in printed.out
+
+
+@pytest.mark.parametrize('ending, status', [
+    ('sys.exit(3)', 3), ('os.kill(os.getpid(), signal.SIGTERM)', 143), ('os.kill(os.getpid(), signal.SIGKILL)', 137),
+])
+def test_the_status_of_a_run(ending, status, runner, tmp_path):
+    (tmp_path / 'train.py').write_text(f'import os, signal, sys; {ending}')
+    assert runner.train([], None) == status
+
+
 def test_a_run_that_fails_does_not_stop_the_others(runner):
     queue = write_queue('resnet32_cifar.cifar100_lt_if100 --fail', 'bcl_resnet32.cifar100_lt_if100')
     with pytest.raises(UserError, match=r'did not end well: resnet32_cifar\.ce\.cifar100_lt_if100\.s0$'):
@@ -139,6 +181,23 @@ def test_packed_files_serve_the_recipes_of_their_data(runner, tmp_path, capsys):
     (options,) = called()
     assert value(options, '--dataset') == f'packed:{path}'
     assert 'no packed file holds cifar100_lt with factor 100' in capsys.readouterr().out
+
+
+@pytest.mark.script
+def test_a_real_run_saves_when_the_runner_is_stopped(tmp_path):
+    command = [ROOT / 'recipes' / 'run.py', ROOT / DIGITS, '--output', tmp_path, '--', *TINY, '--img-size', '16',
+               '--log-interval', '1', '--epochs', '500', '--experiment', 'run']
+    process = forks.Process(*command, cwd=tmp_path, env=forks.ENV)
+    for line in process.stdout:
+        if line.startswith('epoch 2'):
+            process.send_signal(signal.SIGTERM)
+            break
+    out, error = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert error.splitlines() == [
+        'stopped by SIGTERM; continue with the same command and --resume auto', 'stopped by SIGTERM']
+    assert 'stopped, the next start goes on with it' in out
+    assert read_checkpoint(next(tmp_path.rglob(LAST)))['epoch'] >= 1
 
 
 def test_the_queue_of_the_project_can_be_parsed(runner):

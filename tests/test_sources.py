@@ -354,8 +354,8 @@ def write_parquet(root, splits, image='image', label='label', kind=None, with_im
     for name, labels in splits.items():
         kind = kind or datasets.ClassLabel(names=['ant', 'bee', 'cow'])
         rows = [{'bytes': drawn, 'path': f'{row}.png'} for row in range(len(labels))]
-        features = {image: datasets.Image(), label: kind, **{column: kind for column in columns}}
-        data = {image: rows, label: labels, **{column: labels for column in columns}}
+        features = {image: datasets.Image(), label: kind, **dict.fromkeys(columns, kind)}
+        data = {image: rows, label: labels, **dict.fromkeys(columns, labels)}
         if not with_image:
             features[image] = datasets.Value('binary')
             data[image] = [drawn] * len(labels)
@@ -551,7 +551,7 @@ def make_table(rows):
 def test_sizes_and_names_of_a_table(arrange, monkeypatch):
     monkeypatch.setattr(TableImages, 'block_size', 7)
     import datasets
-    chunked = datasets.concatenate_datasets([make_table(40).select(range(0, 11)), make_table(40).select(range(11, 40))])
+    chunked = datasets.concatenate_datasets([make_table(40).select(range(11)), make_table(40).select(range(11, 40))])
     images = TableImages(arrange(chunked), 'image', 'place')
     sizes = [0 if row == 3 else 3 if row == 5 else row for row in range(40)]
     names = [f'row {row}' if row in (3, 5) else f'{row}.png' for row in range(40)]

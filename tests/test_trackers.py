@@ -127,6 +127,43 @@ def test_trackers_are_closed_when_a_run_breaks(error, tmp_path, monkeypatch):
     assert len(closed) == 1 and run.accelerator.trackers == []
 
 
+@pytest.mark.parametrize('fault', [BrokenPipeError('Broken pipe'), OSError('No space left\non device'), KeyError('x')])
+def test_a_tracker_that_fails_does_not_end_the_run(fault, tmp_path, monkeypatch, caplog):
+    logged = []
+
+    def log(self, values, step=None, **kwargs):
+        logged.append(step)
+        raise fault
+
+    def finish(self):
+        raise fault
+    monkeypatch.setattr(TensorBoardTracker, 'log', log)
+    monkeypatch.setattr(TensorBoardTracker, 'finish', finish)
+    run = run_into(tmp_path, '--tracker', 'tensorboard')
+    assert len(run.history) == 2 and run.epoch == 2
+    assert logged == [0]  # no more is given to it
+    line, = caplog.messages
+    assert line == f'--tracker tensorboard: {" ".join(str(fault).split())}; the run goes on without it'
+
+
+def test_a_tracker_that_cannot_be_closed_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    def finish(self):
+        raise OSError('No space left on device')
+    monkeypatch.setattr(TensorBoardTracker, 'finish', finish)
+    assert run_into(tmp_path, '--tracker', 'tensorboard').epoch == 2
+    assert caplog.messages == ['--tracker tensorboard: No space left on device; the run goes on without it']
+
+
+def test_a_tracker_that_does_not_start_leaves_nothing(tmp_path, monkeypatch):
+    def refuse(self, values):
+        raise RuntimeError('not logged in')
+    monkeypatch.setattr(TensorBoardTracker, 'store_init_configuration', refuse)
+    monkeypatch.setattr('timm_longtail.trackers._TensorBoard.store_init_configuration', refuse)
+    with pytest.raises(UserError, match='^--tracker tensorboard: not logged in$'):
+        run_into(tmp_path / 'run', '--tracker', 'tensorboard')
+    assert not (tmp_path / 'run' / RUN_ID).exists()
+
+
 def test_without_a_tracker_nothing_is_written(tmp_path):
     run_into(tmp_path)
     assert not [p for p in tmp_path.iterdir() if p.name in (RUN_ID, 'tensorboard', 'wandb')]

@@ -2,6 +2,7 @@
 
 The first run is started as a user does, the others are forked (`tests/forks.py`).
 """
+import copy
 import csv
 import json
 import os
@@ -18,10 +19,13 @@ import torch
 from accelerate.state import PartialState
 
 from timm_longtail.checkpoint import write_checkpoint
+from timm_longtail.data.batches import ShardedBatches
+from timm_longtail.engine import fit
+from timm_longtail.errors import UserError
 from timm_longtail.files import LAST, PREVIOUS
 
 from . import forks
-from .runs import TINY, refused
+from .runs import TINY, assert_same_state, ended, make_run, refused
 from .test_sources import write_classes
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +34,9 @@ pytestmark = pytest.mark.script
 SHORT = [*TINY, '--dataset', 'digits_lt', '--no-recipe', '--method', 'bcl', '--batch-size', '64', '--epochs', '2',
          '--img-size', '16']
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'CUDA_VISIBLE_DEVICES': ''}
+
+# the script that follows, run by a program that has prepared the process for it
+AS_MAIN = 'import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__")'
 
 
 def fork(*args):
@@ -152,6 +159,125 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_their_master(tmp_path
     assert process.returncode == 128 + 15
     assert error.strip() == 'stopped by SIGTERM; continue with the same command and --resume auto'
     assert weights(tmp_path / 'out' / 'run')['epoch'] >= 1
+
+
+def test_nobody_reads_what_is_printed(finished, tmp_path):
+    args = [*SHORT, '--save-steps', '2', '--log-interval', '1', '--output', tmp_path, '--experiment', 'run']
+    process = forks.Process(TRAIN, *args, env=ENV)
+    assert process.stdout.readline().startswith('recipe:')  # head -1
+    process.stdout.close()
+    status = process.wait()
+    process._error.seek(0)
+    assert (status, process._error.read()) == (0, '')
+    assert_same_weights(weights(finished[0]), weights(tmp_path / 'run'))
+    assert (tmp_path / 'run' / 'export' / 'config.json').is_file()
+
+
+def test_a_terminal_that_is_closed_saves_unless_nohup_ignores_it(tmp_path):
+    args = [*SHORT, '--epochs', '500', '--log-interval', '1', '--output', tmp_path, '--experiment']
+    nohup = f'import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {AS_MAIN}'
+    closed = forks.Process(TRAIN, *args, 'closed', env=ENV)
+    ignored = forks.Process('-c', nohup, TRAIN, *args, 'ignored', cwd=ROOT, env=ENV)
+    for process in (closed, ignored):
+        for line in process.stdout:
+            if line.startswith('epoch'):
+                process.send_signal(signal.SIGHUP)
+                break
+    _, error = closed.communicate()
+    assert closed.returncode == 128 + signal.SIGHUP
+    assert error.strip() == 'stopped by SIGHUP; continue with the same command and --resume auto'
+    assert weights(tmp_path / 'closed')['epoch'] + weights(tmp_path / 'closed')['step'] > 0
+
+    assert ignored.stdout.readline().startswith('epoch')  # it goes on
+    ignored.send_signal(signal.SIGTERM)
+    ignored.communicate()
+    assert ignored.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize('place, signum', [
+    ('train.create_datasets', signal.SIGINT),
+    ('timm_longtail.build.create_method', signal.SIGTERM),
+    ('timm_longtail.outputs.evaluate', signal.SIGINT),
+    ('timm_longtail.outputs.export_model', signal.SIGHUP),
+    ('timm_longtail.outputs.format_table', signal.SIGTERM),
+])
+def test_a_signal_outside_the_training_stops_at_once(place, signum, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(place, lambda *args, **kwargs: os.kill(os.getpid(), signum))
+    options = [*SHORT, '--method', 'ce', '--batch-size', '256', '--epochs', '1', '--output', tmp_path / 'new']
+    status, line, _ = ended(capsys, monkeypatch, *options, '--experiment', 'run')
+    assert status == 128 + signum
+    kept = tmp_path / 'new' / 'run' / LAST
+    if kept.exists():
+        assert line == (f'stopped by {signum.name}; the last good state is in {kept}: '
+                        'continue with the same command and --resume auto')
+        assert place in ('timm_longtail.outputs.evaluate', 'timm_longtail.outputs.format_table')
+    else:
+        assert line == f'stopped by {signum.name}'
+        assert not (tmp_path / 'new').exists()
+
+
+def test_outputs_that_are_not_finite_stop_the_run_and_are_not_saved(tmp_path):
+    _, run = make_run('ce', '--model-ema')
+    run.output_dir = tmp_path
+    fit(run, 1)
+    run.ema.module.bn1.running_var.fill_(-1e6)  # finite, and its root is not
+    with pytest.raises(UserError) as error:
+        fit(run, 2)
+    assert str(error.value) == (
+        'epoch 2: the outputs of the model are not finite, NaN or infinity, on 64 of 64 images, the first is image 1 '
+        f'of the evaluation; the last good state is in {tmp_path / LAST}')
+    assert weights(tmp_path)['epoch'] == 1 and len(run.history) == 1
+
+
+@pytest.mark.parametrize('options, spoil, words', [
+    ([], lambda run: run.method.model.bn1.running_mean.fill_(torch.nan),
+     'model.bn1.running_mean is not finite after step 1 of epoch 1, at a learning rate of 0.05'),
+    (['--model-ema'], lambda run: run.ema.module.conv1.weight.data.fill_(torch.inf),
+     'conv1.weight (moving average) is not finite after step 1 of epoch 1, at a learning rate of 0.05'),
+    (['--lr', '1e30'], lambda run: None,
+     'the loss is not finite: NaN or infinite in step 2 of epoch 1, at a learning rate of 1e+30'),
+    (['--lr', '1e308'], lambda run: None,
+     'step 1 of epoch 1: the optimizer cannot update the weights with lr 1e+308, '),
+])
+def test_what_is_not_finite_is_named_and_not_saved(options, spoil, words, tmp_path):
+    _, run = make_run('ce', *options, '--log-interval', '1', '--save-steps', '1', '--sched', 'constant')
+    run.output_dir = tmp_path
+    spoil(run)
+    with pytest.raises(UserError) as error:
+        fit(run, 1)
+    assert words in str(error.value) and '\n' not in str(error.value)
+    for path in tmp_path.glob('*.tar'):
+        state = torch.load(path, weights_only=True)['state_dict']
+        assert all(value.isfinite().all() for value in state.values())
+
+
+def test_an_evaluation_without_images_has_no_figures_and_ends_nothing(tmp_path):
+    _, run = make_run('ce')
+    run.output_dir, run.eval_loader.batches = tmp_path, ShardedBatches(0, 16, training=False)
+    history = fit(run, 2)
+    assert [row['eval_all'] for row in history] == [None, None] and history[1]['eval_num_images'] == 0
+    assert run.best is history[0]
+
+
+@pytest.mark.parametrize('options', [
+    ['--sched-on-updates', '--warmup-epochs', '1'], ['--sched-on-updates', '--sched', 'cosine'], ['--sched', 'cosine'],
+])
+@pytest.mark.parametrize('steps', [1, 3])
+def test_a_run_resumed_inside_an_epoch_has_the_same_rates(options, steps):
+    def start():
+        return make_run('ce', '--log-interval', '1', *options)[1]
+    whole, first, second = start(), start(), start()
+    fit(whole, 2)
+
+    fit(first, 1)
+    states = []
+    first.save_steps, first.save = steps, lambda: states.append(copy.deepcopy(first.state_dict()))
+    fit(first, 2)
+    assert states[0]['step'] == steps
+    second.load_state_dict(states[0])
+    fit(second, 2)
+    assert [row['lr'] for row in second.history] == [row['lr'] for row in whole.history]
+    assert_same_state(second, whole)
 
 
 def test_truncated_checkpoint_falls_back(finished, tmp_path):

@@ -11,11 +11,14 @@ import timm
 import torch
 from accelerate.state import AcceleratorState
 
+import retrain
 import train
 import validate
 from timm_longtail import candidates
+from timm_longtail.checkpoint import read_checkpoint
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
+from timm_longtail.files import LAST
 
 from .runs import TINY
 from .test_sources import write_classes
@@ -183,7 +186,7 @@ def test_a_name_that_no_terminal_shows_is_printed(monkeypatch):
 @pytest.mark.parametrize('layout', ['train and test', 'flat'])
 def test_classes_of_other_names(run, tmp_path, layout):
     for place in (tmp_path / 'train', tmp_path / 'test') if layout == 'train and test' else (tmp_path,):
-        write_classes(place, {name: 1 for name in (*DIGITS[:9], 'ten')})
+        write_classes(place, dict.fromkeys((*DIGITS[:9], 'ten'), 1))
     with pytest.raises(UserError, match="has a class 'ten' that the model has not"):
         validate.main(['--model', f'local-dir:{run / "export"}', '--dataset', 'folder', '--data-dir', str(tmp_path)])
 
@@ -196,3 +199,17 @@ def test_a_model_of_other_classes(run, tmp_path, monkeypatch):
         candidates, 'create_timm_model', lambda name, pretrained: timm.create_model(name, num_classes=10))
     with pytest.raises(UserError, match='has 3 classes, the model 10'):
         validate.main(['--model', 'resnet20_cifar', '--pretrained', '--dataset', 'folder', '--data-dir', str(tmp_path)])
+
+
+@pytest.mark.parametrize('name', ['conv1.weight', 'bn1.running_var'])
+def test_weights_that_are_not_finite(name, run, tmp_path):
+    """In one line that names them: what is evaluated, and what is retrained."""
+    state = read_checkpoint(run / LAST)
+    state['state_dict_ema'][name].select(0, 0).fill_(torch.nan)
+    torch.save(state, tmp_path / LAST)
+    for main in (validate.main, retrain.main):
+        source = ['--checkpoint'] if main is validate.main else ['--output', str(tmp_path / 'output')]
+        with pytest.raises(UserError) as error:
+            main([*source, str(tmp_path / LAST)])
+        assert f'{name} holds NaN or infinity' in str(error.value) and '\n' not in str(error.value)
+    assert not (tmp_path / 'output').exists()

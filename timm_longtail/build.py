@@ -15,8 +15,8 @@ from torch import nn
 from .checkpoint import find_checkpoint, read_checkpoint
 from .data import EpochSampler, Preprocessing, create_loader, create_sampler, create_splits
 from .errors import UserError
-from .folder import create_folder, hold_folder
-from .machine import memory_format
+from .folder import create_folder, hold_folder, join_folder
+from .machine import memory_format, usable_cores
 from .methods import Method, create_method, default_options, method_class
 from .optim import create_optimizers
 from .options import dataset_options
@@ -168,7 +168,7 @@ def _about(model: nn.Module, train_set, preprocessing: Preprocessing) -> dict[st
 
 def loader_options(args: Namespace, preprocessing: Preprocessing, device: torch.device) -> dict[str, Any]:
     """Return what all loaders of a run have in common."""
-    share = len(os.sched_getaffinity(0)) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    share = usable_cores() // int(os.environ.get('LOCAL_WORLD_SIZE', 1))
     return dict(
         device=device, img_size=preprocessing.img_size, mean=preprocessing.mean, std=preprocessing.std,
         num_workers=min(share, 8) if args.workers is None else args.workers, skip_bad_images=args.skip_bad_images)
@@ -227,6 +227,8 @@ def enter_output_folder(args: Namespace, run: Run, name: str) -> Path | None:
     if run.accelerator.is_main_process:  # other hosts need not see the folder
         found = _hold_output_folder(args, name)
     run.output_dir, checkpoint, state = broadcast_object_list(list(found))
+    if not run.accelerator.is_main_process:
+        join_folder(run.output_dir)
     if checkpoint is not None:
         run.load_state_dict(state, str(checkpoint))
         args.method_kwargs = state['args']['method_kwargs']  # as the run was begun, however it is spelled now

@@ -4,7 +4,6 @@ An epoch is a number of steps; a step takes `grad_accum_steps` micro-batches of 
 the method, runs forward and backward on them and updates once. Losses stay on the device and are read once a log
 interval.
 """
-import signal
 import time
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -14,35 +13,29 @@ from timm.utils import distribute_bn
 from torch import nn
 
 from .errors import UserError
-from .files import LAST
+from .evaluate import NotFinite, trained_tensors
+from .files import last_state
 from .methods import Batch
 from .progress import Progress
 from .run import Run, TrainBatches
+from .signals import Interrupted, Stopped, on_stop_signal
 
 __all__ = ['Interrupted', 'evaluate', 'fit', 'stop_on_signal', 'train_one_epoch']
 
 
-class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved. `signum` is the signal."""
-
-    def __init__(self, signum: int):
-        super().__init__(f'stopped by {signal.Signals(signum).name}')
-        self.signum = signum
-
-
 @contextmanager
 def stop_on_signal(run: Run):
-    """Let Ctrl-C and SIGTERM end the step that runs, save, and raise `Interrupted`. A second Ctrl-C stops at once."""
+    """Let Ctrl-C, SIGTERM and a closed terminal end the step that runs, save, and raise `Interrupted`.
+
+    A second signal stops one process at once; several processes still wait for one another.
+    """
     def handle(signum, frame):
         if run.stop_signal and run.accelerator.num_processes == 1:
-            raise KeyboardInterrupt
+            raise Stopped(signum)
         run.stop_signal = signum
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
+
+    with on_stop_signal(handle):
         yield
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
 
 
 @torch.no_grad()
@@ -58,6 +51,9 @@ def evaluate(model: nn.Module, loader, evaluator, train_batches: TrainBatches | 
 
     Returns:
         The evaluator's figures.
+
+    Raises:
+        NotFinite: The model's outputs are not finite.
     """
     was_training = model.training
     model.eval()
@@ -79,7 +75,7 @@ def fit(run: Run, num_epochs: int) -> list[dict[str, Any]]:
         One row of figures an epoch.
 
     Raises:
-        UserError: The loss or a weight is not finite.
+        UserError: The loss, a weight or an output is not finite; what is wrong is not saved.
         Interrupted: A signal asked to stop; the state is saved.
     """
     progress = Progress(run, num_epochs)
@@ -93,9 +89,9 @@ def fit(run: Run, num_epochs: int) -> list[dict[str, Any]]:
                 if run.accelerator.num_processes > 1:
                     for model in dict.fromkeys((run.method.model, run.eval_model)):  # in one order on all
                         distribute_bn(model, run.accelerator.num_processes, reduce=False)
-                metrics = evaluate(run.eval_model, run.eval_loader, run.evaluator, run.train_batches)
+                metrics = _evaluate_epoch(run)
                 row.update({f'eval_{k}': v for k, v in metrics.items() if not isinstance(v, list)})
-                if run.best is None or metrics[run.headline] > run.best[f'eval_{run.headline}']:
+                if run.best is None or _is_better(metrics[run.headline], run.best[f'eval_{run.headline}']):
                     run.best = row
             run.collect_bad_images()
             run.history.append(row)
@@ -107,6 +103,21 @@ def fit(run: Run, num_epochs: int) -> list[dict[str, Any]]:
             _stop_if_asked(run, run.stop_signal)
     progress.close()
     return run.history
+
+
+def _evaluate_epoch(run: Run) -> dict[str, Any]:
+    """Evaluate what would be exported now, on the images that an epoch is evaluated on."""
+    try:
+        return evaluate(run.eval_model, run.eval_loader, run.evaluator, run.train_batches)
+    except NotFinite as e:
+        raise NotFinite(f'epoch {run.epoch + 1}: {e}{last_state(run.output_dir)}') from e
+
+
+def _is_better(figure: float | None, best: float | None) -> bool:
+    """Whether a figure exceeds the best one; None, the figure of no images, is below all others."""
+    if figure is None:
+        return False
+    return best is None or figure > best
 
 
 def train_one_epoch(run: Run, progress: Progress) -> dict[str, float]:
@@ -121,6 +132,7 @@ def train_one_epoch(run: Run, progress: Progress) -> dict[str, float]:
     """
     run.task.train()
     first_bad = torch.full((), -1, dtype=torch.int64, device=run.accelerator.device)
+    rates: dict[int, float] = {}  # learning rate of each step since the last look at the device
     streams = zip(*run.loaders)
     while run.step < run.steps_per_epoch:
         micro_batches = [next(streams) for _ in range(run.grad_accum_steps)]
@@ -130,6 +142,7 @@ def train_one_epoch(run: Run, progress: Progress) -> dict[str, float]:
                 continue
             if scheduler is not None:
                 scheduler.step_update(update)
+            rates.setdefault(run.step, optimizer.param_groups[0]['lr'])
             loss = _train_phase(run, phase, optimizer, micro_batches)
             first_bad = torch.where((first_bad < 0) & ~torch.isfinite(loss), run.step, first_bad)
         if run.ema is not None:
@@ -139,7 +152,8 @@ def train_one_epoch(run: Run, progress: Progress) -> dict[str, float]:
         saves = run.save_steps > 0 and run.step % run.save_steps == 0 and not last
         stops = run.stop_signal and run.accelerator.num_processes == 1  # several processes agree at the log interval
         if run.step % run.log_interval == 0 or saves or last or stops:
-            signum = _check(run, first_bad)
+            signum = _check(run, first_bad, rates)
+            rates.clear()
             progress.step(run)
             if signum and not last:
                 run.save()
@@ -162,11 +176,29 @@ def _train_phase(run: Run, phase: str, optimizer, micro_batches: list[tuple[Batc
         _add(run, phase, result, batches[0][1])
     if run.clip_grad is not None:
         accelerator.clip_grad_norm_([p for g in optimizer.param_groups for p in g['params']], run.clip_grad)
-    optimizer.step()
+    _step(run, optimizer)
     run.method.zero_grad(set_to_none=True)  # of all phases: no gradient waits for the step of another
     with torch.no_grad():
         run.method.after_step(phase)
     return total
+
+
+def _step(run: Run, optimizer):
+    """Update the weights once.
+
+    Raises:
+        UserError: An option is beyond the largest number of the weights' type, such as a learning rate of 1e308.
+    """
+    try:
+        optimizer.step()
+    except RuntimeError as e:
+        if 'cannot be converted' not in str(e):  # torch: value cannot be converted to type float without overflow
+            raise
+        place = f'step {run.step + 1} of epoch {run.epoch + 1}'
+        group = optimizer.param_groups[0]
+        options = ', '.join(f'{name} {group[name]:g}' for name in ('lr', 'weight_decay', 'momentum') if name in group)
+        raise UserError(
+            f'{place}: the optimizer cannot update the weights with {options}: {e}{last_state(run.output_dir)}') from e
 
 
 @torch.no_grad()
@@ -183,15 +215,36 @@ def _add(run: Run, phase: str, result: dict[str, torch.Tensor | None], target: t
         sums[1] += 1
 
 
-def _check(run: Run, first_bad: torch.Tensor) -> int:
-    """Read the device: raise if a loss or a weight is not finite; returns the signal of any process."""
-    finite = torch.stack([p.isfinite().all() for p in run.method.parameters()]).all()
-    first_bad = torch.where((first_bad < 0) & ~finite, run.step - 1, first_bad)
-    flags = run.accelerator.gather(torch.stack([first_bad, torch.full_like(first_bad, run.stop_signal)])[None])
-    bad, signum = flags.amax(dim=0).tolist()
-    if bad >= 0:
-        kept = f'; the last good state is in {run.output_dir / LAST}' if run.output_dir and run.history else ''
-        raise UserError(f'the loss is not finite: NaN or infinite in step {bad + 1} of epoch {run.epoch + 1}{kept}')
+def _check(run: Run, first_bad: torch.Tensor, rates: dict[int, float]) -> int:
+    """Read the device; returns the signal of any process.
+
+    Args:
+        run: The run, after a step.
+        first_bad: First step of the epoch whose loss is not finite on this process, int64 scalar; -1 for none.
+        rates: Learning rate of each step since the last look.
+
+    Raises:
+        UserError: A loss is not finite, or what training has changed: weights, averages, statistics of BatchNorm.
+    """
+    tensors = trained_tensors(run.method)
+    if run.ema is not None:
+        tensors.update({f'{name} (moving average)': value for name, value in trained_tensors(run.ema.module).items()})
+    bad_tensors = torch.stack([~value.isfinite().all() for value in tensors.values()])
+
+    flags = torch.stack([first_bad, bad_tensors.any().long(), torch.full_like(first_bad, run.stop_signal)])
+    bad_step, has_bad_tensor, signum = run.accelerator.gather(flags[None]).amax(dim=0).tolist()
+
+    kept = last_state(run.output_dir)
+    if bad_step >= 0:
+        raise UserError(
+            f'the loss is not finite: NaN or infinite in step {bad_step + 1} of epoch {run.epoch + 1}, '
+            f'at a learning rate of {rates[bad_step]:g}{kept}')
+    if has_bad_tensor:
+        named = [name for name, bad in zip(tensors, bad_tensors.tolist()) if bad]
+        found = f'{named[0]} is' if named else 'a weight of another process is'
+        raise UserError(
+            f'{found} not finite after step {run.step} of epoch {run.epoch + 1}, '
+            f'at a learning rate of {rates[run.step - 1]:g}{kept}')
     return signum
 
 

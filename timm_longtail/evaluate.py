@@ -13,15 +13,44 @@ from torch import nn
 from torch.nn import functional as F
 
 from .data.longtail import shot_groups
-from .distributed import all_reduce_sum
+from .distributed import all_reduce_sum, is_distributed
 from .errors import UserError, unknown_name
 from .layers import unit_rows
 
-__all__ = ['GROUPS', 'KNNEvaluator', 'LongTailEvaluator', 'confusion_rate', 'format_table']
+__all__ = [
+    'GROUPS', 'KNNEvaluator', 'LongTailEvaluator', 'NotFinite', 'confusion_rate', 'first_not_finite', 'format_table',
+    'trained_tensors',
+]
 
 GROUPS = ('many', 'medium', 'few')
 _SUFFIXES = '', '_inclusive'  # of figures by either rule for Few: fewer than 20 images, 20 or fewer
+_NOWHERE = 2 ** 62  # position of the first bad image where there is none
+_OWN_SUMS = 'confusion', 'num_bad', 'first_bad'  # what no figure is made of
 _NUM_BINS = 15  # of the calibration error, as in Guo et al., ICML 2017
+
+
+class NotFinite(UserError):
+    """What was evaluated gives NaN or infinity; the message names what is not finite."""
+
+
+def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return what training changes in a model by its name: parameters, and the statistics of BatchNorm.
+
+    Other buffers may hold infinity for good reasons, such as a mask of attention.
+    """
+    buffers = {
+        name: value for name, value in model.named_buffers()
+        if name.rpartition('.')[2] in ('running_mean', 'running_var')
+    }
+    return {**dict(model.named_parameters()), **buffers}
+
+
+def first_not_finite(model: nn.Module) -> str | None:
+    """Return the name of the first of `trained_tensors` that holds NaN or infinity, or None."""
+    for name, value in trained_tensors(model).items():
+        if not value.isfinite().all():
+            return name
+    return None
 
 
 class LongTailEvaluator:
@@ -47,6 +76,8 @@ class LongTailEvaluator:
         self.confusion = confusion
         self._groups = [shot_groups(self.shot_counts, few_inclusive=inclusive) for inclusive in (False, True)]
         self._sums: dict[str, torch.Tensor] | None = None
+        self._model: nn.Module | None = None
+        self._num_added = 0
 
     def start(self, model: nn.Module, train_batches: Callable[[], Iterator]):
         """Begin an evaluation of `model`.
@@ -56,6 +87,8 @@ class LongTailEvaluator:
             train_batches: Iterates over the training set in the `eval` view; unused here, a kNN needs it.
         """
         self._sums = None
+        self._model = model
+        self._num_added = 0
 
     def update(self, model: nn.Module, images: torch.Tensor, target: torch.Tensor):
         """Add one batch.
@@ -68,15 +101,21 @@ class LongTailEvaluator:
         self.add(model(images), target)
 
     def add(self, output: torch.Tensor, target: torch.Tensor):
-        """Add the class logits [B, C] of one batch with their classes [B]; no host synchronisation."""
+        """Add the class logits [B, C] of one batch with their classes [B]; no host synchronisation.
+
+        Logits that are not finite are counted, and are the error of `compute`.
+        """
         if self._sums is None:
             self._sums = self._zeros(output.device)
             self._is_many, self._is_few = (self._members(name).to(output.device) for name in ('many', 'few'))
         sums = self._sums
+        is_bad = self._is_bad(output)
+        self._note_bad(is_bad)
+
         log_probs = F.log_softmax(output.double(), dim=1)
         log_confidence, predicted = log_probs.max(dim=1)
         correct = (predicted == target).long()
-        confidence = log_confidence.exp()
+        confidence = torch.where(is_bad, 0., log_confidence.exp())  # NaN has no bin
         bins = (confidence * _NUM_BINS).long().clamp_(max=_NUM_BINS - 1)
         sums['total'].index_add_(0, target, torch.ones_like(target))
         sums['correct'].index_add_(0, target, correct)
@@ -90,6 +129,37 @@ class LongTailEvaluator:
             cells = target * self.num_classes + predicted
             sums['confusion'].index_add_(0, cells, torch.ones_like(cells))
 
+    def _is_bad(self, output: torch.Tensor) -> torch.Tensor:
+        """Return which rows of the logits [B, C] are not finite, bool [B]."""
+        return ~output.isfinite().all(dim=1)
+
+    def _note_bad(self, is_bad: torch.Tensor):
+        """Count the rows that are not finite, and keep the position of the first in the order of evaluation."""
+        if len(is_bad) == 0:
+            return
+
+        sums = self._sums
+        positions = torch.arange(self._num_added, self._num_added + len(is_bad), device=is_bad.device)
+        first = torch.where(is_bad, positions, _NOWHERE).amin()
+        sums['num_bad'] += is_bad.sum()
+        sums['first_bad'] = torch.minimum(sums['first_bad'], first)
+        self._num_added += len(is_bad)
+
+    def _require_finite(self, num_images: int, reduce: bool):
+        """Raise a `NotFinite` on all processes where an output was not finite on one of them."""
+        num_bad = int(self._total(self._counted()['num_bad'], reduce))
+        if num_bad == 0:
+            return
+
+        name = None if self._model is None else first_not_finite(self._model)
+        if name is not None:
+            raise NotFinite(f'the model gives no finite outputs: its {name} holds NaN or infinity')
+
+        where = f'{num_bad} of {num_images} images'
+        if not (reduce and is_distributed()):  # the order of another process is not known here
+            where += f', the first is image {int(self._sums["first_bad"]) + 1} of the evaluation'
+        raise NotFinite(f'the outputs of the model are not finite, NaN or infinity, on {where}')
+
     def _zeros(self, device: torch.device) -> dict[str, torch.Tensor]:
         sizes = {'total': self.num_classes, 'correct': self.num_classes, 'predicted': self.num_classes,
                  'few_to_many': len(_SUFFIXES)}
@@ -99,6 +169,8 @@ class LongTailEvaluator:
         sums['bin_correct'] = torch.zeros(_NUM_BINS, dtype=torch.int64, device=device)
         sums['bin_confidence'] = torch.zeros(_NUM_BINS, dtype=torch.float64, device=device)
         sums['loss'] = torch.zeros(1, dtype=torch.float64, device=device)
+        sums['num_bad'] = torch.zeros(1, dtype=torch.int64, device=device)
+        sums['first_bad'] = torch.full((), _NOWHERE, dtype=torch.int64, device=device)
         return sums
 
     def compute(self, reduce: bool = True) -> dict[str, Any]:
@@ -113,13 +185,19 @@ class LongTailEvaluator:
             `few_to_many_inclusive` (share of the images of Few classes that were taken for a Many class),
             `balanced`, `worst_class`, `macro_f1`, `ece`, `loss`, `num_images`, and per class the lists
             `class_correct`, `class_total`, `class_accuracy` (None for a class without images).
+
+        Raises:
+            NotFinite: An output was NaN or infinite; names the first weight that is, else the first such image.
         """
-        sums = {name: self._total(value, reduce) for name, value in self._counted().items() if name != 'confusion'}
+        added = self._counted().items()
+        sums = {name: self._total(value, reduce) for name, value in added if name not in _OWN_SUMS}
         total, correct, predicted = sums['total'], sums['correct'], sums['predicted']
         seen = total > 0
         accuracy = torch.where(seen, 100.0 * correct.double() / total.clamp(min=1), torch.nan)
         f1 = 200.0 * correct.double() / (total + predicted).clamp(min=1)
         num_images = int(total.sum())
+        self._require_finite(num_images, reduce)
+
         gap = (sums['bin_correct'] - sums['bin_confidence']).abs().sum()
         return {
             'all': _ratio(100.0 * float(correct.sum()), num_images),
@@ -219,6 +297,9 @@ class KNNEvaluator(LongTailEvaluator):
         votes = weights.new_zeros(len(features), self.num_classes).scatter_add_(1, self._bank_targets[nearest], weights)
         return (votes / votes.sum(dim=1, keepdim=True)).log()
 
+    def _is_bad(self, output: torch.Tensor) -> torch.Tensor:
+        return output.isnan().any(dim=1)  # a class without a vote has the logarithm of 0
+
     def compute(self, reduce: bool = True) -> dict[str, Any]:
         self._bank = self._bank_targets = None  # as large as the training set
         return {k: v for k, v in super().compute(reduce).items() if k not in ('loss', 'ece')}
@@ -271,12 +352,17 @@ def _ratio(value: float, count: float) -> float | None:
     return value / count if count else None
 
 
+def _cell(value: float | None) -> str:
+    is_defined = value is not None and value == value  # NaN is not equal to itself
+    return f'{value:.2f}' if is_defined else 'n/a'
+
+
 def format_table(rows: dict[str, dict[str, Any]], columns: tuple[str, ...] = ('all', *GROUPS)) -> str:
     """Format metrics as a Markdown table, one row a name.
 
     Args:
         rows: Metrics as `LongTailEvaluator.compute` returns them, by row name.
-        columns: Metrics to show; a missing one or None is printed as `n/a`.
+        columns: Metrics to show; what is missing, None or NaN is printed as `n/a`.
     """
     width = max(map(len, rows))
     sizes = [max(6, len(c)) for c in columns]
@@ -286,6 +372,6 @@ def format_table(rows: dict[str, dict[str, Any]], columns: tuple[str, ...] = ('a
         f'|:{"-" * width}-|' + '|'.join('-' * (size + 1) + ':' for size in sizes) + '|',
     ]
     for name, metrics in rows.items():
-        cells = ('n/a' if metrics.get(c) is None else f'{metrics[c]:.2f}' for c in columns)
+        cells = [_cell(metrics.get(column)) for column in columns]
         lines.append(f'| {name:{width}} | ' + ' | '.join(cell.rjust(size) for cell, size in zip(cells, sizes)) + ' |')
     return '\n'.join(lines)

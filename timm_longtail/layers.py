@@ -30,7 +30,6 @@ class CosineLinear(nn.Module):
     https://arxiv.org/abs/1906.07413) and used by BCL with scale 30. The weight is [C, D], as in `nn.Linear`.
 
     Examples:
-
         ```python
         >>> head = CosineLinear(64, 100)
         >>> head(torch.randn(2, 64)).shape
@@ -46,8 +45,7 @@ class CosineLinear(nn.Module):
             device=None,
             dtype=None,
     ):
-        """
-        Args:
+        """Args:
             in_features: Width D of the features.
             out_features: Number of classes C.
             scale: Bound of the logits, which lie in [-scale, scale].
@@ -93,8 +91,7 @@ class NearestMean(nn.Module):
     """
 
     def __init__(self, centre: torch.Tensor, means: torch.Tensor):
-        """
-        Args:
+        """Args:
             centre: Mean m of all training features [D].
             means: Mean m_c of the normalised features of each class [C, D].
         """

@@ -14,7 +14,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from .errors import UserError
 
-__all__ = ['check_agreement', 'create_accelerator', 'memory_format', 'wait_for_main']
+__all__ = ['check_agreement', 'create_accelerator', 'memory_format', 'usable_cores', 'wait_for_main']
 
 _logger = logging.getLogger(__name__)
 
@@ -59,6 +59,13 @@ def create_accelerator(mixed_precision: str | None = None, dist_timeout: float =
             'set ACCELERATE_USE_CPU=true on a machine without a device, or use distributed_train.sh'
         )
     return accelerator
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use; all of the machine where it does not say, as on macOS."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

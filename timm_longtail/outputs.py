@@ -1,5 +1,6 @@
 """What a run tells and leaves: start lines, and the files of its output folder."""
 import csv
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,16 @@ from .checkpoint import read_checkpoint
 from .data import create_loader
 from .data.longtail import shot_groups
 from .engine import evaluate
+from .errors import UserError
 from .evaluate import GROUPS, format_table
 from .export import deploy, export_model
-from .files import BEST, write_json, writing
+from .files import BEST, create_text, write_json, writing
 from .machine import memory_format
 from .methods import tells_classes
 from .run import Run
 
 __all__ = [
-    'finish', 'license_of', 'start_lines', 'write_per_class', 'write_start', 'write_summary',
+    'finish', 'license_of', 'rehearse', 'report', 'start_lines', 'write_per_class', 'write_start', 'write_summary',
 ]
 
 
@@ -113,8 +115,8 @@ def _batch_lines(args: Namespace, run: Run) -> list[str]:
 
 def write_start(args: Namespace, folder: Path, train_set):
     """Write what is known before training: `args.yaml` and `class_counts.json`."""
-    with writing(folder / 'args.yaml'):
-        (folder / 'args.yaml').write_text(yaml.safe_dump(plain(args), sort_keys=True))
+    with create_text(folder / 'args.yaml') as f:
+        yaml.safe_dump(plain(args), f, sort_keys=True)
     write_json(folder / 'class_counts.json', {
         'class_names': list(train_set.class_names),
         'class_counts': list(train_set.class_counts),
@@ -126,73 +128,166 @@ def write_start(args: Namespace, folder: Path, train_set):
 def write_summary(run: Run):
     """Write `summary.csv`, one row an epoch, from the run's history: rows past a resumed checkpoint vanish."""
     names = list(dict.fromkeys(name for row in run.history for name in row))
-    path = run.output_dir / 'summary.csv'
-    with writing(path), open(path, 'w', newline='') as f:
+    with create_text(run.output_dir / 'summary.csv') as f:
         writer = csv.DictWriter(f, names)
         writer.writeheader()
         writer.writerows(run.history)
 
 
 def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate the weights as they are exported, write `metrics.json`, `per_class.csv` and `export/`.
+    """Measure the weights as they are exported, then write `export/`, `metrics.json` and the row of results.
+
+    The export comes first: what the run was for is kept, whatever fails behind it.
 
     Args:
-        args: Options.
-        run: Finished run.
-        train_set, test_set: Data.
+        args: Options of `train.py`.
+        run: Finished run; what the test set has of unreadable images is added to `bad_images`.
+        train_set, test_set: Training images and test images.
         code: From `results.code_state`, taken when the run began.
 
     Returns:
         The content of `metrics.json`: a row of results.
+
+    Raises:
+        NotFinite: The model gives no finite outputs; nothing is exported.
+        UserError: The disk refuses a file.
     """
-    batches, device = run.train_batches, run.accelerator.device
     write_summary(run)  # a run that was killed after its last epoch has nothing left to train
-    found = run.method.finish(run.output_dir, run.eval_model, batches) or {}
-    preprocessing = run.preprocessing
-    loader = create_loader(
-        test_set, (preprocessing.eval_view,), batch_size=args.validation_batch_size, training=False,
-        **loader_options(args, preprocessing, device))
 
-    def measure(model: nn.Module) -> dict[str, Any]:
-        deployed = deploy(model).to(device, memory_format=memory_format(device))
-        return evaluate(deployed, loader, run.evaluator, batches, reduce=False)
+    loader = _test_loader(args, run, test_set)
+    last = _measure(run, run.eval_model, loader)
+    best = _measure_best(args, run, loader)
+    run.bad_images.update(loader.bad_images)
 
-    last = measure(run.eval_model)
-    best = {'epoch': run.best['epoch'], 'selected_by': 'test' if args.val_fraction == 0 else 'hold-out'}
-    if args.val_fraction > 0:
-        state = read_checkpoint(run.output_dir / BEST)
-        assert state['epoch'] - 1 == run.best['epoch'], 'model_best.pth.tar is of another epoch'
-        model = deploy(run.eval_model)
-        model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
-        best.update({k: v for k, v in measure(model).items() if not isinstance(v, list)})
-    else:
-        best.update({k.removeprefix('eval_'): v for k, v in run.best.items() if k.startswith('eval_')})
-
-    row = {**_protocol(args, run, train_set), **code, **_cost(run), 'found': found, 'train': _train_terms(run),
+    row = {**_protocol(args, run, train_set), **code, **_cost(run), 'found': {}, 'train': _train_terms(run),
            'last': last, 'best': best}
+    _write_export(run.output_dir / 'export', args, run, train_set, row)
+
+    row['found'] = run.method.finish(run.output_dir, run.eval_model, run.train_batches) or {}
     write_json(run.output_dir / 'metrics.json', row)
-    if 'class_correct' in last:
-        columns = train_set.class_names, train_set.class_counts, train_set.shot_counts
-        write_per_class(run.output_dir / 'per_class.csv', *columns, last)
-    with writing(run.output_dir / 'export'):
+    if args.results:
+        write_json(results.results_path(args, train_set), row)
+    return row
+
+
+def rehearse(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any]):
+    """Try before the first epoch what would fail behind the last one: reading the test set, and the export.
+
+    Args:
+        args, run, train_set, test_set, code: As `finish`; the run stands at its beginning.
+
+    Raises:
+        UserError: What `finish` would raise.
+    """
+    next(iter(_test_loader(args, run, test_set)), None)
+
+    trial = run.output_dir / 'export.trial'
+    try:
+        _write_export(trial, args, run, train_set, {**_protocol(args, run, train_set), **code})
+    finally:
+        for folder in (trial, trial.with_name(trial.name + '.tmp')):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def report(run: Run, row: dict[str, Any], train_set, test_set):
+    """Print the final table, then write `per_class.csv` and `bad_images.csv`.
+
+    Args:
+        run: Finished run.
+        row: From `finish`.
+        train_set, test_set: Training images and test images.
+
+    Raises:
+        UserError: The disk refuses a file; the others are written.
+    """
+    _print_table(run, row)
+
+    faults = []
+    for write in (_write_class_table, _write_bad_images):
+        try:
+            write(run, row, train_set, test_set)
+        except UserError as e:
+            faults.append(e)
+    if faults:
+        raise faults[0]
+
+
+def _test_loader(args: Namespace, run: Run, test_set):
+    """Return the loader that shows each test image once, on the device of the run."""
+    return create_loader(
+        test_set, (run.preprocessing.eval_view,), batch_size=args.validation_batch_size, training=False,
+        **loader_options(args, run.preprocessing, run.accelerator.device))
+
+
+def _measure(run: Run, model: nn.Module, loader) -> dict[str, Any]:
+    """Evaluate a model as it would be exported, on this process alone."""
+    device = run.accelerator.device
+    deployed = deploy(model).to(device, memory_format=memory_format(device))
+    return evaluate(deployed, loader, run.evaluator, run.train_batches, reduce=False)
+
+
+def _measure_best(args: Namespace, run: Run, loader) -> dict[str, Any]:
+    """Return the figures of the best epoch: measured here where a hold-out chose it, else those of its evaluation."""
+    epoch = run.best['epoch']
+    if args.val_fraction == 0:
+        figures = {name.removeprefix('eval_'): v for name, v in run.best.items() if name.startswith('eval_')}
+        return {'epoch': epoch, 'selected_by': 'test', **figures}
+
+    state = read_checkpoint(run.output_dir / BEST)
+    assert state['epoch'] - 1 == epoch, 'model_best.pth.tar is of another epoch'
+    model = deploy(run.eval_model)
+    model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
+    figures = {name: v for name, v in _measure(run, model, loader).items() if not isinstance(v, list)}
+    return {'epoch': epoch, 'selected_by': 'hold-out', **figures}
+
+
+def _write_export(folder: Path, args: Namespace, run: Run, train_set, row: dict[str, Any]):
+    """Write the model with the provenance that a row of results has, and with its figures where it has them."""
+    model, preprocessing = run.eval_model, run.preprocessing
+    provenance = _provenance(row)
+    if 'last' in row:
+        provenance['metrics'] = row['last']
+
+    # outputs that are no classes (none, rotations) have no names
+    has_names = tells_classes(args.method, model.num_classes)
+    with writing(folder):
         export_model(
-            run.eval_model, run.output_dir / 'export',
-            provenance={**_provenance(row), 'metrics': last},
+            model, folder, provenance=provenance,
             mean=preprocessing.mean, std=preprocessing.std, crop_pct=preprocessing.crop_pct,
             interpolation=preprocessing.interpolation,
             license=license_of(args.model, args.pretrained, args.initial_checkpoint, args.license),
             input_size=(3, preprocessing.img_size, preprocessing.img_size),
-            # outputs that are no classes (none, rotations) have no names
-            class_names=list(train_set.class_names) if tells_classes(args.method, run.eval_model.num_classes) else None,
+            class_names=list(train_set.class_names) if has_names else None,
         )
-    _report_bad_images(run, loader, train_set, test_set)
-    if args.results:
-        write_json(results.results_path(args, train_set), row)
+
+
+def _print_table(run: Run, row: dict[str, Any]):
+    """Print the figures of the last and the best epoch, and how to measure the export again."""
+    last, best = row['last'], row['best']
     rows = {'last epoch': last, f'best epoch ({best["epoch"] + 1}, by {best["selected_by"]})': best}
     print(f'\ntest set, weights as exported{_counted(run)}:\n{format_table(rows)}', flush=True)
     if 'class_correct' in last:
         print(f'python validate.py --model local-dir:{run.output_dir / "export"}', flush=True)
-    return row
+
+
+def _write_class_table(run: Run, row: dict[str, Any], train_set, test_set):
+    """Write `per_class.csv`, of a model that tells classes."""
+    if 'class_correct' in row['last']:
+        columns = train_set.class_names, train_set.class_counts, train_set.shot_counts
+        write_per_class(run.output_dir / 'per_class.csv', *columns, row['last'])
+
+
+def _write_bad_images(run: Run, row: dict[str, Any], train_set, test_set):
+    """List what could not be read in `bad_images.csv`, and count it."""
+    left_out = [*train_set.bad_images, *test_set.bad_images]
+    bad = {**dict.fromkeys(left_out, 'left out'), **run.bad_images}
+    if not bad:
+        return
+
+    path = run.output_dir / 'bad_images.csv'
+    with create_text(path) as f:
+        csv.writer(f).writerows([['image', 'reason'], *sorted(bad.items())])
+    print(f'\n{len(bad)} images could not be read and were skipped; they are listed in {path}', flush=True)
 
 
 def _train_terms(run: Run) -> dict[str, float]:
@@ -203,19 +298,6 @@ def license_of(model: str, pretrained: bool, initial_checkpoint: str, asked: str
     """Return the licence of weights: of ours or of pretrained ones their own (None), of others not known ('')."""
     known = pretrained or is_ours(model)
     return asked or (None if known and not initial_checkpoint else '')
-
-
-def _report_bad_images(run: Run, loader, train_set, test_set):
-    """List what could not be read in `bad_images.csv`, and count it."""
-    bad = {**{name: 'left out' for name in [*train_set.bad_images, *test_set.bad_images]},
-           **run.bad_images, **loader.bad_images}
-    if bad:
-        path = run.output_dir / 'bad_images.csv'
-        # names need not be UTF-8
-        with writing(path), open(path, 'w', newline='', errors='backslashreplace') as f:
-            csv.writer(f).writerows([['image', 'reason'], *sorted(bad.items())])
-        print(f'\n{len(bad)} images could not be read and were skipped; they are listed in '
-              f'{run.output_dir / "bad_images.csv"}', flush=True)
 
 
 def _protocol(args: Namespace, run: Run, train_set) -> dict[str, Any]:
@@ -280,7 +362,7 @@ def write_per_class(path: Path, class_names, class_counts, shot_counts, metrics:
     """
     groups = shot_groups(shot_counts)
     group_of = {int(c): name for name, classes in groups.items() for c in classes}
-    with writing(path), open(path, 'w', newline='') as f:
+    with create_text(path) as f:
         writer = csv.writer(f)
         writer.writerow(['class', 'name', 'train_images', 'group', 'correct', 'total', 'accuracy'])
         columns = class_names, class_counts, metrics['class_correct'], metrics['class_total']

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import psutil
 import timm
 import torch
 
@@ -118,13 +119,20 @@ def peak_memory(device: torch.device) -> dict[str, float]:
 
 
 def _peak_rss() -> int:
+    # of Linux not ru_maxrss: it starts with what the process held that started this one
     try:
-        status = Path('/proc/self/status').read_text()
-    except OSError:
+        found = re.search(r'VmHWM:\s*(\d+) kB', Path('/proc/self/status').read_text())
+    except OSError:  # no Linux
+        found = None
+    if found:
+        return 1024 * int(found[1])
+
+    try:
         import resource
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-    # not ru_maxrss: it starts with what the process held that started this one
-    return 1024 * int(re.search(r'VmHWM:\s*(\d+) kB', status)[1])
+    except ImportError:  # Windows
+        return psutil.Process().memory_info().peak_wset
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def relative_to_root(path: Path | None) -> str | None:

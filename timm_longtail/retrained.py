@@ -91,12 +91,13 @@ def export_classifier(
     train_set, preprocessing = representation.train_set, representation.candidate.preprocessing
     with writing(folder):
         folder.mkdir(exist_ok=True)
-    write_per_class(
-        folder / 'per_class.csv', train_set.class_names, train_set.class_counts, train_set.shot_counts, metrics)
+    columns = train_set.class_names, train_set.class_counts, train_set.shot_counts
     try:
         model = classifier.deployed(representation)
     except ValueError as e:
+        write_per_class(folder / 'per_class.csv', *columns, metrics)
         return f'not exported: {e}'
+
     size = preprocessing.img_size
     with writing(folder / 'export'):
         export_model(
@@ -104,6 +105,7 @@ def export_classifier(
             mean=preprocessing.mean, std=preprocessing.std, input_size=(3, size, size),
             class_names=list(train_set.class_names), crop_pct=preprocessing.crop_pct,
             interpolation=preprocessing.interpolation, license=_license(representation))
+    write_per_class(folder / 'per_class.csv', *columns, metrics)
     return ''
 
 

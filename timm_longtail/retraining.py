@@ -20,7 +20,7 @@ from .classifiers import TAUS, logit_adjust, nearest_class_mean, tau_normalize
 from .cli import parse_train_args
 from .data import create_sampler
 from .data.features import FeatureLoader
-from .engine import Interrupted, evaluate, fit
+from .engine import evaluate, fit
 from .errors import UserError, unknown_name
 from .evaluate import LongTailEvaluator
 from .export import deploy
@@ -31,6 +31,7 @@ from .models import FeatureClassifier, replace_classifier
 from .optim import create_optimizers
 from .representation import Representation
 from .run import Run
+from .signals import Interrupted, Stopped
 
 __all__ = ['CLASSIFIERS', 'TRAINED', 'Classifier', 'choose_classifiers', 'make_classifiers']
 
@@ -190,7 +191,7 @@ def _fit(run: Run, num_epochs: int):
     try:
         fit(run, num_epochs)
     except Interrupted as e:
-        raise KeyboardInterrupt from e
+        raise Stopped(e.signum) from e
     run.accelerator.free_memory()
 
 

@@ -207,12 +207,13 @@ class Run:
             write_checkpoint(state, self.output_dir / LAST, keep_previous=True)
 
     def start_epoch(self, num_epochs: int) -> float:
-        """Set all that an epoch begins with, as a function of its number; returns the first learning rate."""
+        """Set all that an epoch begins with, as a function of its number; returns its first learning rate."""
         rank = self.accelerator.process_index
         for loader in self.loaders:
             loader.set_epoch(self.epoch, start_batch=self.step * self.grad_accum_steps)
         for scheduler in filter(None, self.schedulers):
             scheduler.step(self.epoch)
+            scheduler.step_update(self.epoch * self.steps_per_epoch)  # whatever update the run is resumed at
         rng.seed_torch(self.seed, self.epoch, rank)
         self.method_rng = rng.generator(self.seed, self.epoch, purpose='method')
         self.sums = {}

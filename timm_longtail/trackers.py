@@ -5,6 +5,7 @@ The step of a figure is the epoch it belongs to, counted from 0 as in `summary.c
 folder is known only after the accelerator exists.
 """
 import importlib.metadata
+import logging
 import secrets
 from argparse import Namespace
 from collections.abc import Iterator
@@ -15,13 +16,15 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
 from .build import plain
-from .errors import UserError
-from .files import writing
+from .errors import UserError, one_line
+from .files import read_text, write_text
 from .run import Run
 
 __all__ = ['check_trackers', 'flatten', 'hyper_parameters', 'log_epoch', 'log_final', 'tracking']
 
 RUN_ID = 'tracker_id.txt'
+
+_logger = logging.getLogger(__name__)
 
 
 def check_trackers(names: list[str]):
@@ -48,29 +51,54 @@ def tracking(args: Namespace, run: Run, train_set) -> Iterator[None]:
     """
     accelerator = run.accelerator
     if args.tracker and accelerator.is_main_process:
+        is_new = not (run.output_dir / RUN_ID).exists()
         run_id = _run_id(run.output_dir)
         accelerator.log_with = [_create(name, args.project, run, run_id) for name in dict.fromkeys(args.tracker)]
         try:
             accelerator.init_trackers(args.project, hyper_parameters(args, run, train_set))
         except Exception as e:  # each package has errors of its own
             accelerator.trackers.clear()  # those that did not start cannot be closed; the others close at exit
-            raise UserError(f'--tracker {" ".join(args.tracker)}: {" ".join(str(e).split())}') from e
+            if is_new:
+                (run.output_dir / RUN_ID).unlink(missing_ok=True)
+            raise UserError(f'--tracker {" ".join(args.tracker)}: {one_line(e)}') from e
     try:
         yield
     finally:
         while accelerator.trackers:
-            accelerator.trackers.pop().finish()
+            tracker = accelerator.trackers.pop()
+            with _never_ending_the_run(tracker):
+                tracker.finish()
 
 
 def log_epoch(run: Run):
     """Give the trackers the figures of the last epoch."""
     row = {k: v for k, v in run.history[-1].items() if k != 'epoch'}
-    run.accelerator.log(_figures(row), step=run.history[-1]['epoch'])
+    _log(run, _figures(row), run.history[-1]['epoch'])
 
 
 def log_final(run: Run, metrics: dict[str, Any]):
     """Give the trackers the figures of the exported weights, as `last_<name>`."""
-    run.accelerator.log({f'last_{k}': v for k, v in _figures(metrics).items()}, step=run.epoch)
+    _log(run, {f'last_{k}': v for k, v in _figures(metrics).items()}, run.epoch)
+
+
+def _log(run: Run, figures: dict[str, float], step: int):
+    """Give figures to all trackers; one that fails, such as for a full disk or a lost server, gets no more of them."""
+    for tracker in list(run.accelerator.trackers):
+        with _never_ending_the_run(tracker) as fault:
+            tracker.log(figures, step=step)
+        if fault:
+            run.accelerator.trackers.remove(tracker)
+
+
+@contextmanager
+def _never_ending_the_run(tracker: GeneralTracker) -> Iterator[list[Exception]]:
+    """Say in one line what a tracker raises in the block, and go on; yields a list that then holds the error."""
+    fault = []
+    try:
+        yield fault
+    except Exception as e:  # each package has errors of its own
+        fault.append(e)
+        _logger.warning(f'--tracker {tracker.name}: {one_line(e) or type(e).__name__}; the run goes on without it')
 
 
 def hyper_parameters(args: Namespace, run: Run, train_set) -> dict[str, bool | int | float | str]:
@@ -124,9 +152,8 @@ def _run_id(folder: Path) -> str:
     """Return the id of the run of an output folder: drawn once, kept in it, so that a new folder is a new run."""
     path = folder / RUN_ID
     if not path.exists():
-        with writing(path):
-            path.write_text(secrets.token_hex(4) + '\n')
-    return path.read_text().strip()
+        write_text(path, secrets.token_hex(4) + '\n')
+    return read_text(path).strip()
 
 
 def _figures(row: dict[str, Any]) -> dict[str, float]:

@@ -69,7 +69,7 @@ def load_yaml(text: str) -> Any:
         yaml.YAMLError: The text is not YAML, a key is there twice or is not text, lists are nested too deeply, or
             aliases stand for too many values.
     """
-    value = yaml.load(text, StrictLoader)  # noqa: S506  a safe loader
+    value = yaml.load(text, StrictLoader)
     _count_values(value)
     return value
 

@@ -91,7 +91,7 @@ def _places_lt(split: str, options: SourceOptions) -> Source:
 
 @register_dataset('inat2018')
 def _inat2018(split: str, options: SourceOptions) -> Source:
-    """iNaturalist 2018, 8142 classes, 1000 to 2 images each: its images in `--data-dir`, with Decoupling's lists."""
+    """INaturalist 2018, 8142 classes, 1000 to 2 images each: its images in `--data-dir`, with Decoupling's lists."""
     return load_list(_INAT2018, split, options)
 
 

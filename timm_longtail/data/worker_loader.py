@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
+from ..signals import stop_signals
 from .encoded import EncodedImages
 from .loaders import Batch, Loader
 from .views import View
@@ -73,8 +74,11 @@ def _collate(rows: list) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor
 
 
 def _ignore_signals(worker: int):
-    """Leave Ctrl-C and SIGTERM, which reach the whole group, to the training process; torch ends orphans itself."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    """Leave what reaches the whole group (Ctrl-C, SIGTERM, a closed terminal) to the training process.
+
+    torch ends orphans itself.
+    """
+    for signum in stop_signals():
         signal.signal(signum, signal.SIG_IGN)
 
 

@@ -35,7 +35,7 @@ def soft_cross_entropy(
     Raises:
         UserError: Shapes that do not fit.
     """
-    if target.shape != logits.shape or class_weight is not None and class_weight.shape != logits.shape[1:]:
+    if target.shape != logits.shape or (class_weight is not None and class_weight.shape != logits.shape[1:]):
         weight = '' if class_weight is None else f' and {[*class_weight.shape]}'
         raise UserError(f'expected logits and target [B, C] and weights [C], '
                         f'got {[*logits.shape]}, {[*target.shape]}{weight}')

@@ -115,7 +115,8 @@ class Method(nn.Module):
 
     def forward(self, *batches: Batch, phase: str = 'main') -> dict[str, torch.Tensor | None]:
         """Return `loss` (scalar), `output` (class logits [B, C] of the first stream's images, or None) and any scalar
-        parts to log. A phase that leaves a trainable parameter out adds `0 * parameter.sum()` to its loss."""
+        parts to log. A phase that leaves a trainable parameter out adds `0 * parameter.sum()` to its loss.
+        """
         raise NotImplementedError
 
     def after_step(self, phase: str):

@@ -32,7 +32,7 @@ class DeferredWeights(nn.Module):
         super().__init__()
         if not 0 < beta < 1:
             raise UserError(f'beta must be between 0 and 1, got {beta}')
-        if not start >= 0 or start > 1 and start % 1:
+        if not start >= 0 or (start > 1 and start % 1):
             raise UserError(f're-weighting starts at a share of the run in [0, 1] or at a whole epoch, got {start}')
         counts = class_counts.double()
         _, weight = compute_class_weights(counts, counts.sum(), method='effective_num', beta=beta)

@@ -38,7 +38,7 @@ class CrossEntropy(Method):
             view: str = 'crop_flip',
     ):
         super().__init__(model, class_counts)
-        if mixup_alpha < 0 or mixup_alpha == 0 < remix_tau or remix_kappa < 1 or remix_kappa != 3 and remix_tau == 0:
+        if mixup_alpha < 0 or mixup_alpha == 0 < remix_tau or remix_kappa < 1 or (remix_kappa != 3 and remix_tau == 0):
             raise UserError('mixup needs a positive mixup_alpha, and Remix that, remix_tau and remix_kappa from 1 on; '
                             f'got mixup_alpha {mixup_alpha}, remix_kappa {remix_kappa}, remix_tau {remix_tau}')
         self.label_smoothing = label_smoothing

@@ -39,8 +39,7 @@ class CosineResNet(CosineHead, ResNet):
     """timm's `ResNet`, [B, in_chans, H, W] -> [B, num_classes], with a choice of classifier."""
 
     def __init__(self, *args, cosine_scale: float | None = None, **kwargs):
-        """
-        Args:
+        """Args:
             *args: As timm's `ResNet`.
             cosine_scale: Scale of a `CosineLinear` classifier; None is timm's `nn.Linear`.
             **kwargs: As timm's `ResNet`.

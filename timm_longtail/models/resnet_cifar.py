@@ -65,8 +65,7 @@ class ResNetCifar(CosineHead, nn.Module):
             device=None,
             dtype=None,
     ):
-        """
-        Args:
+        """Args:
             layers: Blocks in each stage; depth is `2 * sum(layers) + 2`.
             channels: Width of each stage.
             num_classes: Number of classes, 0 for no classifier.

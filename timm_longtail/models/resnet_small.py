@@ -28,8 +28,7 @@ class ResNetSmall(CosineResNet):
             dtype=None,
             **kwargs,
     ):
-        """
-        Args:
+        """Args:
             block: timm's `BasicBlock` or `Bottleneck`.
             layers: Blocks in each stage.
             num_classes: Number of classes, 0 for no classifier.

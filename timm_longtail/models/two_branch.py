@@ -102,7 +102,6 @@ def attach_branches(
             branches already: an optimizer may hold those, so it is for the caller to `del model.branches`.
 
     Examples:
-
         ```python
         >>> model = attach_branches(timm.create_model('convnext_atto', num_classes=100), 'bcl')
         >>> prototypes = model.branches['prototype'](model.get_classifier().weight)  # [100, 128]
@@ -142,8 +141,7 @@ class TwoBranch:
     """Sizes of a kind of branches where they are not those for CIFAR: what `attach_branches` takes unless told."""
 
     def __init__(self, *args, kind: str = 'bcl', branches: bool = False, cosine_scale: float | None = 30., **kwargs):
-        """
-        Args:
+        """Args:
             *args: As the model.
             kind: Kind of branches, which also names the method that `train.py` takes by default.
             branches: Add the branches; a model without classes never has any.
