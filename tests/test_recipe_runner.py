@@ -15,8 +15,9 @@ from timm_longtail.data import create_splits, packed_data, write_packed
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
 from timm_longtail.files import LAST
+from tools import result_tables
 
-from . import forks, result_tables
+from . import forks
 from .runs import TINY
 
 ROOT = Path(__file__).parent.parent

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from . import result_tables
+from tools import result_tables
 
 BASELINE = 'cifar100_lt_if100.resnet20_cifar.ce.e300.s0.json'
 ROW = json.loads((result_tables.RESULTS / BASELINE).read_text())
