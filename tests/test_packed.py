@@ -1,5 +1,6 @@
 """Packed files: what is damaged is noticed, what is old is read, and nothing is overwritten."""
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -199,7 +200,7 @@ def test_the_checksum_covers_what_the_hash_does_not(key, kind, tmp_path, request
     path = tmp_path / 'damaged.safetensors'
     save_file(tensors, path, metadata=metadata)
     assert len(read_packed(path, 'test')) > 0
-    for use in (packed_data, lambda path: read_packed(path, 'train'), lambda path: read_packed(path, 'train', 'worker')):
+    for use in (packed_data, partial(read_packed, split='train'), partial(read_packed, split='train', loader='worker')):
         with pytest.raises(UserError, match='header and labels of train differ from their checksum'):
             use(path)
 

@@ -124,9 +124,9 @@ class LongTailDataset:
         return files_hash(self.source_names, self.encoded.sizes(), self.targets)
 
     def changed_file(self) -> str | None:
-        """Return a file that is no longer as it was when the set was created, None where all are: a run asks at its end.
+        """Return a file that is no longer as it was when the set was created, or None.
 
-        A set in memory has been read already, so that nothing can change.
+        A run asks at its end. A set in memory has been read already, so that nothing of it can change.
         """
         return None if self.file_state is None else self.file_state.first_changed()
 

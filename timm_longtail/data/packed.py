@@ -25,12 +25,10 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..errors import UserError
 from ..files import reading, writing
