@@ -5,7 +5,7 @@ import numpy as np
 
 from .encoded import EncodedImages
 
-__all__ = ['FileState']
+__all__ = ['FileState', 'first_changed_file']
 
 
 class FileState:
@@ -41,3 +41,12 @@ class FileState:
                 continue
             state[row] = found.st_size, found.st_mtime_ns
         return state
+
+
+def first_changed_file(*datasets) -> str | None:
+    """Return a file that changed since one of some data sets was created; None where all are as they were."""
+    for dataset in datasets:
+        changed = dataset.changed_file()
+        if changed is not None:
+            return changed
+    return None

@@ -59,7 +59,11 @@ def read_targets(
         require_columns(tables[name], (column,), place)
 
     files = {name: read_file_labels(tables, name, column) for name in places}
-    _refuse_mixed([found for name in files for found in files[name]], column)
+    every_file = [found for name in files for found in files[name]]
+    _refuse_mixed(every_file, column)
+    if all(found.names == every_file[0].names for found in every_file):
+        # the names that the library gives to all files are right; otherwise each file knows its own
+        files = {name: [] for name in places}
     columns = {name: _read_column(tables, name, column, places[name], files[name]) for name in places}
 
     labels, known = columns[split], columns[train]
@@ -96,12 +100,8 @@ def _read_column(tables: Tables, split: str, column: str, place: str, files: lis
     values = values.astype(np.int64)
     _refuse_negative(values, place)
 
-    # the library gives the names of the first file to all; where files differ, each one knows its own
-    own = [found.names for found in files]
-    if not own or all(names == own[0] for names in own):
-        names = getattr(table.features[column], 'names', None)
-        files = [FileLabels(place, len(table), names)]
-    return _name_by_file(values, files, place)
+    names = getattr(table.features[column], 'names', None)
+    return _name_by_file(values, files or [FileLabels(place, len(table), names)], place)
 
 
 def _read_words(table, column: str, place: str) -> _Labels:

@@ -151,8 +151,12 @@ class LongTailDataset:
         """Cut a validation part off: `(rest, held)`, both with the `shot_counts` of the whole.
 
         Args:
-            fraction: Share of each class, at least one image of each class that has two.
+            fraction: Share of each class, at least one image of each class that has two; the image of a class that
+                has one only stays in the rest.
             seed: Data seed.
+
+        Raises:
+            UserError: A fraction outside (0, 1); no class has two images.
         """
         held = hold_out_indices(self.targets, fraction, seed)
         rest = np.setdiff1d(np.arange(len(self)), held)

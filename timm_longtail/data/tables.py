@@ -4,6 +4,7 @@ N images, C classes.
 """
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -427,7 +428,7 @@ def read_file_labels(tables: Tables, split: str, column: str) -> list[FileLabels
     found = []
     for path in tables.table_files(split):
         try:
-            with fsspec.open(path, 'rb') as file:
+            with fsspec.open(_cached_copy(path), 'rb') as file:
                 if path.endswith('.parquet'):
                     parquet = pq.ParquetFile(file)
                     schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
@@ -437,6 +438,17 @@ def read_file_labels(tables: Tables, split: str, column: str) -> list[FileLabels
             raise UserError(f'cannot read the class names of {path}: {one_line(error)}') from error
         found.append(FileLabels(path, num_rows, _schema_names(schema, column)))
     return found
+
+
+def _cached_copy(path: str) -> str:
+    """Return the copy in the Hub's cache of a file on the Hub, which spares a request; else the path as it is."""
+    from huggingface_hub import try_to_load_from_cache
+    address = re.fullmatch('hf://datasets/([^/@]+/[^/@]+)@([^/]+)/(.+)', path)
+    if address is None:
+        return path
+    repository, revision, name = address.groups()
+    found = try_to_load_from_cache(repository, name, revision=revision, repo_type='dataset')
+    return found if isinstance(found, str) else path
 
 
 def _read_arrow_schema(pa, file) -> tuple[Any, int]:
