@@ -300,8 +300,9 @@ def load_table(place: str, what: str = 'the splits', config: str | None = None) 
             is_known = config in _list_configs(datasets, place)
             chosen = {'name': config} if is_known else {'data_dir': config}
         try:
-            splits = datasets.load_dataset(place, cache_dir=cache, **chosen)
+            # before anything is written: the cache may lie inside the folder
             builder = datasets.load_dataset_builder(place, cache_dir=cache, **chosen)
+            splits = datasets.load_dataset(place, cache_dir=cache, **chosen)
         except Exception as error:  # the library, the network and Arrow each raise their own kinds
             raise _why_not_loaded(datasets, place, what, config, unreachable, error) from error
 
@@ -496,6 +497,8 @@ def read_numbers(table, column: str, place: str) -> np.ndarray:
     if missing:
         raise UserError(f'{place}: {missing} of {len(table)} rows have no label (column {column})')
     values = table.with_format('numpy')[column][:]
+    if getattr(table.features[column], 'dtype', '') == 'uint64':
+        values = values.astype(np.uint64)  # the library makes int64 of them, so that large ones were negative
     if values.ndim != 1 or values.dtype.kind not in 'iub':
         several = f'{values.ndim - 1} dimensions of ' if values.ndim > 1 else ''
         raise UserError(f'{place}: column {column} holds {several}{values.dtype}, not one integer label a row')
