@@ -46,7 +46,7 @@ def packed_files(tmp_path_factory) -> Path:
 
 def read_parts(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     with safe_open(path, framework='numpy') as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
+        return {key: file.get_tensor(key) for key in file.offset_keys()}, file.metadata()
 
 
 def to_format_1(path: Path, old: Path) -> Path:
