@@ -27,6 +27,7 @@ from timm_longtail.layers import CosineLinear
 from timm_longtail.machine import create_accelerator
 from timm_longtail.methods import check_options
 from timm_longtail.options import BATCH_SIZE, IMG_SIZE, SEED, SHARE, WORKERS, Pairs, Parser, add_data_options
+from timm_longtail.outputs import note_changed_file
 from timm_longtail.ranges import Number
 from timm_longtail.representation import Representation
 from timm_longtail.retrained import (
@@ -231,8 +232,9 @@ def main(argv: list[str] | None = None):
             **metrics, 'options': classifier.options, 'note': classifier.note, 'seconds': classifier.seconds,
             **({'curve': classifier.curve} if classifier.curve else {})}
     row = results_row(representation, code, rows)
+    unchanged = note_changed_file(row, representation.train_set, representation.test_set)
     write_json(folder / 'metrics.json', row)
-    if row_path is not None:
+    if row_path is not None and unchanged:
         write_json(row_path, row)
     print('\n'.join(final_lines(made, figures, representation)), flush=True)
     try:

@@ -40,7 +40,7 @@ _logger = logging.getLogger(__name__)
 def _add_images(parser: argparse.ArgumentParser):
     group = parser.add_argument_group('images')
     group.add_argument('--val-fraction', type=SHARE, default=0.0,
-                       help='share of each class held out to choose by')
+                       help='share of each class held out to choose by; of a class of one image none')
     group.add_argument('--img-size', type=IMG_SIZE,
                        help='side of the model\'s input; default: of images in memory their '
                        'own, of files that of the model')

@@ -139,7 +139,8 @@ def _one_from_yaml(action: argparse.Action, value: Any) -> Any:
 def add_data_options(parser: argparse.ArgumentParser):
     """Add what `create_dataset` may be told, as a group of options."""
     group = parser.add_argument_group('data')
-    group.add_argument('--dataset', default='digits_lt', help=f'one of {", ".join(list_datasets())}')
+    group.add_argument('--dataset', default='digits_lt', help=f'one of {", ".join(list_datasets())}; '
+                       'hfds/USER/SET:CONFIG chooses one of several configurations')
     group.add_argument('--data-dir', help='folder of the data set; without it $TIMM_LONGTAIL_DATA, then the Hub')
     group.add_argument('--imbalance-factor', type=Number(float, '[1, inf)'),
                        help='largest over smallest class; default of the data set')

@@ -14,6 +14,7 @@ from .build import loader_options, plain
 from .card import is_ours
 from .checkpoint import read_checkpoint
 from .data import create_loader
+from .data.file_state import first_changed_file
 from .data.longtail import shot_groups
 from .engine import evaluate
 from .errors import UserError
@@ -25,7 +26,8 @@ from .methods import tells_classes
 from .run import Run
 
 __all__ = [
-    'finish', 'license_of', 'rehearse', 'report', 'start_lines', 'write_per_class', 'write_start', 'write_summary',
+    'finish', 'license_of', 'note_changed_file', 'rehearse', 'report', 'start_lines', 'write_per_class', 'write_start',
+    'write_summary',
 ]
 
 
@@ -161,13 +163,28 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
 
     row = {**_protocol(args, run, train_set), **code, **_cost(run), 'found': {}, 'train': _train_terms(run),
            'last': last, 'best': best}
+    unchanged = note_changed_file(row, train_set, test_set)
     _write_export(run.output_dir / 'export', args, run, train_set, row)
 
     row['found'] = run.method.finish(run.output_dir, run.eval_model, run.train_batches) or {}
     write_json(run.output_dir / 'metrics.json', row)
-    if args.results:
+    if args.results and unchanged:
         write_json(results.results_path(args, train_set), row)
     return row
+
+
+def note_changed_file(row: dict[str, Any], train_set, test_set) -> bool:
+    """Return whether the files of the data are as they were at the start; otherwise say so, in `row` and as a line.
+
+    The hash in a row is that of the files at the start: of a set that changed no row of results may be written.
+    """
+    changed = first_changed_file(train_set, test_set)
+    if changed is None:
+        return True
+    row['changed_file'] = changed
+    print(f'warning: {changed} changed while the run read it: the subset hash need not be that of the images that were '
+          'used, and no row of results is written', flush=True)
+    return False
 
 
 def rehearse(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any]):

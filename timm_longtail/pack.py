@@ -1,5 +1,6 @@
 """`python -m timm_longtail pack`: both splits of a data set in one safetensors file."""
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 from . import results
 from .cli import check_names
 from .data import LongTailDataset, create_splits, write_packed
+from .data.datasets import require_every_class
 from .data.longtail import shot_groups
 from .errors import UserError
 from .evaluate import GROUPS
@@ -37,20 +39,37 @@ def _first_of_each_class(dataset: LongTailDataset, number: int) -> LongTailDatas
 
 
 def _leave_out_bad(dataset: LongTailDataset) -> LongTailDataset:
-    """Return a set of files without those that cannot be read, and name them; one in memory has none."""
+    """Return a set of files without those that cannot be read; one in memory has left them out already.
+
+    Raises:
+        UserError: A training class is left without an image.
+    """
     if dataset.resident:
         return dataset
+
     bad = []
     for position in range(len(dataset)):
         try:
             dataset.decode(position)
         except UserError as e:
-            print(f'{e}; left out')
+            print(e)
             bad.append(position)
+
     rest = dataset.subset(np.setdiff1d(np.arange(len(dataset)), bad))
+    rest.bad_images = [dataset.source_names[position] for position in bad]
     if dataset.shot_counts is not None:
+        require_every_class(rest)
         rest.shot_counts = list(rest.class_counts)
     return rest
+
+
+def _describe_bad(dataset: LongTailDataset) -> str:
+    """Return which images of a split were left out."""
+    number = len(dataset.bad_images)
+    verb = 'image cannot be read and is' if number == 1 else 'images cannot be read and are'
+    names = ', '.join(dataset.bad_images[:5])
+    more = ', …' if number > 5 else ''
+    return f'{dataset.split}: {number} {verb} left out: {names}{more}'
 
 
 def main(argv: list[str] | None = None):
@@ -67,7 +86,7 @@ def main(argv: list[str] | None = None):
     check_names('resnet18', args.dataset)
     if path.suffix != '.safetensors':
         raise UserError(f'--packed {path}: name a file that ends in .safetensors')
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f'--packed {path} is there already; move it away or name another')
     if not path.parent.is_dir():
         raise UserError(f'--packed {path}: no folder {path.parent}')
@@ -75,11 +94,16 @@ def main(argv: list[str] | None = None):
     train, test = create_splits(args.dataset, **dataset_options(args))
     if args.skip_bad_images:
         train, test = _leave_out_bad(train), _leave_out_bad(test)
+    for dataset in (train, test):
+        if dataset.bad_images:
+            print(_describe_bad(dataset))
+
     if args.images_per_class is not None:
         train = _first_of_each_class(train, args.images_per_class)
     write_packed(path, train, test, {
         'dataset': args.dataset, 'hub_id': train.hub_id, 'license': args.license,
-        'command': results.command_line(1), 'note': train.note})
+        'command': results.command_line(1), 'note': train.note,
+        'bad_images': {dataset.split: dataset.bad_images for dataset in (train, test)}})
     groups = shot_groups(train.class_counts)
     print(f'{path}: {path.stat().st_size / 1e6:.1f} MB in {time.perf_counter() - start:.1f} s')
     print(f'train: {len(train)} images, {train.num_classes} classes of {max(train.class_counts)} to '

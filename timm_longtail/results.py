@@ -15,6 +15,7 @@ import psutil
 import timm
 import torch
 
+from .data.titles import file_title
 from .errors import UserError
 from .version import __version__
 
@@ -146,7 +147,7 @@ def relative_to_root(path: Path | None) -> str | None:
 def data_tag(train_set) -> str:
     """Return the name of a data set in file names: `cifar100_lt_if100`, or without a factor where nothing was cut."""
     profile = '' if train_set.profile == 'exp' else f'_{train_set.profile}'
-    name = train_set.name.rstrip('/').rpartition('/')[2]
+    name = file_title(train_set.name)
     return name if train_set.imbalance_factor == 1 else f'{name}{profile}_if{train_set.imbalance_factor:g}'
 
 

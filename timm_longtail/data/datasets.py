@@ -96,7 +96,7 @@ def create_dataset(
         name, split, source, rows, loader, skip_bad_images,
         imbalance_factor=1. if factor is None else float(factor), seed=seed, subset_order=subset_order, profile=profile)
     if split == 'train':
-        _check_classes(dataset)
+        require_every_class(dataset)
         dataset.shot_counts = list(dataset.class_counts)
     return dataset
 
@@ -189,7 +189,8 @@ def _open_packed(name: str, split: str, loader: str, asked: dict, alone: bool) -
     return dataset
 
 
-def _check_classes(dataset: LongTailDataset):
+def require_every_class(dataset: LongTailDataset):
+    """Raise a `UserError` that names the first class without an image."""
     empty = [label for label, count in enumerate(dataset.class_counts) if count == 0]
     if empty:
         label = empty[0]

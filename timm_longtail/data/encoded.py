@@ -59,6 +59,10 @@ class EncodedImages:
         """Return the length of each encoded image in bytes, int64 [N]."""
         return self._sizes(self.rows)
 
+    def files(self) -> Sequence[str | Path]:
+        """Return the paths of the files that the images are read from; none where the storage has no files."""
+        return ()
+
     def describe(self, position: int) -> str:
         """Return what one image is called in an error."""
         row = self.rows[position]
@@ -123,6 +127,9 @@ class FileImages(EncodedImages):
         super().__init__(str(root), len(paths))
         self.root = Path(root)
         self.paths = list(paths)
+
+    def files(self) -> list[str]:
+        return [f'{self.root}/{self.paths[row]}' for row in self.rows]
 
     def describe(self, position: int) -> str:
         return str(self.root / self.paths[self.rows[position]])

@@ -174,6 +174,8 @@ def head_tail_groups(class_counts: Sequence[int], head: int = 100) -> dict[str, 
 def hold_out_indices(targets: Sequence[int], fraction: float, seed: int) -> np.ndarray:
     """Choose a validation part: `max(1, floor(fraction * n_c))` images of each class that has at least two.
 
+    The one image of a class that has no other stays in training: such a class is not validated.
+
     Args:
         targets: Class of each image [N].
         fraction: Share to hold out, in (0, 1).
@@ -183,16 +185,20 @@ def hold_out_indices(targets: Sequence[int], fraction: float, seed: int) -> np.n
         Row numbers to hold out, int64, increasing.
 
     Raises:
-        UserError: A fraction outside (0, 1).
+        UserError: A fraction outside (0, 1); no class has two images.
     """
     if not 0 < fraction < 1:
         raise UserError(f'the fraction to hold out must lie between 0 and 1, got {fraction}')
     targets = np.asarray(targets)
     random = generator(seed, purpose='hold_out')
-    held = [np.empty(0, np.int64)]
+    held = []
     for label in np.unique(targets):
         rows = random.permutation(np.where(targets == label)[0])
         if len(rows) >= 2:
             # the tiny term undoes 0.29 * 100 = 28.999999999999996; n - 1 keeps it from emptying a class
-            held.append(rows[:min(max(1, int(fraction * len(rows) + 1e-9)), len(rows) - 1)])
+            share = max(1, int(fraction * len(rows) + 1e-9))
+            held.append(rows[:min(share, len(rows) - 1)])
+
+    if not held:
+        raise UserError('no class has two images: nothing can be held out (the one image of a class stays in training)')
     return np.sort(np.concatenate(held)).astype(np.int64)

@@ -12,7 +12,9 @@ import torch
 
 from ..errors import UserError
 from .encoded import EncodedImages, encoded_digests, files_hash
+from .file_state import FileState
 from .longtail import hold_out_indices, image_digests, subset_hash
+from .titles import plain_title
 
 __all__ = ['LongTailDataset', 'check_labels']
 
@@ -22,7 +24,7 @@ class LongTailDataset:
     """A labelled set of images: small ones of one size decoded, others as they are stored.
 
     Attributes:
-        name: Name it was created by.
+        name: Name it was created by, as one line; a folder or a file of others may hold any characters.
         split: `train` or `test`.
         images: uint8 [N,3,H,W], or None for a set of files.
         targets: Class of each image, int64 [N].
@@ -42,6 +44,8 @@ class LongTailDataset:
         bad_images: Names of images that could not be read and were left out.
         hub_id: The Hub's name of the data set, where it has one.
         note: A line that the user should read at the start, or ''.
+        file_state: State of the files when the set was created; None of a set in memory. A part of the set keeps that
+            of the whole.
     """
     name: str
     split: str
@@ -62,9 +66,14 @@ class LongTailDataset:
     bad_images: list[str] = field(default_factory=list)
     hub_id: str | None = None
     note: str = ''
+    file_state: FileState | None = None
     class_counts: list[int] = field(init=False)
 
     def __post_init__(self):
+        self.name = plain_title(self.name)
+        if self.file_state is None and self.encoded is not None:
+            self.file_state = FileState(self.encoded)
+
         check_labels(self.name, self.targets, len(self.class_names))
         self.class_counts = np.bincount(self.targets, minlength=len(self.class_names)).tolist()
 
@@ -114,6 +123,13 @@ class LongTailDataset:
             return subset_hash(self.images, self.targets)
         return files_hash(self.source_names, self.encoded.sizes(), self.targets)
 
+    def changed_file(self) -> str | None:
+        """Return a file that is no longer as it was when the set was created, or None.
+
+        A run asks at its end. A set in memory has been read already, so that nothing of it can change.
+        """
+        return None if self.file_state is None else self.file_state.first_changed()
+
     @property
     def order(self) -> int:
         """Checksum of which row stands at which position; two orders of one set share a `hash`."""
@@ -135,8 +151,12 @@ class LongTailDataset:
         """Cut a validation part off: `(rest, held)`, both with the `shot_counts` of the whole.
 
         Args:
-            fraction: Share of each class, at least one image of each class that has two.
+            fraction: Share of each class, at least one image of each class that has two; the image of a class that
+                has one only stays in the rest.
             seed: Data seed.
+
+        Raises:
+            UserError: A fraction outside (0, 1); no class has two images.
         """
         held = hold_out_indices(self.targets, fraction, seed)
         rest = np.setdiff1d(np.arange(len(self)), held)

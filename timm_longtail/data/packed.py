@@ -2,30 +2,64 @@
 
 A way to carry or publish an exact subset. Decoded images are stored as lossless WebP, files byte for byte. Tensors of a
 split: `bytes` (uint8, the images end to end), `offsets` (int64 [N+1] into them), `targets` (int64 [N]), `indices`
-(int64 [N], rows of the source), `digests` (uint8 [N,32], sha256 of the pixels) and `names` (uint8, UTF-8 lines). The
-rest is JSON in the file's header. Reading needs no `datasets`.
+(int64 [N], rows of the source), `digests` (uint8 [N,32], sha256 of the pixels), `byte_digests` (uint8 [N,32], sha256 of
+the encoded image) and `names` (uint8, UTF-8, parted by NUL). The rest is JSON in the file's header. Reading needs no
+`datasets`.
+
+Nothing that is used is trusted:
+
+- When a split is opened, its `checksum` is compared: a sha256 over the header and every tensor but `bytes`. That is
+  fast however large the images are.
+- When an image is read, in this process or in a worker, its bytes are compared with its byte digest, which the checksum
+  covers. An image that is never read is never checked.
+- When a split is decoded into memory, the pixels are compared with their digests, so that another decoder is noticed.
+- The subset hash in the header is compared with the hash of what was read.
+
+Files of format 1 have no checksum and no byte digests. Their labels and images are checked by the subset hash: in
+memory of labels and pixels, for workers of labels, names and lengths; a set that was packed from memory is decoded once
+for that. What the subset hash does not know (means, class names, and the bytes of files read by workers) is not checked
+there: pack the set again.
 """
+import hashlib
 import io
 import json
+import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..errors import UserError
-from .encoded import EncodedImages, decode_images
+from ..files import reading, writing
+from .encoded import EncodedImages, decode_images, files_hash
+from .longtail import subset_hash
 from .longtail_dataset import LongTailDataset
+from .titles import plain_title
 
 __all__ = ['packed_data', 'read_packed', 'write_packed']
 
-_FORMAT = 'timm_longtail.packed/1'
+_KIND = 'packed data set'
+_FORMATS = {'timm_longtail.packed/1': 1, 'timm_longtail.packed/2': 2}
+_FORMAT = 'timm_longtail.packed/2'
+
 _SHARED = (
     'name', 'class_names', 'mean', 'std', 'imbalance_factor', 'seed', 'subset_order', 'original_order', 'profile',
     'hub_id',
 )
+
+# what the first files of format 1 do not say
+_DEFAULTS = {'resident': True, 'profile': 'exp', 'hub_id': None, 'subset_order': 'file', 'original_order': True}
+
+# dtype and number of dimensions of each tensor; those of format 1 have no byte digests
+_TENSORS = {
+    'offsets': (np.int64, 1),
+    'targets': (np.int64, 1),
+    'indices': (np.int64, 1),
+    'digests': (np.uint8, 2),
+    'byte_digests': (np.uint8, 2),
+    'names': (np.uint8, 1),
+}
 
 
 def _encode(image: np.ndarray) -> bytes:
@@ -41,30 +75,52 @@ class PackedImages(EncodedImages):
     """The encoded images of one split of a packed file.
 
     Args:
-        path: The file.
+        path: Packed file.
         split: `train` or `test`.
-        offsets: Where each image starts, int64 [N+1].
+        offsets: Start of each image in the bytes of the split, int64 [N+1].
         names: File name of each image.
+        byte_digests: sha256 of each encoded image, uint8 [N,32]; None leaves the bytes unchecked.
     """
 
     block_size = 512
 
-    def __init__(self, path: Path, split: str, offsets: np.ndarray, names: list[str]):
+    def __init__(
+            self,
+            path: Path,
+            split: str,
+            offsets: np.ndarray,
+            names: list[str],
+            byte_digests: np.ndarray | None = None,
+    ):
         super().__init__(f'{path}, {split}', len(names))
         self.path = path
         self.key = f'{split}.bytes'
         self.offsets = offsets
         self.stored_names = names
+        self.byte_digests = byte_digests
 
     def describe(self, position: int) -> str:
-        row = self.rows[position]
+        return self._describe_row(self.rows[position])
+
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def _describe_row(self, row: int) -> str:
         return f'{self.place} row {row} ({self.stored_names[row]})'
 
     def _read(self, rows: np.ndarray) -> list[bytes]:
         from safetensors import safe_open
-        with safe_open(self.path, framework='numpy') as file:
+        images = []
+        with reading(self.path, _KIND), safe_open(self.path, framework='numpy') as file:
             data = file.get_slice(self.key)
-            return [data[int(self.offsets[row]):int(self.offsets[row + 1])].tobytes() for row in rows]
+            for row in rows:
+                images.append(data[int(self.offsets[row]):int(self.offsets[row + 1])].tobytes())
+
+        if self.byte_digests is not None:
+            for row, image in zip(rows, images, strict=True):
+                if hashlib.sha256(image).digest() != self.byte_digests[row].tobytes():
+                    raise UserError(f'{self._describe_row(row)} differs from its digest: the file is damaged')
+        return images
 
     def _names(self, rows: np.ndarray) -> list[str]:
         return [self.stored_names[row] for row in rows]
@@ -73,31 +129,43 @@ class PackedImages(EncodedImages):
         return np.diff(self.offsets)[rows]
 
 
-def _encoded(dataset: LongTailDataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return the encoded images end to end, and where each starts."""
+# ------------------------------------------------------------------------------------------------ writing
+
+def _encoded_images(dataset: LongTailDataset) -> list[bytes]:
+    """Return the encoded images of a data set: those in memory as lossless WebP, files as they are."""
     if dataset.resident:
-        encoded = [_encode(image) for image in dataset.images.permute(0, 2, 3, 1).contiguous().numpy()]
-        return np.frombuffer(b''.join(encoded), np.uint8).copy(), np.cumsum([0, *map(len, encoded)])
-    offsets = np.cumsum([0, *dataset.encoded.sizes()])
-    data = np.empty(offsets[-1], np.uint8)
-    for position, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
-        data[start:end] = np.frombuffer(dataset.encoded.read([position])[0], np.uint8)
-    return data, offsets
+        return [_encode(image) for image in dataset.images.permute(0, 2, 3, 1).contiguous().numpy()]
+    return [dataset.encoded.read([position])[0] for position in range(len(dataset))]
 
 
-def _split_tensors(dataset: LongTailDataset) -> dict[str, torch.Tensor]:
+def _split_tensors(dataset: LongTailDataset) -> dict[str, np.ndarray]:
+    """Return the tensors of a split by name."""
     digests = dataset.digests  # of files too: every image is decoded once, so none that is packed is unreadable
-    data, offsets = _encoded(dataset)
-    names = '\n'.join(name.replace('\n', ' ') for name in dataset.source_names).encode(errors='surrogateescape')
-    tensors = {
-        'bytes': data,
-        'offsets': offsets,
-        'targets': dataset.targets,
-        'indices': dataset.indices,
+    encoded = _encoded_images(dataset)
+    byte_digests = b''.join(hashlib.sha256(image).digest() for image in encoded)
+    names = '\0'.join(name.replace('\0', ' ') for name in dataset.source_names)
+    return {
+        'bytes': np.frombuffer(b''.join(encoded), np.uint8),
+        'offsets': np.cumsum([0, *map(len, encoded)], dtype=np.int64),
+        'targets': np.ascontiguousarray(dataset.targets, np.int64),
+        'indices': np.ascontiguousarray(dataset.indices, np.int64),
         'digests': digests,
-        'names': np.frombuffer(names, np.uint8).copy(),
+        'byte_digests': np.frombuffer(byte_digests, np.uint8).reshape(-1, 32),
+        'names': np.frombuffer(names.encode(errors='surrogateescape'), np.uint8),
     }
-    return {f'{dataset.split}.{key}': torch.from_numpy(value) for key, value in tensors.items()}
+
+
+def _checksum(metadata: dict[str, str], split: str, tensors: dict[str, np.ndarray]) -> str:
+    """Return the sha256 over the header and the tensors of a split but `bytes`, whose digests are among them."""
+    digest = hashlib.sha256()
+    for key in ('format', 'data', 'provenance'):
+        text = metadata[key].encode()
+        digest.update(f'{key} {len(text)}\n'.encode() + text)
+
+    for key in _TENSORS:
+        tensor = tensors[key]
+        digest.update(f'{split}.{key} {tensor.dtype} {tensor.shape}\n'.encode() + tensor.tobytes())
+    return digest.hexdigest()
 
 
 def write_packed(
@@ -109,67 +177,187 @@ def write_packed(
     """Write both splits of a data set into one file, atomically.
 
     Args:
-        path: File to write.
+        path: File to write; there must be none.
         train: Training split, whole (before any hold-out).
         test: Test split of the same classes.
-        provenance: Anything that says where the images come from (source, licence, command); plain JSON values.
+        provenance: Source of the images (origin, licence, command); plain JSON values.
 
     Returns:
         The path.
 
     Raises:
-        UserError: The splits have other classes or are swapped.
+        UserError: The splits have other classes or are swapped; `path` is there already, and may be what is read; an
+            image cannot be read, or changed while it was packed; the disk refuses.
     """
-    from safetensors.torch import save_file
+    from safetensors.numpy import save_file
+    path = Path(path)
     if (train.split, test.split) != ('train', 'test') or train.class_names != test.class_names:
         raise UserError('a packed file holds a train and a test split of the same classes')
-    path = Path(path)
+    if train.resident != test.resident:
+        raise UserError('a packed file holds two splits that are both in memory or both of files')
+    if os.path.lexists(path):
+        raise UserError(f'{path} is there already; move it away or name another')
+
     header = {key: getattr(train, key) for key in _SHARED}
     header |= {'resident': train.resident, 'shot_counts': train.shot_counts}
     header |= {'hash': {'train': train.hash, 'test': test.hash}}
     metadata = {'format': _FORMAT, 'data': json.dumps(header), 'provenance': json.dumps(provenance)}
+
+    tensors, checksums = {}, {}
+    for dataset in (train, test):
+        own = _split_tensors(dataset)
+        changed = dataset.changed_file()
+        if changed is not None:
+            raise UserError(f'{changed} changed while it was packed')
+        checksums[dataset.split] = _checksum(metadata, dataset.split, own)
+        tensors |= {f'{dataset.split}.{key}': value for key, value in own.items()}
+    metadata['checksum'] = json.dumps(checksums)
+
     temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
-        save_file(_split_tensors(train) | _split_tensors(test), temporary, metadata=metadata)
-        os.replace(temporary, path)
+        with writing(path):
+            save_file(tensors, temporary, metadata=metadata)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+def _damaged(path: Path, reason: str) -> UserError:
+    return UserError(f'{path} is damaged or not a {_KIND}: {reason}')
 
 
 def packed_data(path: str | Path) -> tuple[str, float]:
     """Return the name of the data set that a file holds, and its imbalance factor, without its images.
 
     Raises:
-        UserError: No file, or not a packed file.
+        UserError: No file, not a packed file, or a damaged one.
     """
-    _, header = _read_tensors(Path(path), 'train', ())
-    return header['name'], header['imbalance_factor']
+    _, header = _open_split(Path(path), 'train')
+    return plain_title(header['name']), header['imbalance_factor']
 
 
-def _read_tensors(
-        path: Path,
-        split: str,
-        keys: Sequence[str] = ('offsets', 'targets', 'indices', 'digests', 'names'),
-) -> tuple[dict[str, np.ndarray], dict]:
-    """Return the tensors of a split and the header."""
-    from safetensors import SafetensorError, safe_open
-    if not path.is_file():
-        raise UserError(f'no packed data set at {path}')
-    try:
-        with safe_open(path, framework='numpy') as file:
-            metadata = file.metadata() or {}
-            if metadata.get('format') != _FORMAT:
-                raise UserError(f'{path} is not a packed data set (its format is {metadata.get("format")!r})')
-            return {key: file.get_tensor(f'{split}.{key}') for key in keys}, json.loads(metadata['data'])
-    except (SafetensorError, KeyError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f'{path} is not a packed data set, or is damaged: {error}') from error
+def _open_split(path: Path, split: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the tensors of a split but `bytes`, and the header, both checked."""
+    from safetensors import safe_open
+    with reading(path, _KIND), safe_open(path, framework='numpy') as file:
+        metadata = file.metadata() or {}
+        version = _FORMATS.get(metadata.get('format'))
+        if version is None:
+            raise UserError(f'{path} is not a {_KIND} (its format is {metadata.get("format")!r})')
+
+        header = _read_header(path, metadata)
+        tensors = {}
+        for key in _TENSORS:
+            if key != 'byte_digests' or version > 1:
+                tensors[key] = file.get_tensor(f'{split}.{key}')
+
+        images = file.get_slice(f'{split}.bytes')
+        dtype, shape = images.get_dtype(), images.get_shape()
+
+    if dtype != 'U8' or len(shape) != 1:
+        raise _damaged(path, f'{split}.bytes is {dtype} {shape}, expected U8 [N]')
+    _check_tensors(path, split, tensors, num_bytes=shape[0], num_classes=len(header['class_names']))
+    if version > 1:
+        _check_sum(path, split, metadata, tensors)
+    return tensors, header
+
+
+def _read_header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """Return the header of the data set, with every field of the kind that it should be."""
+    header = json.loads(metadata['data'])
+    if not isinstance(header, dict):
+        raise _damaged(path, 'its header holds no object')
+    header = {**_DEFAULTS, **header}
+
+    expected = {
+        'name': ('a string', _is_string),
+        'class_names': ('a list of strings', lambda value: _is_list(value, _is_string) and len(value) > 0),
+        'mean': ('three numbers', lambda value: _is_list(value, _is_number) and len(value) == 3),
+        'std': ('three numbers above zero', lambda value: _is_list(value, _is_positive) and len(value) == 3),
+        'imbalance_factor': ('a number of at least 1', lambda value: _is_number(value) and value >= 1),
+        'seed': ('an integer', _is_integer),
+        'subset_order': ('a string', _is_string),
+        'original_order': ('true or false', lambda value: isinstance(value, bool)),
+        'profile': ('a string', _is_string),
+        'hub_id': ('a string or null', lambda value: value is None or _is_string(value)),
+        'resident': ('true or false', lambda value: isinstance(value, bool)),
+        'shot_counts': ('one count a class', lambda value: _is_list(value, _is_integer)),
+        'hash': ('one hash a split', lambda value: isinstance(value, dict) and _is_list([*value.values()], _is_string)),
+    }
+    for key, (kind, is_kind) in expected.items():
+        if key not in header:
+            raise _damaged(path, f'its header has no {key}')
+        if not is_kind(header[key]):
+            raise _damaged(path, f'{key} in its header is {str(header[key])[:40]}, expected {kind}')
+
+    if len(header['shot_counts']) != len(header['class_names']):
+        raise _damaged(path, 'shot_counts in its header is not one count a class')
+    return header
+
+
+def _is_string(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_number(value) and value > 0
+
+
+def _is_list(value: Any, is_member) -> bool:
+    return isinstance(value, list) and all(map(is_member, value))
+
+
+def _check_tensors(path: Path, split: str, tensors: dict[str, np.ndarray], num_bytes: int, num_classes: int):
+    """Raise a `UserError` for a tensor of another kind or length, and for values that point outside."""
+    for key, tensor in tensors.items():
+        dtype, ndim = _TENSORS[key]
+        if tensor.dtype != dtype or tensor.ndim != ndim:
+            found = f'{tensor.dtype} of {tensor.ndim} dimensions'
+            raise _damaged(path, f'{split}.{key} is {found}, expected {np.dtype(dtype)} of {ndim}')
+
+    number = len(tensors['targets'])
+    shapes = {'offsets': (number + 1,), 'indices': (number,), 'digests': (number, 32), 'byte_digests': (number, 32)}
+    for key, shape in shapes.items():
+        if key in tensors and tensors[key].shape != shape:
+            raise _damaged(path, f'{split}.{key} has shape {tensors[key].shape}, expected {shape}')
+
+    offsets = tensors['offsets']
+    if offsets[0] != 0 or offsets[-1] != num_bytes or (np.diff(offsets) < 0).any():
+        raise _damaged(path, f'{split}.offsets do not rise from 0 to {num_bytes}, the bytes of the images')
+
+    targets = tensors['targets']
+    if number and (targets.min() < 0 or targets.max() >= num_classes):
+        raise _damaged(path, f'{split}.targets lie outside 0..{num_classes - 1}')
+
+
+def _check_sum(path: Path, split: str, metadata: dict[str, str], tensors: dict[str, np.ndarray]):
+    with reading(path, _KIND):
+        stated = json.loads(metadata['checksum'])[split]
+        found = _checksum(metadata, split, tensors)
+    if stated != found:
+        raise _damaged(path, f'header and labels of {split} differ from their checksum')
+
+
+def _read_names(tensors: dict[str, np.ndarray]) -> list[str]:
+    """Return the file name of each image; format 1 parts them by line ends, format 2 by NUL."""
+    separator = '\0' if 'byte_digests' in tensors else '\n'
+    text = tensors['names'].tobytes().decode(errors='surrogateescape')
+    return text.split(separator) if len(tensors['targets']) else []
 
 
 def read_packed(path: str | Path, split: str, loader: str = 'auto') -> LongTailDataset:
-    """Read one split of a packed file; decoded images are checked against their digests.
+    """Read one split of a packed file and check it, see the head of this file.
 
     Args:
         path: File that `write_packed` wrote.
@@ -177,22 +365,50 @@ def read_packed(path: str | Path, split: str, loader: str = 'auto') -> LongTailD
         loader: `resident` or `worker`, see `create_dataset`; `auto` is what the set was packed from.
 
     Raises:
-        UserError: No file, not a packed file, or an image that cannot be read or differs from its digest.
+        UserError: No file, not a packed file, a damaged one, or an image that cannot be read.
     """
     path = Path(path)
-    tensors, header = _read_tensors(path, split)
-    names = tensors['names'].tobytes().decode(errors='surrogateescape').split('\n')
-    encoded, images = PackedImages(path, split, tensors['offsets'], names), None
-    if loader == 'resident' or (loader == 'auto' and header.get('resident', True)):
+    tensors, header = _open_split(path, split)
+    names = _read_names(tensors)
+    if len(names) != len(tensors['targets']):
+        raise _damaged(path, f'it has {len(names)} names and {len(tensors["targets"])} labels in {split}')
+
+    encoded = PackedImages(path, split, tensors['offsets'], names, tensors.get('byte_digests'))
+    images = None
+    if loader == 'resident' or (loader == 'auto' and header['resident']):
         images, _ = decode_images(encoded)
+
+    fields = {key: header[key] for key in _SHARED}
+    fields |= {'mean': tuple(header['mean']), 'std': tuple(header['std'])}
     dataset = LongTailDataset(
-        split=split, images=images, encoded=encoded if images is None else None,
-        targets=tensors['targets'], indices=tensors['indices'], source_names=names,
-        shot_counts=header.pop('shot_counts') if split == 'train' else None,
-        **{key: tuple(value) if key in ('mean', 'std') else value for key, value in header.items() if key in _SHARED},
+        split=split,
+        images=images,
+        encoded=encoded if images is None else None,
+        targets=tensors['targets'],
+        indices=tensors['indices'],
+        source_names=names,
+        shot_counts=header['shot_counts'] if split == 'train' else None,
+        **fields,
     )
     if dataset.resident:
         damaged = np.flatnonzero((dataset.digests != tensors['digests']).any(1))
         if len(damaged):
             raise UserError(f'{path}, {split} row {damaged[0]} ({names[damaged[0]]}) differs from its digest')
+    _check_hash(dataset, encoded, header['hash'].get(split), packed_from_memory=header['resident'])
     return dataset
+
+
+def _check_hash(dataset: LongTailDataset, encoded: PackedImages, stated: str | None, packed_from_memory: bool):
+    """Raise a `UserError` where the hash in the header is not that of the labels and images."""
+    if not packed_from_memory:
+        found = files_hash(dataset.source_names, encoded.sizes(), dataset.targets)
+    elif dataset.resident:
+        found = dataset.hash
+    elif encoded.byte_digests is None:
+        images, _ = decode_images(encoded)
+        found = subset_hash(images, dataset.targets)
+    else:
+        return  # the checksum covers the labels, the byte digests the images: no need to decode them all
+
+    if found != stated:
+        raise _damaged(encoded.path, f'the hash of {dataset.split} is {found}, its header says {stated}')
