@@ -143,6 +143,8 @@ def _check_training_state(state: dict[str, Any], path: Path):
     if state['step'] > 0:
         check_fields(state, _FIELDS_INSIDE, what)
     check_fields(state['args'], {'method_kwargs': dict}, f'{what}: args')
+    if state['best'] is not None:
+        check_fields(state['best'], {'epoch': int}, f'{what}: best')
 
     for name in ('state_dict', 'method_state', 'state_dict_ema'):
         if name in state and not _is_state_dict(state[name]):

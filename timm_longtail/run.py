@@ -176,12 +176,12 @@ class Run:
             if self.accelerator.scaler is not None and 'scaler' in state:
                 self.accelerator.scaler.load_state_dict(state['scaler'])
 
-        self.epoch, self.step = state['epoch'], state['step']
-        self.history, self.best = list(state['history']), state['best']
-        self.bad_images = dict(state.get('bad_images', {}))
+            self.epoch, self.step = state['epoch'], state['step']
+            self.history, self.best = list(state['history']), state['best']
+            self.bad_images = dict(state.get('bad_images', {}))
+            self.tree_hashes = list(dict.fromkeys([*state['tree_hashes'], *self.tree_hashes]))
+            self.seconds_before = state['seconds']
         self.pending = state if self.step else None
-        self.tree_hashes = list(dict.fromkeys([*state['tree_hashes'], *self.tree_hashes]))
-        self.seconds_before = state['seconds']
 
     def _differences(self, saved: dict[str, Any]) -> list[str]:
         """Return what a checkpoint's protocol has otherwise than this run's, in words, each option by itself."""
