@@ -80,13 +80,13 @@ def test_what_becomes_of_an_image(options, resident, size, mean, crop_pct):
 
 OF_THE_WEIGHTS = Preprocessing(
     img_size=48, mean=(0.3, 0.4, 0.5), std=(0.1, 0.2, 0.3), crop_pct=0.8, interpolation='bicubic')
-OF_TIMM = Preprocessing(  # of vit_tiny_patch16_224
-    img_size=224, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.9, interpolation='bicubic')
+OF_TIMM = Preprocessing(  # of test_vit
+    img_size=160, mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.95, interpolation='bicubic')
 
 
 def write_weights(kind, folder):
     """Write weights of a small ViT, with or without what they say of their input; returns what names them."""
-    model = timm.create_model('vit_tiny_patch16_224', depth=12, img_size=48)
+    model = timm.create_model('test_vit', img_size=48)
     about = {'mean': OF_THE_WEIGHTS.mean, 'std': OF_THE_WEIGHTS.std, 'crop_pct': 0.8, 'interpolation': 'bicubic'}
     if kind in ('export', 'output folder', 'weights of an export'):
         export = export_model(model, folder / 'export', input_size=(3, 48, 48), **about)
@@ -96,8 +96,8 @@ def write_weights(kind, folder):
         torch.save({'state_dict': model.state_dict(), 'about': described}, folder / 'w.pth.tar')
         return folder / 'w.pth.tar'
     if kind == 'beside a config.json of another program':
-        (folder / 'config.json').write_text('{"hidden_size": 192}')
-    torch.save({'model': timm.create_model('vit_tiny_patch16_224').state_dict()}, folder / 'w.pth')
+        (folder / 'config.json').write_text('{"hidden_size": 64}')
+    torch.save({'model': timm.create_model('test_vit').state_dict()}, folder / 'w.pth')
     return folder / 'w.pth'
 
 
@@ -112,13 +112,13 @@ def write_weights(kind, folder):
 def test_images_look_as_the_weights_know_them(kind, expected, tmp_path, messages):
     """One rule for training and for retrain.py: what stands beside the weights, else timm's; what is typed is above."""
     path = write_weights(kind, tmp_path)
-    options = ['--model', 'vit_tiny_patch16_224', '--initial-checkpoint', path]
+    options = ['--model', 'test_vit', '--initial-checkpoint', path]
     assert choose_preprocessing(arguments(*options), stand_in(resident=False)) == expected
     assert messages.messages[-1].startswith(f'input: {expected.img_size}x{expected.img_size}, mean ')
-    source = 'the configuration of vit_tiny_patch16_224' if expected == OF_TIMM else str(tmp_path)
+    source = 'the configuration of test_vit' if expected == OF_TIMM else str(tmp_path)
     assert source in messages.messages[-1]
 
-    candidate = load_timm_model('vit_tiny_patch16_224', str(path))
+    candidate = load_timm_model('test_vit', str(path))
     assert candidate.preprocessing == expected
     assert candidate.model.patch_embed.img_size == (expected.img_size, expected.img_size)
 
@@ -137,7 +137,7 @@ def test_an_input_that_cannot_be(field, value, tmp_path):
     config = json.loads((path / 'config.json').read_text())
     config['pretrained_cfg'][field] = value
     (path / 'config.json').write_text(json.dumps(config))
-    options = arguments('--model', 'vit_tiny_patch16_224', '--initial-checkpoint', path)
+    options = arguments('--model', 'test_vit', '--initial-checkpoint', path)
     with pytest.raises(UserError, match='config.json does not describe the images of its model: .') as error:
         choose_preprocessing(options, stand_in(resident=False))
     assert '\n' not in str(error.value)

@@ -128,7 +128,8 @@ def _check_weights(model: nn.Module, folder: Path):
     """
     path = folder / 'model.safetensors'
     with reading(path, 'safetensors file'), safe_open(path, 'pt') as file:
-        stored = {name: torch.empty(file.get_slice(name).get_shape(), device='meta') for name in file.keys()}
+        names = file.keys()
+        stored = {name: torch.empty(file.get_slice(name).get_shape(), device='meta') for name in names}
     check_architecture(model.state_dict(), stored, str(path), str(folder / 'config.json'))
 
 

@@ -398,7 +398,8 @@ def check_architecture(
     Args:
         own: State dict of what is to be loaded into.
         other: State dict to load.
-        source, arch: Where `other` comes from and of which model it is, for the message.
+        source: Where `other` comes from, for the message.
+        arch: Model that it is of.
     """
     differing = sorted(k for k in own.keys() | other.keys() if _shape(own, k) != _shape(other, k))
     if differing:

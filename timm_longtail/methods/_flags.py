@@ -58,7 +58,8 @@ def read_flags(path: str | Path, digests: np.ndarray) -> tuple[np.ndarray, np.nd
         UserError: No such file, no flag file, one that contradicts itself, or one of other images.
     """
     with reading(Path(path), 'flag file'), safe_open(path, framework='numpy') as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        names = file.keys()
+        tensors = {name: file.get_tensor(name) for name in names}
         metadata = file.metadata() or {}
 
     threshold = _check_tensors(tensors, metadata, f'{path} is damaged or not a flag file of rais')
@@ -95,7 +96,7 @@ def _check_tensors(tensors: dict[str, np.ndarray], metadata: dict[str, str], wha
     except ValueError as e:
         raise UserError(f'{what}: its threshold is {metadata.get("threshold", "missing")}') from e
     if not np.isfinite(tensors['entropy']).all() or not np.isfinite(threshold):
-        raise UserError(f'{what}: an entropy is not finite')
+        raise UserError(f'{what}: an entropy or the threshold is not finite')
 
     # the threshold is stored with six digits
     distance = tensors['entropy'].astype(np.float64) - threshold
