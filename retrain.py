@@ -16,12 +16,20 @@ from torch import nn
 import timm_longtail  # noqa: F401  registers the models
 from timm_longtail import results
 from timm_longtail.build import check_input
-from timm_longtail.candidates import Candidate, is_export, load_checkpoint, load_export, load_timm_model, trained_data
+from timm_longtail.candidates import (
+    Candidate,
+    is_export,
+    load_checkpoint,
+    load_export,
+    load_run_export,
+    load_timm_model,
+    trained_data,
+)
 from timm_longtail.data import create_splits
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError, one_line
 from timm_longtail.evaluate import NotFinite, first_not_finite
-from timm_longtail.files import read_yaml, write_json
+from timm_longtail.files import write_json
 from timm_longtail.folder import create_folder, hold_folder
 from timm_longtail.layers import CosineLinear
 from timm_longtail.machine import create_accelerator
@@ -110,9 +118,7 @@ def load_source(args: Namespace) -> Candidate:
     if is_export(args.source):
         candidate = load_export(args.source)
     elif (path / 'export' / 'config.json').is_file():
-        candidate = load_export(f'local-dir:{path / "export"}')
-        options = read_yaml(path / 'args.yaml') if (path / 'args.yaml').is_file() else {}
-        candidate.trained = {**options, **candidate.trained}  # the run knows where its data was
+        candidate = load_run_export(path)
     elif (path / 'config.json').is_file():
         candidate = load_export(f'local-dir:{path}')
     elif path.exists():

@@ -82,7 +82,7 @@ BAD_INPUT = {
     'no pretrained weights': (['--pretrained'], 'No pretrained weights exist for'),
     'no such weights': (['--initial-checkpoint', 'PLACE/none.pth'], 'none.pth: no such file'),
     'weights of another model': (['--initial-checkpoint', 'PLACE/resnet18.safetensors'], 'fits ResNetCifar'),
-    'weights cut short': (['--initial-checkpoint', 'PLACE/cut.safetensors'], 'is truncated or is not a safetensors'),
+    'weights cut short': (['--initial-checkpoint', 'PLACE/cut.safetensors'], 'is damaged or not a safetensors'),
     'weights that are text': (['--initial-checkpoint', 'PLACE/text.pth'], 'is truncated or is not a checkpoint'),
     'hub name': (['--model', 'hf-hub:no/such/name'], '--model hf-hub:no/such/name'),
     # recipes

@@ -1,12 +1,18 @@
-"""Checkpoints on disk: whole after a crash at any moment, refused when they could run code, readable by timm."""
+"""Checkpoints on disk: whole after a crash at any moment, refused when damaged or when they could run code, readable by
+timm; and weights of other programs."""
 import logging
 import os
 import pickle
+import zipfile
+from argparse import Namespace
 from collections import OrderedDict
+from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from timm_longtail import checkpoint
 from timm_longtail.checkpoint import (
@@ -14,6 +20,7 @@ from timm_longtail.checkpoint import (
     load_method_state,
     method_state,
     read_checkpoint,
+    read_part,
     write_checkpoint,
 )
 from timm_longtail.engine import fit
@@ -25,7 +32,13 @@ from .runs import digits, make_run
 
 
 def state(epoch):
-    return {'epoch': epoch, 'state_dict': {'weight': torch.full((50, 50), float(epoch))}}
+    """Return the least that resuming reads, of a network of one tensor."""
+    return {
+        'epoch': epoch, 'step': 0, 'arch': 'some_net',
+        'state_dict': {'weight': torch.full((50, 50), float(epoch))}, 'method_state': {},
+        'optimizer': {}, 'optimizers': [], 'args': {'method_kwargs': {}}, 'about': {}, 'protocol': {},
+        'tree_hashes': [], 'seconds': 0.0, 'history': [{}] * epoch, 'best': None,
+    }
 
 
 def epochs_on_disk(folder):
@@ -159,11 +172,209 @@ def test_a_pickle_with_an_object_is_refused_and_not_run(write, protocol, tmp_pat
     assert canary.exists()
 
 
-@pytest.mark.parametrize('content', [torch.zeros(3), [1, 2], {'weight': torch.zeros(3)}])
-def test_a_file_that_is_no_checkpoint(content, tmp_path):
+@pytest.mark.parametrize('content, words', [
+    (torch.zeros(3), 'it holds a Tensor'),
+    ([1, 2], 'it holds a list'),
+    ({'epoch': 3}, 'it holds no weights'),
+    ({'weight': torch.zeros(3)}, 'it holds weights only, which --initial-checkpoint takes'),
+    ({'model': {'weight': torch.zeros(3)}}, 'it holds weights only, which --initial-checkpoint takes'),
+    ({'epoch': 3, 'arch': 'resnet50', 'state_dict': {'weight': torch.zeros(3)}, 'optimizer': {}, 'version': 2,
+      'args': Namespace(lr=0.1), 'metric': 71.0},
+     r"it is of another program, such as timm's train.py; --initial-checkpoint takes its weights \(state_dict\)"),
+])
+def test_a_file_that_is_no_checkpoint_of_ours(content, words, tmp_path):
     torch.save(content, tmp_path / LAST)
-    with pytest.raises(UserError, match='is not a training checkpoint: it has no state_dict'):
+    with pytest.raises(UserError, match=f'{LAST} is no training checkpoint of timm_longtail: {words}$'):
         read_checkpoint(tmp_path / LAST)
+
+
+def test_safetensors_are_no_training_checkpoint(tmp_path):
+    save_file({'weight': torch.zeros(3)}, tmp_path / 'model.safetensors')
+    with pytest.raises(UserError, match='holds weights only, which --initial-checkpoint takes'):
+        read_checkpoint(tmp_path / 'model.safetensors')
+
+
+# ------------------------------------------------------------------------------------------------ changed bits
+
+def flip(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def small_checkpoint(path):
+    """Write a checkpoint most of whose bytes are no tensor, so that every part of the format is hit."""
+    content = {**state(1), 'state_dict': {f'layer{i}.weight': torch.randn(3, 5) for i in range(8)}}
+    write_checkpoint(content, path)
+    return content
+
+
+def test_a_changed_bit_is_refused_or_harmless(tmp_path):
+    content = small_checkpoint(tmp_path / 'whole')
+    whole = (tmp_path / 'whole').read_bytes()
+    path, refused = tmp_path / LAST, 0
+    for bit in np.random.default_rng(0).choice(8 * len(whole), 100, replace=False):
+        path.write_bytes(whole)
+        flip(path, int(bit))
+        try:
+            found = read_checkpoint(path)
+        except UserError as e:
+            assert '\n' not in str(e) and LAST in str(e)
+            refused += 1
+        else:
+            assert_same(found, content)  # padding, a date, a field that no reader looks at
+    assert refused > 20
+
+
+def test_a_changed_weight_names_its_record(tmp_path):
+    small_checkpoint(tmp_path / LAST)
+    with zipfile.ZipFile(tmp_path / LAST) as archive:
+        record = max(archive.infolist(), key=lambda record: record.file_size * ('/data/' in record.filename))
+    start = (tmp_path / LAST).read_bytes().index(record.filename.encode())
+    data = (start // 64 + 2) * 64  # behind the name and the padding that aligns a tensor
+    before = torch.load(tmp_path / LAST, weights_only=True)
+    flip(tmp_path / LAST, 8 * data + 3)
+    with pytest.raises(AssertionError):  # what torch reads without a word
+        assert_same(torch.load(tmp_path / LAST, weights_only=True), before)
+    with pytest.raises(UserError, match=f'is damaged: record {record.filename} does not have its checksum'):
+        read_checkpoint(tmp_path / LAST)
+    with pytest.raises(UserError, match='does not have its checksum'):
+        read_part(tmp_path / LAST)
+
+
+def test_a_changed_weight_falls_back_to_the_previous(tmp_path, caplog):
+    for epoch in (1, 2):
+        write_checkpoint(state(epoch), tmp_path / LAST, keep_previous=True)
+    flip(tmp_path / LAST, 8 * (tmp_path / LAST).read_bytes().index(np.float32(2).tobytes() * 9))
+    with caplog.at_level(logging.WARNING, logger='timm_longtail'):
+        path, content = find_checkpoint(tmp_path)
+    assert path == tmp_path / PREVIOUS and content['epoch'] == 1
+    assert 'does not have its checksum; falling back to the previous checkpoint' in caplog.messages[0]
+
+
+@pytest.mark.parametrize('kind', ['without checksums', 'pickle'])
+def test_files_without_checksums_are_read(kind, tmp_path):
+    content = state(1)
+    if kind == 'pickle':
+        torch.save(content, tmp_path / LAST, _use_new_zipfile_serialization=False)
+    else:
+        torch.serialization.set_crc32_options(False)
+        try:
+            torch.save(content, tmp_path / LAST)
+        finally:
+            torch.serialization.set_crc32_options(True)
+    assert_same(read_checkpoint(tmp_path / LAST), content)
+
+
+def test_a_file_is_opened_once(tmp_path, monkeypatch):
+    for epoch in (1, 2):
+        write_checkpoint(state(epoch), tmp_path / LAST, keep_previous=True)
+    opened = []
+
+    def counting_open(path, *args):
+        opened.append(Path(path).name)
+        return open(path, *args)
+    monkeypatch.setattr(checkpoint, 'open', counting_open, raising=False)
+    find_checkpoint(tmp_path)
+    assert opened == [LAST]
+
+
+# ------------------------------------------------------------------------------------------------ weights of others
+
+WEIGHTS = {'fc.weight': torch.arange(6.0).view(2, 3)}
+OTHERS = {'fc.weight': torch.zeros(2, 3)}
+
+
+@pytest.mark.parametrize('content, part', [
+    (WEIGHTS, ''),
+    ({'model': WEIGHTS, 'args': Namespace(model='deit_base', output=Path('runs'), pure=None)}, 'model'),
+    ({'state_dict': WEIGHTS, 'epoch': 3, 'best': np.float64(71.5)}, 'state_dict'),
+    ({'state_dict': OTHERS, 'state_dict_ema': WEIGHTS}, 'state_dict_ema'),
+    ({'model': OTHERS, 'model_ema': WEIGHTS}, 'model_ema'),
+    ({'state_dict': WEIGHTS, 'model': OTHERS}, 'state_dict'),
+    ({'state_dict': WEIGHTS, 'state_dict_ema': None}, 'state_dict'),
+])
+def test_weights_are_found_where_timm_finds_them(content, part, tmp_path):
+    if 'args' in content or 'best' in content:  # of these timm takes the options, but no path and no figure
+        known = {name: value for name, value in content.items() if name not in ('args', 'best')}
+    else:
+        known = content
+    torch.save(known, tmp_path / 'timm.pth')
+    torch.save(content, tmp_path / 'w.pth')
+    found, weights = read_part(tmp_path / 'w.pth')
+    assert found == part and torch.equal(weights['fc.weight'], WEIGHTS['fc.weight'])
+    assert_same(dict(timm.models.load_state_dict(str(tmp_path / 'timm.pth'))), weights)
+
+
+def test_weights_of_deepspeed(tmp_path):
+    torch.save({'module': WEIGHTS}, tmp_path / 'w.pth')
+    assert read_part(tmp_path / 'w.pth')[0] == 'module'
+
+
+@pytest.mark.parametrize('content, words', [
+    ({'epoch': 3, 'net': WEIGHTS}, 'neither by themselves nor under state_dict_ema.* it holds epoch, net'),
+    ({}, 'it holds nothing'),
+    ([WEIGHTS], 'it holds list'),
+    ({'model': {}}, 'it holds model'),
+])
+def test_a_file_without_weights(content, words, tmp_path):
+    torch.save(content, tmp_path / 'w.pth')
+    with pytest.raises(UserError, match=f'w.pth holds no weights, .*{words}'):
+        read_part(tmp_path / 'w.pth')
+
+
+# ------------------------------------------------------------------------------------------------ damaged fields
+
+@pytest.fixture(scope='module')
+def saved_states(tmp_path_factory):
+    """Return the states of a run after an epoch and inside one, as they are saved."""
+    _, states = finished_run(tmp_path_factory.mktemp('run'))
+    return {'after an epoch': states[1], 'inside an epoch': states[2]}
+
+
+WRONG_VALUES = [None, 'word', 3, -1, True, [], {}, [3], {'a': 3}]
+
+
+@pytest.mark.parametrize('place', ['after an epoch', 'inside an epoch'])
+def test_damaged_fields_are_one_line(place, saved_states, monkeypatch):
+    """Each field missing, or of another kind: refused when it is read or taken up, or of no importance."""
+    whole = saved_states[place]
+    damages = [{k: v for k, v in whole.items() if k != name} for name in whole]
+    damages += [{**whole, name: value} for name in whole for value in WRONG_VALUES]
+    _, run = make_run('toy', '--model-ema', '--clip-grad', '5', '--method-kwargs', 'momentum=0.8')
+    refused = set()
+    for damaged in damages:
+        monkeypatch.setattr(checkpoint, '_read', lambda path, content=damaged: content)
+        try:
+            run.load_state_dict(read_checkpoint(Path(LAST)))
+            run.start_epoch(2)
+        except UserError as e:
+            assert '\n' not in str(e)
+            refused |= {name for name in whole if name not in damaged or damaged[name] is not whole[name]}
+    needed = {
+        'epoch', 'step', 'arch', 'state_dict', 'method_state', 'optimizer', 'optimizers', 'args', 'about', 'protocol',
+        'tree_hashes', 'seconds', 'history', 'best', 'state_dict_ema'}
+    if place == 'inside an epoch':
+        needed |= {'torch_rng', 'method_rng', 'sums'}
+    assert needed <= refused
+
+
+@pytest.mark.parametrize('name, value, words', [
+    ('epoch', '1', "epoch is '1', expected int"),
+    ('seconds', None, 'seconds is None, expected int or float'),
+    ('history', [], 'history has 0 rows, and 1 epochs are finished'),
+    ('args', {}, 'args: it has no method_kwargs'),
+    ('state_dict', {'weight': 3}, 'state_dict holds something else than tensors'),
+    ('step', -1, 'epoch 1, step -1'),
+    ('step', 1, 'it has no torch_rng'),
+])
+def test_a_damaged_field_is_named(name, value, words, tmp_path):
+    write_checkpoint({**state(1), name: value}, tmp_path / LAST)
+    with pytest.raises(UserError, match=f'{LAST} is a damaged training checkpoint: {words}$'):
+        read_checkpoint(tmp_path / LAST)
+
+
+# ------------------------------------------------------------------------------------------------ architectures
 
 
 @pytest.mark.parametrize('kwargs, named', [

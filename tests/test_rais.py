@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from timm_longtail.data import create_dataset
@@ -96,8 +96,50 @@ def test_flags_find_their_images(tmp_path):
     with pytest.raises(UserError, match='no flag file at nowhere'):
         read_flags('nowhere', digests)
     (tmp_path / 'text').write_text('no flags')
-    with pytest.raises(UserError, match='text is not a flag file of rais'):
+    with pytest.raises(UserError, match='text is damaged or not a flag file'):
         read_flags(tmp_path / 'text', digests)
+
+
+def flag_tensors():
+    digests = digits().digests
+    entropy = np.linspace(0, 1.38, len(digests), dtype=np.float32)
+    return {'digest': digests, 'flag': entropy > 0.9, 'entropy': entropy}
+
+
+@pytest.mark.parametrize('change, words', [
+    ({'digest': None}, 'it has no digest'),
+    ({'flag': None}, 'it has no flag'),
+    ({'entropy': None}, 'it has no entropy'),
+    ({'flag': np.zeros(64, np.float32)}, r'flag is float32 \[64\], expected bool \[N\]'),
+    ({'flag': np.zeros((64, 1), bool)}, r'flag is bool \[64, 1\], expected bool \[N\]'),
+    ({'digest': np.zeros((64, 31), np.uint8)}, r'digest is uint8 \[64, 31\], expected uint8 \[N, 32\]'),
+    ({'digest': np.zeros((64, 32), np.int64)}, r'digest is int64 \[64, 32\]'),
+    ({'entropy': np.zeros((), np.float32)}, r'entropy is float32 \[\], expected float32 \[N\]'),
+    ({'entropy': np.zeros(63, np.float32)}, 'digest of 64 images, flag of 64 images, entropy of 63 images'),
+    ({'entropy': np.full(64, np.nan, np.float32)}, 'an entropy or the threshold is not finite'),
+    ({'flag': np.ones(64, bool)}, r'\d+ flags contradict their entropies'),
+    ({'threshold': None}, 'its threshold is missing'),
+    ({'threshold': 'high'}, 'its threshold is high'),
+    ({'threshold': 'nan'}, 'an entropy or the threshold is not finite'),
+])
+def test_a_damaged_flag_file_is_one_line(change, words, tmp_path):
+    tensors = {**flag_tensors(), **change}
+    threshold = tensors.pop('threshold', '0.900000')
+    metadata = None if threshold is None else {'threshold': threshold}
+    save_file({name: value for name, value in tensors.items() if value is not None}, tmp_path / 'flags', metadata)
+    with pytest.raises(UserError, match=f'flags is damaged or not a flag file of rais: {words}') as error:
+        read_flags(tmp_path / 'flags', digits().digests)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('size', [0, 7, 8, 100, -1])
+def test_a_flag_file_cut_short(size, tmp_path):
+    write_flags(tmp_path / 'flags', digits().digests, flag_tensors()['entropy'], 0.9)
+    content = (tmp_path / 'flags').read_bytes()
+    (tmp_path / 'flags').write_bytes(content[:size])
+    with pytest.raises(UserError, match='flags is damaged or not a flag file: ') as error:
+        read_flags(tmp_path / 'flags', digits().digests)
+    assert '\n' not in str(error.value)
 
 
 def test_the_command_shows_what_the_file_says(tmp_path, capsys):

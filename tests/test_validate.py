@@ -9,12 +9,15 @@ import sys
 import pytest
 import timm
 import torch
+import yaml
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
 
 import retrain
 import train
 import validate
 from timm_longtail import candidates
+from timm_longtail.candidates import load_checkpoint, load_export
 from timm_longtail.checkpoint import read_checkpoint
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
@@ -213,3 +216,153 @@ def test_weights_that_are_not_finite(name, run, tmp_path):
             main([*source, str(tmp_path / LAST)])
         assert f'{name} holds NaN or infinity' in str(error.value) and '\n' not in str(error.value)
     assert not (tmp_path / 'output').exists()
+
+
+# ------------------------------------------------------------------------------------------------ damage
+
+WRONG_VALUES = [None, 'word', -1, True, [], ['a'], {'a': 3}]
+
+
+def one_line_or_nothing(call, *args):
+    """Call; a refusal must be one line, any other exception is a failure. Returns the line, or ''."""
+    try:
+        call(*args)
+    except UserError as e:
+        assert '\n' not in str(e)
+        return str(e)
+    return ''
+
+
+@pytest.fixture
+def quick_data(monkeypatch):
+    """Read a data set once for all damages that name the same one."""
+    original, known = validate.create_dataset, {}
+
+    def create_dataset(*args, **kwargs):
+        key = repr((args, kwargs))
+        if key not in known:
+            known[key] = original(*args, **kwargs)
+        return known[key]
+    monkeypatch.setattr(validate, 'create_dataset', create_dataset)
+
+
+def load_and_open(source):
+    """Load a model and the data that it says it was trained on, as `validate.py` does."""
+    candidate = load_export(source) if source.startswith('local-dir:') else load_checkpoint(source)
+    validate.load_test_set(validate.parse_args(['--model', 'x']), candidate)
+
+
+def damages(whole, names=None):
+    """Yield each field of a dictionary, or some, and it with this field missing or of another kind."""
+    for name in names or whole:
+        yield name, {key: value for key, value in whole.items() if key != name}
+        for value in WRONG_VALUES:
+            yield name, {**whole, name: value}
+
+
+@pytest.fixture
+def export(run, tmp_path):
+    """A copy of the export, to be damaged."""
+    return shutil.copytree(run / 'export', tmp_path / 'copy')
+
+
+@pytest.mark.parametrize('part', ['', 'timm_longtail', 'pretrained_cfg', 'model_args'])
+def test_every_field_of_an_export_damaged(part, export, quick_data):
+    path = export / 'config.json'
+    whole = json.loads(path.read_text())
+    refused = set()
+    for name, damaged in damages(whole[part] if part else whole):
+        path.write_text(json.dumps({**whole, part: damaged} if part else damaged))
+        if one_line_or_nothing(load_and_open, f'local-dir:{export}'):
+            refused.add(name)
+    needed = {
+        '': {'architecture', 'model_args', 'label_names', 'timm_longtail'},
+        'timm_longtail': {'dataset', 'class_counts', 'shot_counts', 'val_fraction', 'imbalance_factor', 'seed'},
+        'pretrained_cfg': {'mean', 'std', 'input_size', 'crop_pct', 'interpolation'},
+        'model_args': {'num_classes', 'layers', 'channels'},
+    }
+    assert needed[part] <= refused
+
+
+@pytest.mark.parametrize('text', [b'', b'{', b'[]', b'3', b'null', b'{}', b'\xff\xfe', b'{"architecture": "resnet0"}'])
+def test_an_export_whose_config_is_something_else(text, export):
+    (export / 'config.json').write_bytes(text)
+    assert str(export) in one_line_or_nothing(load_and_open, f'local-dir:{export}')
+
+
+@pytest.mark.parametrize('change, words', [
+    ({'fc.weight': None}, 'fc.weight'),
+    ({'more': torch.zeros(3)}, 'more'),
+    ({'fc.weight': torch.zeros(7, 32)}, 'fc.weight'),  # timm would draw a new classifier
+    ({'conv1.weight': torch.zeros(8, 3, 5, 5)}, 'conv1.weight'),
+])
+def test_an_export_whose_weights_are_others(change, words, export):
+    path = export / 'model.safetensors'
+    tensors = {**load_file(path), **change}
+    save_file({name: value for name, value in tensors.items() if value is not None}, path)
+    assert words in one_line_or_nothing(load_and_open, f'local-dir:{export}')
+
+
+@pytest.mark.parametrize('size', [0, 7, 200, -1])
+def test_an_export_whose_weights_are_cut_short(size, export):
+    path = export / 'model.safetensors'
+    path.write_bytes(path.read_bytes()[:size])
+    assert str(export) in one_line_or_nothing(load_and_open, f'local-dir:{export}')
+
+
+@pytest.mark.parametrize('part', ['', 'about', 'args', 'protocol'])
+def test_every_field_of_a_checkpoint_damaged(part, run, monkeypatch, quick_data):
+    whole = read_checkpoint(run / 'checkpoint-last.pth.tar')
+    read = {'args': ('dataset', 'data_dir', 'method', 'val_fraction', 'input_key', 'seed'), 'protocol': ('dataset',)}
+    refused = set()
+    for name, damaged in damages(whole[part] if part else whole, read.get(part)):
+        state = {**whole, part: damaged} if part else damaged
+        monkeypatch.setattr('timm_longtail.checkpoint._read', lambda path, state=state: state)
+        if one_line_or_nothing(load_and_open, str(run / 'checkpoint-last.pth.tar')):
+            refused.add(name)
+    needed = {
+        '': {'arch', 'state_dict', 'about', 'args', 'protocol'},
+        'about': {'model_args', 'preprocessing', 'class_names', 'shot_counts'},
+        'args': set(read['args']),
+        'protocol': {'dataset'},
+    }
+    assert needed[part] <= refused
+
+
+def open_run(folder):
+    args = retrain.parse_args([str(folder)])
+    retrain.open_data(args, retrain.load_source(args), None)
+
+
+def test_every_option_of_a_run_damaged(run, export):
+    """`args.yaml` says where the data was; an export is a source without it."""
+    folder = export.parent
+    export.rename(folder / 'export')
+    whole = yaml.safe_load((run / 'args.yaml').read_text())
+    refused = set()
+    names = 'dataset', 'data_dir', 'input_key', 'val_fraction'
+    for name, damaged in damages(whole, names):
+        (folder / 'args.yaml').write_text(yaml.safe_dump(damaged))
+        if one_line_or_nothing(open_run, folder):
+            refused.add(name)
+    assert refused == set(names)
+    for text in (b'- lr', b'lr: [', b'\xff\xfe\x00', b'lr: !!python/object/apply:os.getcwd []', b'\x00'):
+        (folder / 'args.yaml').write_bytes(text)
+        assert str(folder / 'args.yaml') in one_line_or_nothing(open_run, folder), text
+    (folder / 'args.yaml').unlink()
+    assert not one_line_or_nothing(open_run, folder)
+
+
+def test_an_export_whose_weights_are_no_numbers(export):
+    path = export / 'model.safetensors'
+    tensors = load_file(path)
+    tensors['fc.weight'][0, 0] = float('nan')
+    save_file(tensors, path)
+    line = one_line_or_nothing(retrain.load_source, retrain.parse_args([f'local-dir:{export}']))
+    assert 'fc.weight holds NaN or infinity' in line
+
+
+def test_a_checkpoint_of_another_program(tmp_path):
+    model = timm.create_model('resnet18', num_classes=3)
+    torch.save({'epoch': 3, 'arch': 'resnet18', 'state_dict': model.state_dict(), 'optimizer': {}}, tmp_path / 'w.pth')
+    assert "such as timm's train.py" in one_line_or_nothing(load_and_open, str(tmp_path / 'w.pth'))

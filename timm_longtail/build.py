@@ -1,4 +1,5 @@
 """From options to objects: accelerator, data, method, optimizers, run. Names no method, loss or sampler."""
+import copy
 import os
 from argparse import Namespace
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from .methods import Method, create_method, default_options, method_class
 from .optim import create_optimizers
 from .options import dataset_options
 from .run import Run, TrainBatches
-from .weights import choose_preprocessing, create_task_model
+from .weights import architecture_of, choose_preprocessing, create_task_model
 
 # options that decide the numbers: a run is resumed with the same ones, its length included, which shapes the schedule
 # what a checkpoint must agree on to be resumed, and a row with its recipe to stand beside a published figure
@@ -75,8 +76,10 @@ def build_run(
         model = create_task_model(args, train_set.num_classes, preprocessing.img_size)
     check_input(model, preprocessing.img_size)
     method = create_method(args.method, model, train_set.class_counts, **args.method_kwargs)
-    method = _prepare_method(args, method, accelerator)
     batch_size = _batch_size(args, accelerator.num_processes)
+    if batch_size == 1 and not args.sync_bn:
+        check_single_image(method, preprocessing.img_size)
+    method = _prepare_method(args, method, accelerator)
     method.check_run(args.epochs, batch_size)
     shard = dict(rank=accelerator.process_index, world_size=accelerator.num_processes)
     common = loader_options(args, preprocessing, accelerator.device)
@@ -108,7 +111,7 @@ def build_run(
         headline='balanced' if args.val_fraction > 0 else evaluator.headline,
         grad_accum_steps=args.grad_accum_steps, clip_grad=args.clip_grad,
         log_interval=args.log_interval, save_steps=args.save_steps, val_interval=args.val_interval,
-        arch=args.model, args=plain(args),
+        arch=architecture_of(args.model, method.model), args=plain(args),
         about=_about(method.model, train_set, preprocessing),
         protocol=_protocol(args, accelerator, train_set, eval_set, preprocessing, global_batch_size),
     )
@@ -186,6 +189,28 @@ def check_input(model: nn.Module, img_size: int):
         size, reason = f'{img_size}x{img_size}', ' '.join(str(e).split())
         raise UserError(f'{type(model).__name__} does not take images of {size}: {reason}; see --img-size') from e
     model.train(was_training)
+
+
+def check_single_image(method: Method, img_size: int):
+    """Raise a `UserError` unless a method's backbone can be trained on a batch of one image.
+
+    BatchNorm behind the pooling, or on a map of one pixel, would see one value per channel, which has no variance.
+
+    Args:
+        method: Method on the CPU; it is not changed.
+        img_size: Side of the model's input.
+    """
+    if method.contrastive_views:
+        return  # one forward of several views
+
+    trial = copy.deepcopy(method).train()
+    try:
+        with torch.no_grad():
+            trial.features(torch.zeros(1, 3, img_size, img_size))
+    except ValueError as e:
+        raise UserError(
+            f'a batch of 1 image: BatchNorm of {type(method.model).__name__} sees one value per channel after the '
+            'pooling, or on a map of 1x1; the batch size must be at least 2 for models with BatchNorm there') from e
 
 
 def plain(args: Namespace) -> dict:

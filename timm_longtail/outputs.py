@@ -24,6 +24,7 @@ from .files import BEST, create_text, write_json, writing
 from .machine import memory_format
 from .methods import tells_classes
 from .run import Run
+from .weights import architecture_of
 
 __all__ = [
     'finish', 'license_of', 'note_changed_file', 'rehearse', 'report', 'start_lines', 'write_per_class', 'write_start',
@@ -272,7 +273,8 @@ def _write_export(folder: Path, args: Namespace, run: Run, train_set, row: dict[
             model, folder, provenance=provenance,
             mean=preprocessing.mean, std=preprocessing.std, crop_pct=preprocessing.crop_pct,
             interpolation=preprocessing.interpolation,
-            license=license_of(args.model, args.pretrained, args.initial_checkpoint, args.license),
+            license=license_of(
+                architecture_of(args.model, run.eval_model), args.pretrained, args.initial_checkpoint, args.license),
             input_size=(3, preprocessing.img_size, preprocessing.img_size),
             class_names=list(train_set.class_names) if has_names else None,
         )

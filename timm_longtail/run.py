@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from . import rng
-from .checkpoint import load_method_state, method_state, write_checkpoint
+from .checkpoint import load_method_state, method_state, restoring, write_checkpoint
 from .data import Preprocessing
 from .errors import UserError
 from .files import BEST, LAST
@@ -163,21 +163,25 @@ class Run:
             UserError: The checkpoint is of another architecture, data set, method, seed, or of other options.
         """
         load_method_state(self.method, state, source)
-        differing = self._differences(state['protocol'])
+        with restoring(source):
+            differing = self._differences(state['protocol'])
         if differing:
             raise UserError(f'{source} is of another run: {", ".join(differing)}')
-        for optimizer, saved in zip(self.optimizers, [state['optimizer'], *state['optimizers']]):
-            optimizer.load_state_dict(saved)
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state.get('state_dict_ema', state['state_dict']), strict=False)
-        if self.accelerator.scaler is not None and 'scaler' in state:
-            self.accelerator.scaler.load_state_dict(state['scaler'])
-        self.epoch, self.step = state['epoch'], state['step']
-        self.history, self.best = list(state['history']), state['best']
-        self.bad_images = dict(state.get('bad_images', {}))
+
+        with restoring(source):
+            for optimizer, saved in zip(self.optimizers, [state['optimizer'], *state['optimizers']], strict=True):
+                optimizer.load_state_dict(saved)
+            if self.ema is not None:
+                self.ema.module.load_state_dict(state.get('state_dict_ema', state['state_dict']), strict=False)
+            if self.accelerator.scaler is not None and 'scaler' in state:
+                self.accelerator.scaler.load_state_dict(state['scaler'])
+
+            self.epoch, self.step = state['epoch'], state['step']
+            self.history, self.best = list(state['history']), state['best']
+            self.bad_images = dict(state.get('bad_images', {}))
+            self.tree_hashes = list(dict.fromkeys([*state['tree_hashes'], *self.tree_hashes]))
+            self.seconds_before = state['seconds']
         self.pending = state if self.step else None
-        self.tree_hashes = list(dict.fromkeys([*state['tree_hashes'], *self.tree_hashes]))
-        self.seconds_before = state['seconds']
 
     def _differences(self, saved: dict[str, Any]) -> list[str]:
         """Return what a checkpoint's protocol has otherwise than this run's, in words, each option by itself."""
@@ -219,7 +223,8 @@ class Run:
         self.sums = {}
         self.method.start_epoch(self.epoch, num_epochs, self.method_rng, self.train_batches)
         if self.pending is not None:
-            self._enter_epoch(self.pending, rank)
+            with restoring('checkpoint'):
+                self._enter_epoch(self.pending, rank)
             self.pending = None
         return self.optimizers[0].param_groups[0]['lr']
 

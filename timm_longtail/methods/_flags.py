@@ -8,14 +8,18 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from ..errors import UserError
+from ..files import reading, writing
 
 __all__ = ['FLAG_FILE', 'flags_digest', 'read_flags', 'write_flags']
 
 FLAG_FILE = 'rotation_agnostic.safetensors'
+
+# type and shape of each tensor, behind the axis of the images
+_TENSORS = {'digest': (np.uint8, (32,)), 'flag': (np.bool_, ()), 'entropy': (np.float32, ())}
 
 
 def write_flags(path: Path, digests: np.ndarray, entropy: np.ndarray, threshold: float) -> np.ndarray:
@@ -34,10 +38,9 @@ def write_flags(path: Path, digests: np.ndarray, entropy: np.ndarray, threshold:
         UserError: The disk refuses.
     """
     tensors = {'digest': digests, 'flag': entropy > threshold, 'entropy': entropy.astype(np.float32)}
-    try:
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path, {'threshold': f'{threshold:.6f}'})
-    except (SafetensorError, OSError) as e:
-        raise UserError(f'cannot write {path}: {e}') from e
+    tensors = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+    with writing(Path(path)):
+        save_file(tensors, path, {'threshold': f'{threshold:.6f}'})
     return tensors['flag']
 
 
@@ -52,22 +55,55 @@ def read_flags(path: str | Path, digests: np.ndarray) -> tuple[np.ndarray, np.nd
         Flags, bool [N], entropies, float32 [N], and the threshold between them.
 
     Raises:
-        UserError: No such file, no flag file, or one of other images.
+        UserError: No such file, no flag file, one that contradicts itself, or one of other images.
     """
-    if not Path(path).is_file():
-        raise UserError(f'no flag file at {path}')
-    try:
-        with safe_open(path, framework='numpy') as file:
-            found, flags, entropies = (file.get_tensor(name) for name in ('digest', 'flag', 'entropy'))
-            threshold = float((file.metadata() or {})['threshold'])
-        row_of = {bytes(digest): row for row, digest in enumerate(found)}
-    except (SafetensorError, KeyError, ValueError) as e:
-        raise UserError(f'{path} is not a flag file of rais') from e
+    with reading(Path(path), 'flag file'), safe_open(path, framework='numpy') as file:
+        names = file.keys()
+        tensors = {name: file.get_tensor(name) for name in names}
+        metadata = file.metadata() or {}
+
+    threshold = _check_tensors(tensors, metadata, f'{path} is damaged or not a flag file of rais')
+    row_of = {bytes(digest): row for row, digest in enumerate(tensors['digest'])}
     rows = [row_of.get(digest, -1) for digest in map(bytes, digests)]
     missing = rows.count(-1)
     if missing:
         raise UserError(f'{path} is of other images: it lacks {missing} of these {len(rows)}')
-    return flags[rows].astype(bool), entropies[rows], threshold
+    return tensors['flag'][rows], tensors['entropy'][rows], threshold
+
+
+def _check_tensors(tensors: dict[str, np.ndarray], metadata: dict[str, str], what: str) -> float:
+    """Raise a `UserError` unless the tensors are those of a flag file and agree; returns the threshold.
+
+    Args:
+        tensors: Content of the file, by name.
+        metadata: Its header.
+        what: Beginning of the message.
+    """
+    for name, (dtype, shape) in _TENSORS.items():
+        if name not in tensors:
+            raise UserError(f'{what}: it has no {name}')
+        tensor = tensors[name]
+        if tensor.dtype != dtype or tensor.ndim != 1 + len(shape) or tensor.shape[1:] != shape:
+            raise UserError(f'{what}: {name} is {tensor.dtype} {list(tensor.shape)}, expected '
+                            f'{np.dtype(dtype)} {["N", *shape]}'.replace("'", ''))
+
+    lengths = {name: len(tensors[name]) for name in _TENSORS}
+    if len(set(lengths.values())) > 1:
+        raise UserError(f'{what}: ' + ', '.join(f'{name} of {length} images' for name, length in lengths.items()))
+
+    try:
+        threshold = float(metadata.get('threshold', ''))
+    except ValueError as e:
+        raise UserError(f'{what}: its threshold is {metadata.get("threshold", "missing")}') from e
+    if not np.isfinite(tensors['entropy']).all() or not np.isfinite(threshold):
+        raise UserError(f'{what}: an entropy or the threshold is not finite')
+
+    # the threshold is stored with six digits
+    distance = tensors['entropy'].astype(np.float64) - threshold
+    wrong = (tensors['flag'] != (distance > 0)) & (np.abs(distance) > 1e-5)
+    if wrong.any():
+        raise UserError(f'{what}: {wrong.sum()} flags contradict their entropies')
+    return threshold
 
 
 def flags_digest(flags: np.ndarray) -> str:

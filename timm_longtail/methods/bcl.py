@@ -59,6 +59,8 @@ class BCL(Method):
         if not hasattr(model, 'branches'):
             attach_branches(model, 'bcl', hidden_features=hidden_features, out_features=out_features)
         super().__init__(model, class_counts)
+        if len(class_counts) < 2:
+            raise UserError('bcl compares classes and needs two or more; BatchNorm of one prototype has no variance')
         if isinstance(views, str) or len(views) != 3:
             raise UserError(f'bcl takes three views: the classifier\'s and the two of the contrast; got {views}')
         self.ce_weight = ce_weight

@@ -85,7 +85,7 @@ class MoCo(Method):
         self._check_queue(batch_size * world_size())
 
     def _check_groups(self, batch_size: int):
-        if batch_size % self.bn_groups or 1 < self.bn_groups == batch_size:
+        if batch_size % self.bn_groups or batch_size < 2 * self.bn_groups:
             raise UserError(
                 f'a batch of {batch_size} cannot be cut into {self.bn_groups} groups of two or more: bn_groups')
 
