@@ -10,7 +10,6 @@ A line of the queue: a recipe, `--seeds`, and options of `train.py`; `--after RE
 recipe of the queue ended with, of the same seed. Options behind `--` go to every run.
 """
 import argparse
-import json
 import os
 import shlex
 import signal
@@ -30,7 +29,7 @@ from timm_longtail.data import default_imbalance_factor, packed_data  # noqa: E4
 from timm_longtail.entry import run_main  # noqa: E402
 from timm_longtail.errors import UserError  # noqa: E402
 from timm_longtail.options import Parser  # noqa: E402
-from timm_longtail.results import relative_to_root, variant_of  # noqa: E402
+from timm_longtail.results import read_row, relative_to_root, variant_of  # noqa: E402
 
 TRAIN = ROOT / 'train.py'
 INTERRUPTED = 128 + signal.SIGINT
@@ -130,13 +129,17 @@ def _recipe(name: str) -> Path:
 
 
 def has_row(item: Item, results: Path) -> bool:
-    """Return whether a run has its row of results: the same recipe, data, variant, length and seeds."""
+    """Return whether a run has its row of results: the same recipe, data, variant, length and seeds.
+
+    Raises:
+        UserError: A file in the folder is damaged, or no row.
+    """
     args = item.args
     wanted = {'recipe': relative_to_root(item.recipe), 'experiment': args.experiment, 'epochs': args.epochs,
               'method_kwargs': args.method_kwargs, 'seed': args.seed, 'data_seed': args.data_seed,
               'val_fraction': args.val_fraction}
-    for path in results.glob('*.json'):
-        row = json.loads(path.read_text())
+    for path in sorted(results.glob('*.json')):
+        row = read_row(path)
         data = row.get('dataset_name', row['dataset']), row['imbalance_factor']
         if data == item.data and all(row.get(name) == value for name, value in wanted.items()):
             return True
