@@ -24,7 +24,7 @@ from .card import write_card
 from .errors import UserError, one_line, unknown_name
 from .exported import CONFIG, WEIGHTS, check_tensors, check_values, read_config, require_files, seal, verify_weights
 from .files import reading, writing
-from .hub_client import ANSWER_SECONDS, call_hub, hub_errors, impatient
+from .hub_client import ANSWER_SECONDS, SLOWEST, call_hub, hub_errors, impatient
 from .push import push_model
 from .results import cut_folders, without_folders
 from .version import __version__
@@ -292,7 +292,7 @@ def _load_folder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def _load_from_hub(place: str) -> tuple[nn.Module, dict[str, Any]]:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     repository, _, revision = place.partition('@')
     try:
         with hub_errors(repository, revision or 'main'), impatient(ANSWER_SECONDS):
@@ -304,7 +304,12 @@ def _load_from_hub(place: str) -> tuple[nn.Module, dict[str, Any]]:
                 return timm.create_model(f'hf-hub:{place}', pretrained=True).eval(), config
 
             # of the same commit, whose files lie side by side
-            hf_hub_download(repository, WEIGHTS, revision=path.parent.name)
+            commit = path.parent.name
+            if not (path.parent / WEIGHTS).is_file():
+                url = hf_hub_url(repository, WEIGHTS, revision=commit)
+                size = call_hub(ANSWER_SECONDS, get_hf_file_metadata, url).size or 0
+                seconds = ANSWER_SECONDS + size / SLOWEST
+                call_hub(seconds, hf_hub_download, repository, WEIGHTS, revision=commit)
             return _load_folder(path.parent)
     except UserError as e:
         raise UserError(f'cannot load hf-hub:{place}: {e}') from e
