@@ -112,7 +112,7 @@ FIELDS = [
     'timm_longtail.version', 'timm_longtail.note', 'timm_longtail.recipe', 'timm_longtail.command',
     'timm_longtail.initial_checkpoint', 'timm_longtail.stage_1.source', 'timm_longtail.stage_1.method',
     'timm_longtail.stage_1.epochs', 'timm_longtail.stage_1.command', 'timm_longtail.method',
-    'timm_longtail.weights.dtype', 'timm_longtail.weights.sha256', 'pretrained_cfg.license', 'architecture',
+    'timm_longtail.weights.dtype', 'timm_longtail.weights.sha256', 'pretrained_cfg.license',
 ]
 
 
@@ -151,7 +151,7 @@ def test_class_names_are_data(tmp_path):
 
 
 def test_the_line_that_loads_the_model_is_python_whatever_it_is_called(reference):
-    for text in HOSTILE:
+    for text in (*BREAKING, "it's", '"""', '\\', "'; import os; '"):
         content = copy.deepcopy(reference)
         content['timm_longtail']['tag'] = text
         block = model_card(content).split('python\n', 1)[1].split('\n```')[0]

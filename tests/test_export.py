@@ -436,7 +436,7 @@ def test_a_pretrained_cfg_that_was_replaced(cfg, tmp_path):
 
 @pytest.mark.parametrize('cfg, words', [
     (None, 'does not say its architecture'), ({}, 'does not say its architecture'),
-    ({'architecture': 'bcl_resnet21'}, "unknown architecture 'bcl_resnet21'; did you mean bcl_resnet2"),
+    ({'architecture': 'bcl_resnet21'}, "unknown architecture 'bcl_resnet21'"),
 ])
 def test_a_pretrained_cfg_that_says_too_little(cfg, words, tmp_path):
     model = build()
@@ -520,7 +520,8 @@ def test_an_export_does_not_say_whose_machine_it_was_made_on(tmp_path, monkeypat
     monkeypatch.setattr(sys, 'argv', [
         'train.py', '-c', str(recipe), f'--data-dir={home}/client X/photos', '--output', str(home), '--results',
         '/results', '--dataset', f'packed:{home}/digits.safetensors', '--method-kwargs', f'x=["{home}/a", "{home}/b"]'])
-    args, run = make_run('ce', '--output', str(home), '--initial-checkpoint', str(home / 'start' / 'weights.pth'))
+    args, run = make_run('ce', '--output', str(home))
+    args.initial_checkpoint = str(home / 'start' / 'weights.pth')
     run.output_dir = home
     run.history = [{'epoch': 0, 'train_seconds': 1.0}]
     run.best = {'epoch': 0, 'eval_all': 10.0}

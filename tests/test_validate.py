@@ -12,6 +12,7 @@ import train
 import validate
 from timm_longtail import candidates
 from timm_longtail.errors import UserError
+from timm_longtail.exported import seal
 
 from .runs import TINY
 from .test_sources import write_classes
@@ -88,6 +89,7 @@ def test_models_of_other_data_are_not_compared(run, tmp_path):
     config = json.loads((tmp_path / 'export' / 'config.json').read_text())
     config['timm_longtail']['shot_counts'][0] += 1
     (tmp_path / 'export' / 'config.json').write_text(json.dumps(config))
+    seal(tmp_path / 'export')
     with pytest.raises(UserError, match='one test set'):
         validate.main(['--model', f'local-dir:{run / "export"}', f'local-dir:{tmp_path / "export"}'])
 

@@ -15,6 +15,7 @@ from .checkpoint import read_weights
 from .cli import create_timm_model
 from .data import LongTailDataset, Preprocessing
 from .errors import UserError
+from .exported import read_config, verify_weights
 from .methods import method_class
 
 __all__ = ['choose_preprocessing', 'create_task_model', 'load_initial_weights']
@@ -64,7 +65,10 @@ def create_task_model(args: Namespace, num_classes: int, img_size: int | None = 
     start = Path(args.initial_checkpoint)
     if start.is_dir() and args.initial_checkpoint:
         export = start / 'export'  # of an output folder
-        start = (export if export.is_dir() else start) / 'model.safetensors'
+        start = export if export.is_dir() else start
+        if (start / 'config.json').is_file():
+            verify_weights(start, read_config(start))
+        start = start / 'model.safetensors'
     if args.initial_checkpoint and not start.is_file():
         raise UserError(f'--initial-checkpoint {start}: no such file')
     kwargs = {'num_classes': num_outputs, **args.model_kwargs}
