@@ -525,7 +525,6 @@ def test_an_export_does_not_say_whose_machine_it_was_made_on(tmp_path, monkeypat
     run.output_dir = home
     run.history = [{'epoch': 0, 'train_seconds': 1.0}]
     run.best = {'epoch': 0, 'eval_all': 10.0}
-    run.seconds = 1.0
     args.method_kwargs = {'queue': f'{home}/queue.pt'}
     finish(args, run, digits(), digits(), code_state(str(recipe)))
 
