@@ -28,10 +28,10 @@ from timm_longtail.cli import parse_train_args  # noqa: E402
 from timm_longtail.data import default_imbalance_factor, packed_data  # noqa: E402
 from timm_longtail.entry import run_main  # noqa: E402
 from timm_longtail.errors import UserError  # noqa: E402
-from timm_longtail.files import read_json, read_text  # noqa: E402
+from timm_longtail.files import read_text  # noqa: E402
 from timm_longtail.options import SEED, Parser  # noqa: E402
 from timm_longtail.ranges import Number  # noqa: E402
-from timm_longtail.results import relative_to_root, variant_of  # noqa: E402
+from timm_longtail.results import read_row, relative_to_root, variant_of  # noqa: E402
 from timm_longtail.signals import Stopped, on_stop_signal, stop_signals  # noqa: E402
 
 TRAIN = ROOT / 'train.py'
@@ -137,14 +137,18 @@ def _recipe(name: str) -> Path:
 
 
 def has_row(item: Item, results: Path) -> bool:
-    """Return whether a run has its row of results: the same recipe, data, variant, length and seeds."""
+    """Return whether a run has its row of results: the same recipe, data, variant, length and seeds.
+
+    Raises:
+        UserError: A file in the folder is damaged, or no row.
+    """
     args = item.args
     wanted = {'recipe': relative_to_root(item.recipe), 'experiment': args.experiment, 'epochs': args.epochs,
               'method_kwargs': args.method_kwargs, 'seed': args.seed, 'data_seed': args.data_seed,
               'val_fraction': args.val_fraction}
-    for path in results.glob('*.json'):
-        row = read_json(path, 'row of results')
-        data = row.get('dataset_name', row.get('dataset')), row.get('imbalance_factor')
+    for path in sorted(results.glob('*.json')):
+        row = read_row(path)
+        data = row.get('dataset_name', row['dataset']), row['imbalance_factor']
         if data == item.data and all(row.get(name) == value for name, value in wanted.items()):
             return True
     return False

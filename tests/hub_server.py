@@ -8,10 +8,12 @@ import base64
 import hashlib
 import json
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from urllib.parse import unquote, urlsplit
+
+import yaml
 
 TOKENS = {'hf_alice': ('alice', 'write'), 'hf_reader': ('alice', 'read'), 'hf_bob': ('bob', 'write')}
 LICENSES = ('apache-2.0', 'mit', 'cc-by-4.0')
@@ -67,6 +69,7 @@ class Hub:
     def __init__(self):
         self.large, self.repositories, self.objects, self.requests, self.lock = True, {}, {}, [], Lock()
         self.port = 0
+        self.ill, self.ill_at, self.well = None, '', Event()
 
     def __enter__(self):
         self.server = ThreadingHTTPServer(('127.0.0.1', self.port), type('Bound', (Handler,), {'hub': self}))
@@ -88,6 +91,22 @@ class Hub:
         yield
         self.__enter__()
 
+    @contextmanager
+    def sick(self, how, at=''):
+        """Answer badly for a while.
+
+        Args:
+            how: `stall`, accept a request and never answer; `drip`, answer with a byte every tenth of a second; or the
+                status of an error.
+            at: What the request, `METHOD path`, must hold; others are answered well.
+        """
+        self.ill, self.ill_at, self.well = how, at, Event()
+        try:
+            yield
+        finally:
+            self.ill = None
+            self.well.set()  # lets go of who still waits
+
     def files(self, repo, revision='main'):
         """Return the content of each file of a revision."""
         return self.repositories[repo].find(revision)[1]
@@ -107,6 +126,9 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         body = self.read_body()
         self.hub.requests.append(f'{self.command} {path}')
+        if self.hub.ill and self.hub.ill_at in f'{self.command} {path}':
+            return self.answer_badly(self.hub.ill)
+
         try:
             for method, pattern, name in ROUTES:
                 match = re.fullmatch(pattern, path)
@@ -120,6 +142,17 @@ class Handler(BaseHTTPRequestHandler):
             self.send(e.status, content, {k: v for k, v in headers.items() if v})
 
     do_GET = do_HEAD = do_POST = do_PUT = answer
+
+    def answer_badly(self, how):
+        if how not in ('stall', 'drip'):
+            return self.send(how, {'error': 'out of order'})
+        if how == 'drip':
+            self.send_response(200)
+            self.flush_headers()
+        while not self.hub.well.wait(0.1):
+            if how == 'drip':
+                with suppress(OSError):  # the client has gone
+                    self.wfile.write(b'x')
 
     def read_body(self):
         if self.headers.get('Transfer-Encoding') != 'chunked':
@@ -175,8 +208,8 @@ class Handler(BaseHTTPRequestHandler):
         block = re.match(r'---\n(.*?)\n---', request['content'], re.DOTALL)
         if request['repoType'] != 'model' or block is None:
             raise Refused(400, 'no metadata')
-        license = re.search(r'^license: (.*)$', block[1], re.MULTILINE)
-        if license and license[1] not in LICENSES:
+        license = yaml.safe_load(block[1]).get('license')
+        if license and license not in LICENSES:
             raise Refused(400, f'"license" must be one of {", ".join(LICENSES)}')
         return 200, {'errors': [], 'warnings': []}
 

@@ -1,26 +1,36 @@
 """Exported folders: exact to reload, complete, plain to stock timm; and every folder of hub/ as it would be pushed."""
+import getpass
+import hashlib
 import json
 import os
+import socket
+import sys
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import timm
 import torch
+from accelerate.utils import extract_model_from_parallel
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 from timm.models import PretrainedCfg
 from torch import nn
 
-from timm_longtail import export
-from timm_longtail.card import model_name
+from timm_longtail import card, export
+from timm_longtail.card import model_name, write_card
 from timm_longtail.data import create_dataset, create_loader
 from timm_longtail.engine import evaluate
 from timm_longtail.errors import UserError
 from timm_longtail.evaluate import LongTailEvaluator
 from timm_longtail.export import deploy, export_model, load_exported
 from timm_longtail.models import attach_branches
+from timm_longtail.outputs import finish
+from timm_longtail.results import code_state
 from timm_longtail.version import __version__
 
 from . import forks
+from .runs import digits, make_run
 
 ROOT = Path(__file__).parent.parent
 FILES = ['README.md', 'config.json', 'model.safetensors']
@@ -186,7 +196,9 @@ def test_config_says_where_the_model_comes_from(exported):
     _, folder = exported
     content = config(folder)
     assert content['architecture'] == 'bcl_resnet20' and content['num_classes'] == 10
-    assert content['timm_longtail'] == {'version': __version__, **PROVENANCE}
+    digest = hashlib.sha256((folder / 'model.safetensors').read_bytes()).hexdigest()
+    weights = {'sha256': digest, 'dtype': 'float32'}
+    assert content['timm_longtail'] == {'version': __version__, **PROVENANCE, 'weights': weights}
     assert content['label_names'] == NAMES
     cfg = PretrainedCfg(**content['pretrained_cfg'])  # an unknown key would raise
     assert tuple(cfg.mean) == MEAN and tuple(cfg.std) == STD and tuple(cfg.input_size) == (3, 32, 32)
@@ -261,8 +273,6 @@ def test_a_folder_that_stands_there_is_replaced(tmp_path):
     folder = tmp_path / 'export'
     (folder / 'sub').mkdir(parents=True)
     (folder / 'stale.bin').write_text('of another model')
-    (tmp_path / 'export.tmp').mkdir()  # of an export that was killed
-    (tmp_path / 'export.tmp' / 'stale.bin').write_text('of another model')
     model = build(seed=2)
     export_model(model, folder)
     assert sorted(path.name for path in folder.iterdir()) == FILES
@@ -273,7 +283,20 @@ def test_a_folder_that_stands_there_is_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['export']
 
 
-@pytest.mark.parametrize('failing', ['weights', 'card', 'rename'])
+def test_what_a_killed_export_left_is_removed_and_other_folders_are_not(tmp_path):
+    left, others = tmp_path / '.export.abc.tmp', [tmp_path / 'export.old', tmp_path / 'export.tmp']
+    for path in (left, *others):
+        path.mkdir()
+        (path / 'config.json').write_text('{}')
+    lives = tmp_path / '.export.def.tmp'
+    lives.mkdir()
+    descriptor = export._lock(lives)  # of a process that goes on
+    export_model(build(), tmp_path / 'export')
+    assert sorted(tmp_path.iterdir()) == sorted([lives, tmp_path / 'export', *others])
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize('failing', ['weights', 'card', 'first rename', 'second rename'])
 def test_a_failure_leaves_the_old_folder(failing, tmp_path, monkeypatch):
     folder = tmp_path / 'export'
     old = build(seed=2)
@@ -284,9 +307,12 @@ def test_a_failure_leaves_the_old_folder(failing, tmp_path, monkeypatch):
         failed.append(failing)
         raise OSError('no space left on device')
 
-    def fail_once_at_the_end(source, target, original=os.replace):
-        if Path(target) == folder and not failed:
+    moved = []
+
+    def fail_at_the_end(source, target, original=os.replace):
+        if Path(target) == folder and not failed and len(moved) == (failing == 'second rename'):
             fail()
+        moved.extend([source] if Path(source) == folder else [])
         original(source, target)
 
     with monkeypatch.context() as patch:
@@ -295,12 +321,46 @@ def test_a_failure_leaves_the_old_folder(failing, tmp_path, monkeypatch):
         elif failing == 'card':
             patch.setattr(export, 'write_card', fail)
         else:
-            for name in ('replace', 'rename'):
-                patch.setattr(os, name, fail_once_at_the_end)
-        with pytest.raises(OSError, match='no space left'):
+            patch.setattr(os, 'replace', fail_at_the_end)
+        with pytest.raises(UserError, match='cannot write .*export: no space left'):
             export_model(build(seed=3), folder)
     assert failed == [failing]
     assert_bit_equal(old, load(folder))
+    assert [path.name for path in tmp_path.iterdir()] == ['export']
+
+
+def test_a_card_that_cannot_be_written_leaves_the_old_one(exported, monkeypatch):
+    _, folder = exported
+    before = (folder / 'README.md').read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(card, 'model_card', lambda config: 'another card')
+        patch.setattr(os, 'replace', lambda *paths: (_ for _ in ()).throw(OSError('no space left on device')))
+        with pytest.raises(UserError, match='cannot write .*README.md: no space left'):
+            write_card(folder)
+    (folder / 'README.md.tmp').unlink()
+    assert (folder / 'README.md').read_bytes() == before
+
+
+def test_exports_to_one_folder_at_once_are_whole(tmp_path):
+    """The last one stands there, and none of them has failed."""
+    models, errors = [build(seed=seed, layers=(1, 1, 1)) for seed in range(4)], []
+
+    def write(model):
+        try:
+            for _ in range(3):
+                export_model(model, tmp_path / 'export')
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [Thread(target=write, args=[model]) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    loaded, _ = load_exported(tmp_path / 'export')
+    assert any(torch.equal(loaded.fc.weight, model.fc.weight) for model in models)
+    assert [path.name for path in tmp_path.iterdir()] == ['export']
 
 
 def test_what_is_no_export_is_refused(tmp_path):
@@ -314,6 +374,166 @@ def test_what_is_no_export_is_refused(tmp_path):
     (tmp_path / 'config.json').write_text('{}')
     with pytest.raises(UserError, match='is not an exported model: no model.safetensors in it'):
         load_exported(tmp_path)
+    (tmp_path / 'file').write_text('mine')
+    with pytest.raises(UserError, match='cannot write .*file'):
+        export_model(build(), tmp_path / 'file')
+    assert (tmp_path / 'file').read_text() == 'mine'
+
+
+class Wrapper(nn.Module):
+    """What DistributedDataParallel and moving averages look like: the model is their `module`."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+def compiled(model):
+    return torch.compile(model, backend='eager')
+
+
+def compiled_in_parts(model):
+    model.layer1 = compiled(model.layer1)
+    return model
+
+
+def in_mixed_precision(model):
+    """What Accelerate makes of a model: its forward is another's, which remembers the first."""
+    model._original_forward = model.forward
+    model.forward = lambda images: model._original_forward(images).half()
+    return model
+
+
+@pytest.mark.parametrize('wrap', [
+    compiled, Wrapper, lambda model: Wrapper(compiled(model)), lambda model: compiled(Wrapper(model)),
+    lambda model: Wrapper(Wrapper(model)), compiled_in_parts, in_mixed_precision, nn.DataParallel,
+    lambda model: compiled(Wrapper(in_mixed_precision(model))),
+])
+def test_a_wrapped_model_is_exported_as_what_it_wraps(wrap, tmp_path):
+    plain, wrapped = build(), wrap(build())
+    before = list(wrapped.state_dict())
+    assert_bit_equal(plain, load(export_model(wrapped, tmp_path / 'export')))
+    assert_bit_equal(plain, deploy(wrapped))
+    assert list(wrapped.state_dict()) == before
+
+
+def test_the_same_model_is_unwrapped_as_by_accelerate():
+    model = build()
+    assert export._unwrap(compiled(Wrapper(model))) is model
+    assert extract_model_from_parallel(compiled(model), keep_torch_compile=False) is export._unwrap(compiled(model))
+
+
+@pytest.mark.parametrize('cfg', [
+    {'architecture': 'bcl_resnet20'}, {'architecture': 'bcl_resnet20', 'license': 'mit', 'mean': [0., 0., 0.]},
+    PretrainedCfg(architecture='bcl_resnet20', input_size=(3, 32, 32)),
+])
+def test_a_pretrained_cfg_that_was_replaced(cfg, tmp_path):
+    model = build()
+    model.pretrained_cfg = cfg
+    assert_bit_equal(model, load(export_model(model, tmp_path / 'export')))
+    assert model.pretrained_cfg is cfg
+
+
+@pytest.mark.parametrize('cfg, words', [
+    (None, 'does not say its architecture'), ({}, 'does not say its architecture'),
+    ({'architecture': 'bcl_resnet21'}, "unknown architecture 'bcl_resnet21'"),
+])
+def test_a_pretrained_cfg_that_says_too_little(cfg, words, tmp_path):
+    model = build()
+    model.pretrained_cfg = cfg
+    with pytest.raises(UserError, match=words):
+        export_model(model, tmp_path / 'export')
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('names, words', [
+    (NAMES[:2], 'class_names holds 2 names, and the model has 10 classes'),
+    ([*NAMES, 'one more'], 'class_names holds 11 names, and the model has 10 classes'),
+    ([], 'class_names holds 0 names'),
+    ([*NAMES[:9], NAMES[3]], "class_names: classes 3 and 9 are both called 'class 3'"),
+    ([*NAMES[:9], 9], 'class_names: that of class 9 is 9, expected a text'),
+    ([*NAMES[:9], None], 'class_names: that of class 9 is None, expected a text'),
+    ([*NAMES[:9], b'nine'], "class_names: that of class 9 is b'nine', expected a text"),
+    ('0123456789', "class_names is '0123456789', expected a list of 10 names"),
+    (5, 'class_names is 5, expected a list of 10 names'),
+])
+def test_names_that_do_not_fit_the_classes(names, words, tmp_path):
+    with pytest.raises(UserError, match=words) as raised:
+        export_model(build(), tmp_path / 'export', class_names=names)
+    assert '\n' not in str(raised.value) and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+@pytest.mark.parametrize('name', ['fc.weight', 'layer1.0.bn1.running_var'])
+def test_weights_that_are_not_finite(value, name, tmp_path):
+    model = build()
+    model.state_dict()[name].view(-1)[1] = value
+    with pytest.raises(UserError, match=f'not exported: {name} holds 1 values that are not finite, of '):
+        export_model(model, tmp_path / 'export')
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name, words', [
+    ('config.json', 'config.json is damaged, or was edited'), ('model.safetensors', 'is damaged, or of another model'),
+])
+def test_an_export_that_was_changed_is_not_loaded(name, words, tmp_path):
+    folder = export_model(build(), tmp_path / 'export', PROVENANCE)
+    if name == 'config.json':
+        (folder / name).write_text((folder / name).read_text().replace('"seed": 3', '"seed": 4'))
+    else:
+        save_file({k: v + 1 if k == 'fc.weight' else v for k, v in load_file(folder / name).items()}, folder / name)
+    load(folder)  # timm does not ask
+    with pytest.raises(UserError, match=words):
+        load_exported(folder)
+    if name == 'config.json':
+        card.main([str(folder)])
+        assert load_exported(folder)[1]['timm_longtail']['seed'] == 4
+    else:
+        with pytest.raises(UserError, match=words):  # weights of another training are not made right
+            card.main([str(folder)])
+
+
+@pytest.mark.parametrize('provenance, words', [
+    ({'metrics': 5}, 'metrics is 5, expected an object'), ({'seed': object()}, 'provenance cannot be written as JSON'),
+    ({'metrics': {'many': 'x', 'all': 1.}}, 'damaged or not a config'),
+])
+def test_a_provenance_that_cannot_be_written(provenance, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        export_model(build(), tmp_path / 'export', provenance)
+    assert not any(tmp_path.iterdir())
+
+
+def test_figures_that_are_not_finite_are_null(tmp_path):
+    metrics = {**METRICS, 'loss': float('nan'), 'few': float('inf')}
+    text = (export_model(build(), tmp_path / 'a', {**PROVENANCE, 'metrics': metrics}) / 'config.json').read_text()
+    found = json.loads(text, parse_constant=pytest.fail)['timm_longtail']['metrics']
+    assert found['loss'] is None and found['few'] is None and found['all'] == METRICS['all']
+
+
+def test_an_export_does_not_say_whose_machine_it_was_made_on(tmp_path, monkeypatch):
+    """Options, recipe and command with absolute paths; the account and the host are in none of the files."""
+    home = tmp_path / 'home' / 'somebody'
+    (home / 'recipes').mkdir(parents=True)
+    recipe = home / 'recipes' / 'mine.yaml'
+    recipe.write_text('epochs: 2\n')
+    monkeypatch.setenv('HOME', str(home))
+    monkeypatch.setattr(sys, 'argv', [
+        'train.py', '-c', str(recipe), f'--data-dir={home}/client X/photos', '--output', str(home), '--results',
+        '/results', '--dataset', f'packed:{home}/digits.safetensors', '--method-kwargs', f'x=["{home}/a", "{home}/b"]'])
+    args, run = make_run('ce', '--output', str(home))
+    args.initial_checkpoint = str(home / 'start' / 'weights.pth')
+    run.output_dir = home
+    run.history = [{'epoch': 0, 'train_seconds': 1.0}]
+    run.best = {'epoch': 0, 'eval_all': 10.0}
+    args.method_kwargs = {'queue': f'{home}/queue.pt'}
+    finish(args, run, digits(), digits(), code_state(str(recipe)))
+
+    published = ''.join((home / 'export' / name).read_text() for name in ('config.json', 'README.md'))
+    for private in (str(tmp_path), 'somebody', 'client X', '/home', '/results', socket.gethostname()):
+        assert private not in published, private
+    if len(getpass.getuser()) > 4:  # `root` is a word of many
+        assert getpass.getuser() not in published
+    assert config(home / 'export')['timm_longtail']['recipe'] == 'mine.yaml'
 
 
 def measure(model, content):

@@ -122,6 +122,14 @@ def test_what_has_its_row_is_passed_over(runner):
     assert len(runs()) == 6
 
 
+def test_a_damaged_row_is_named_before_anything_runs(runner):
+    Path('results').mkdir()
+    Path('results/row.json').write_text('{"dataset":')
+    with pytest.raises(UserError, match=r'results/row\.json is damaged or not a row of results'):
+        runner.main([str(ROOT / DIGITS)])
+    assert runs() == []
+
+
 def test_the_time_limit_stops_a_run_and_those_behind_it(runner, capfd):
     queue = write_queue('resnet32_cifar.cifar100_lt_if100 --last', 'bcl_resnet32.cifar100_lt_if100')
     runner.main([*queue, '--minutes', '0.03'])

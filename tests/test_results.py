@@ -13,6 +13,7 @@ from timm_longtail import outputs, results
 from timm_longtail.errors import UserError
 from timm_longtail.files import write_json
 
+from . import result_tables
 from .runs import digits, make_run
 
 ROOT = Path(__file__).parent.parent
@@ -345,9 +346,84 @@ def test_committed_rows_of_classifiers(path):
     ('python train.py --initial-checkpoint /home/me/output/RUN/export',
      'python train.py --initial-checkpoint RUN/export'),
     *[("python train.py --output 'runs/a b' --model hf-hub:me/x",) * 2],
+    ("python train.py --data-dir='/home/me/client X/photos' --lr=0.1", 'python train.py --data-dir=photos --lr=0.1'),
+    ('python train.py --output /home/me --results /data', "python train.py --output '~' --results data"),
+    ('python train.py --method-kwargs "x=[\'/a/b\', \'/c/d\']"',
+     'python train.py --method-kwargs \'x=[\'"\'"\'b\'"\'"\', \'"\'"\'d\'"\'"\']\''),
+    ("it's no command line: /home/me/x", "it's no command line: x"),
 ])
 def test_folders_of_a_machine_are_not_published(command, published):
     assert results.without_folders(command) == published
+
+
+@pytest.mark.parametrize('text, published', [
+    ('/home/me/client X/photos', 'photos'), ('/data', 'data'), ('/a/b/', 'b'), ('/', '/'), ('a / b', 'a / b'),
+    ('/home/me', '~'), ('/Users/me/', '~'), ('/root', '~'), ('/home/me/export', 'export'),
+    ('packed:/a/b.safetensors', 'packed:b.safetensors'), ('hfds//a/b', 'hfds/b'), ('file:///home/me/x', 'x'),
+    ('see /a/b and (/c/d), not 1/2', 'see b and (d), not 1/2'),
+    *[(text, text) for text in ('https://host/a/b', 'hfds/user/name', 'runs/a', '$TIMM_LONGTAIL_DATA/x', 'images/s')],
+])
+def test_absolute_paths_are_cut_to_their_last_name(text, published):
+    assert results.cut_folders(text) == published
+    assert results.cut_folders(published) == published
+
+
+def test_the_home_of_this_account_has_no_name(monkeypatch):
+    monkeypatch.setenv('HOME', '/srv/people/me')
+    assert results.cut_folders('/srv/people/me') == '~' and results.cut_folders('/srv/people/me/x') == 'x'
+
+
+ROW = json.loads(ROWS[0].read_text())
+
+
+@pytest.mark.parametrize('content, words', [
+    (b'', 'is damaged or not a row of results'), (b'{"tag": ', 'is damaged or not a row of results'),
+    (b'[]', 'is not a row of results: it holds no object'), (b'\xff\xfe', 'is not a row of results: it is not UTF-8'),
+    (b'{}', 'is not a row of results: it has no tag'),
+    (json.dumps({k: v for k, v in ROW.items() if k != 'last'}).encode(), 'is not a row of results: it has no last'),
+])
+def test_a_damaged_row_is_named(content, words, tmp_path, monkeypatch):
+    path = tmp_path / 'row.json'
+    path.write_bytes(content)
+    (tmp_path / 'retrained').mkdir()
+    monkeypatch.setattr(result_tables, 'RESULTS', tmp_path)
+    for read in (lambda: results.read_row(path), result_tables.published_table, result_tables.short_table):
+        with pytest.raises(UserError, match=words) as raised:
+            read()
+        assert str(path) in str(raised.value) and '\n' not in str(raised.value)
+
+    path.rename(tmp_path / 'retrained' / 'row.json')
+    with pytest.raises(UserError, match='retrained/row.json is '):
+        result_tables.retrained_table()
+
+
+@pytest.mark.parametrize('place, reason', [
+    ('/proc', ''), ('/proc/1/nowhere', ''), ('FILE', 'File exists|Not a directory'), ('FILE/in', 'Not a directory'),
+    ('x' * 300, 'File name too long'), ('a\0b', 'null'), ('READ_ONLY', 'Permission denied'),
+])
+def test_results_that_could_not_be_written_are_refused(place, reason, tmp_path, monkeypatch):
+    (tmp_path / 'FILE').write_text('')
+    if place == 'READ_ONLY':  # to root, no folder is
+        monkeypatch.setattr(Path, 'touch', lambda path: (_ for _ in ()).throw(PermissionError(13, 'Permission denied')))
+    args, _ = make_run('ce')
+    args.results = str(tmp_path / place)
+    with pytest.raises(UserError, match=f'--results: cannot write .*{reason}') as raised:
+        results.results_path(args, digits())
+    assert '\n' not in str(raised.value) and (tmp_path / 'FILE').read_text() == ''
+
+
+def test_results_that_can_be_written_leave_their_folder_alone(tmp_path, monkeypatch):
+    args, _ = make_run('ce')
+    args.results = str(tmp_path / 'new')
+    path = results.results_path(args, digits())
+    assert path.parent == tmp_path / 'new' and not any(path.parent.iterdir())
+    write_json(path, ROW)
+    with pytest.raises(UserError, match='is there already'):
+        results.results_path(args, digits())
+
+    monkeypatch.setenv('RANK', '1')  # the row is written by the main process, on its host
+    args.results = '/proc/nowhere'
+    assert results.results_path(args, digits()).parent == Path('/proc/nowhere')
 
 
 def test_peak_memory_is_of_this_process_alone():

@@ -17,6 +17,7 @@ import validate
 from timm_longtail.candidates import Candidate, load_checkpoint, load_export
 from timm_longtail.data import create_dataset
 from timm_longtail.entry import run_main
+from timm_longtail.exported import seal
 
 from .runs import LINEAR, SMALL, TINY
 from .test_sources import write_classes
@@ -126,6 +127,7 @@ def edited(export, folder, **provenance):
     folder.mkdir()
     (folder / 'config.json').write_text(json.dumps(config))
     (folder / 'model.safetensors').write_bytes((export / 'model.safetensors').read_bytes())
+    seal(folder)
     return folder
 
 

@@ -21,6 +21,7 @@ from timm_longtail.candidates import load_checkpoint, load_export
 from timm_longtail.checkpoint import read_checkpoint
 from timm_longtail.entry import run_main
 from timm_longtail.errors import UserError
+from timm_longtail.exported import seal
 from timm_longtail.files import LAST
 
 from .runs import TINY
@@ -98,6 +99,7 @@ def test_models_of_other_data_are_not_compared(run, tmp_path):
     config = json.loads((tmp_path / 'export' / 'config.json').read_text())
     config['timm_longtail']['shot_counts'][0] += 1
     (tmp_path / 'export' / 'config.json').write_text(json.dumps(config))
+    seal(tmp_path / 'export')
     with pytest.raises(UserError, match='one test set'):
         validate.main(['--model', f'local-dir:{run / "export"}', f'local-dir:{tmp_path / "export"}'])
 

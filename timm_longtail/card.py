@@ -1,30 +1,49 @@
 """The card of an exported model: the `README.md` of its folder, a function of its `config.json` alone.
 
-Run as a module, it writes the cards of folders anew: `python -m timm_longtail.card hub/NAME …`
+Run as a module, it brings folders up to date, `python -m timm_longtail.card hub/NAME …`: it writes the checksums into
+their `config.json`, where they are missing or it was edited, and their cards.
 """
 import inspect
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from .cli import default_method
+from .errors import UserError
 from .evaluate import format_table
+from .exported import CARD, CONFIG, read_config, seal
+from .files import reading, write_text
+from .markdown import code_block, code_span, escape_cell, escape_text, front_matter
 from .methods import list_methods, method_class, tells_classes
 
 __all__ = ['METRIC_NAMES', 'is_ours', 'model_card', 'model_name', 'shown_metrics', 'write_card']
 
+_PACKAGE = 'timm_longtail'
 METRIC_NAMES = {'all': 'Top-1 (all)', 'many': 'Many-shot', 'medium': 'Medium-shot', 'few': 'Few-shot'}
 
 
 def write_card(folder: str | Path) -> Path:
-    """Write the `README.md` of an exported folder from its `config.json`; returns its path."""
-    path = Path(folder) / 'README.md'
-    model_card(json.loads((Path(folder) / 'config.json').read_text())).save(path)
-    return path
+    """Write the `README.md` of an exported folder from its `config.json`; a crash leaves the former one whole.
+
+    Args:
+        folder: Exported folder.
+
+    Returns:
+        Path of the card.
+
+    Raises:
+        UserError: `config.json` is missing or damaged, or the disk refuses.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    with reading(folder / CONFIG, 'config of an exported model'):
+        text = model_card(config)
+
+    write_text(folder / CARD, text)
+    return folder / CARD
 
 
 def model_name(config: dict[str, Any]) -> str:
@@ -40,7 +59,10 @@ def model_name(config: dict[str, Any]) -> str:
 
 def is_ours(architecture: str) -> bool:
     """Return whether an architecture is registered by this package and not by timm."""
-    return timm.models.model_entrypoint(architecture).__module__.startswith(f'{__package__}.')
+    if not timm.is_model(architecture):
+        return False
+    # not `__package__`, which is that of this file, wherever it lies
+    return timm.model_entrypoint(architecture).__module__.startswith(f'{_PACKAGE}.')
 
 
 def _tells_classes(config: dict[str, Any]) -> bool:
@@ -55,19 +77,43 @@ def shown_metrics(config: dict[str, Any]) -> dict[str, float]:
     return {label: round(metrics[key], 4) for key, label in METRIC_NAMES.items() if metrics.get(key) is not None}
 
 
-def model_card(config: dict[str, Any]) -> ModelCard:
-    """Build the card of an export.
+def model_card(config: dict[str, Any]) -> str:
+    """Return the card of an export: a block of metadata and the text.
 
     Args:
         config: Content of its `config.json`; what its provenance does not say, the card leaves out.
     """
     provenance = config['timm_longtail']
-    name, shown = model_name(config), shown_metrics(config)
+    name, metrics = model_name(config), provenance.get('metrics') or {}
+    parts = [_metadata(config), f'# {escape_text(name)}', _summary(config)]
+
+    if 'many' in metrics:
+        row = {escape_cell(_moment(config)): metrics}
+        parts += ['## Result', format_table(row), _protocol(config)]
+    elif 'all' in metrics:
+        parts += ['## Result', f'{metrics["all"]:.2f} % of the rotations of the test images are told, in fp32.']
+
+    parts += ['## Use', _usage(config, name)]
+
+    if provenance.get('command'):
+        first = (provenance.get('stage_1') or {}).get('command')
+        commands = '\n'.join(filter(None, [first, provenance['command']]))
+        parts += ['## Training', code_block(commands, 'bash'), _training(provenance)]
+
+    parts += ['## Limits', _limits(provenance)]
+    paper = _paper(provenance.get('method'))
+    if paper:
+        parts += ['## Citation', f'The method is from\n\n> {paper}']
+    return '\n\n'.join(filter(None, parts)) + '\n'
+
+
+def _metadata(config: dict[str, Any]) -> str:
+    """Return the block at the head of the card, which the Hub reads."""
+    provenance, shown = config['timm_longtail'], shown_metrics(config)
     dataset = provenance.get('dataset', 'unknown')
     task = 'image-classification' if _tells_classes(config) else 'image-feature-extraction'
-    metrics = provenance.get('metrics') or {}
     data = ModelCardData(
-        model_name=name,
+        model_name=model_name(config),
         tags=[task, 'timm', 'long-tailed'],
         library_name='timm',
         pipeline_tag=task,
@@ -76,21 +122,7 @@ def model_card(config: dict[str, Any]) -> ModelCard:
         metrics=['accuracy'] if shown else None,
         eval_results=[_eval_result(dataset, label, value) for label, value in shown.items()] or None,
     )
-    parts = [f'---\n{data.to_yaml()}\n---', f'# {name}', _summary(config)]
-    if 'many' in metrics:
-        parts += ['## Result', format_table({_moment(config): metrics}), _protocol(config)]
-    elif 'all' in metrics:
-        parts += ['## Result', f'{metrics["all"]:.2f} % of the rotations of the test images are told, in fp32.']
-    parts += ['## Use', _usage(config, name)]
-    if provenance.get('command'):
-        first = (provenance.get('stage_1') or {}).get('command')
-        commands = '\n'.join(filter(None, [first, provenance['command']]))
-        parts += ['## Training', f'```bash\n{commands}\n```', _training(provenance)]
-    parts += ['## Limits', _limits(provenance)]
-    paper = _paper(provenance.get('method'))
-    if paper:
-        parts += ['## Citation', f'The method is from\n\n> {paper}']
-    return ModelCard('\n\n'.join(filter(None, parts)) + '\n')
+    return front_matter(data.to_dict())
 
 
 def _eval_result(dataset: str, label: str, value: float) -> EvalResult:
@@ -112,21 +144,28 @@ def _summary(config: dict[str, Any]) -> str:
     counts = provenance.get('class_counts')
     outputs = config['num_classes']
     what = f'for {outputs} classes and' if _tells_classes(config) else f'with {outputs or "no"} outputs, for'
-    lines = [f'- Architecture: `{config["architecture"]}`, {what} images of {size}']
+    lines = [f'- Architecture: {code_span(config["architecture"])}, {what} images of {size}']
     if 'method' in provenance:
-        lines.append(f'- Method: `{provenance["method"]}`')
+        lines.append(f'- Method: {code_span(provenance["method"])}')
+
     stage_1 = provenance.get('stage_1')
     if stage_1:
-        how = f', trained by `{stage_1["method"]}`' if 'method' in stage_1 else ''
-        epochs = f' for {stage_1["epochs"]} epochs' if 'epochs' in stage_1 else ''
-        lines.append(f'- Representation: that of `{stage_1["source"]}`{how}{epochs}; its classifier was made anew')
+        how = f', trained by {code_span(stage_1["method"])}' if 'method' in stage_1 else ''
+        epochs = f' for {escape_text(stage_1["epochs"])} epochs' if 'epochs' in stage_1 else ''
+        source = code_span(stage_1['source'])
+        lines.append(f'- Representation: that of {source}{how}{epochs}; its classifier was retrained')
     if provenance.get('initial_checkpoint'):
-        lines.append(f'- Started from: the weights of `{provenance["initial_checkpoint"]}`')
+        lines.append(f'- Started from: the weights of {code_span(provenance["initial_checkpoint"])}')
+
     if 'dataset' in provenance:
         images = counts and f', {sum(counts)} images: {max(counts)} of the largest class, {min(counts)} of the smallest'
         name = provenance.get('dataset_name', provenance['dataset'])
-        lines.append(f'- Training set: `{name}`{images or ""}')
-    lines.append(f'- Made with: timm_longtail {provenance["version"]}')
+        lines.append(f'- Training set: {code_span(name)}{images or ""}')
+    if provenance.get('weights'):
+        weights = provenance['weights']
+        lines.append(f'- Weights: {escape_text(weights["dtype"])}, sha256 {code_span(weights["sha256"])}')
+    lines.append(f'- Made with: timm_longtail {escape_text(provenance["version"])}')
+
     kind = 'An image classifier trained on classes of very different size.' if counts else 'An image classifier.'
     if not _tells_classes(config):
         kind = 'A network for images, trained without their classes.'
@@ -148,19 +187,19 @@ def _protocol(config: dict[str, Any]) -> str:
         'imbalance factor': _number(provenance.get('imbalance_factor')),
         'subset hash': _code(provenance.get('subset_hash')),
         'subset order': _code(provenance.get('subset_order')),
-        'data seed': provenance.get('data_seed'),
-        'training seed': provenance.get('seed'),
+        'data seed': _text(provenance.get('data_seed')),
+        'training seed': _text(provenance.get('seed')),
         'held-out share': _number(provenance.get('val_fraction') or None),
     }
     after = '' if 'stage_1' in provenance else ' after the last epoch,'
     known = ', '.join(f'{key} {value}' for key, value in subset.items() if value is not None)
-    test_set = f'test set of `{provenance["dataset"]}`' if 'dataset' in provenance else 'test set'
+    test_set = f'test set of {code_span(provenance["dataset"])}' if 'dataset' in provenance else 'test set'
     return (
         f'All: percent of the images of the {test_set} that are right{correct}. Many, Medium, Few: means of the class '
         f'accuracies over the classes with more than 100, with 20 to 100, and with fewer than 20 training images. '
         f'Measured{after} on the weights in this folder, in fp32.'
         + ('' if config['num_classes'] else ' The 200 nearest training images vote for the class of an image.')
-        + (f' Note: {provenance["note"]}.' if provenance.get('note') else '')
+        + (f' Note: {escape_text(provenance["note"])}.' if provenance.get('note') else '')
         + (f' Protocol: {known}.' if known else '')
     )
 
@@ -168,13 +207,16 @@ def _protocol(config: dict[str, Any]) -> str:
 def _usage(config: dict[str, Any], name: str) -> str:
     architecture, labels = config['architecture'], config.get('label_names')
     imports = f'import timm_longtail  # registers {architecture}\n' if is_ours(architecture) else ''
-    words = (
-        f'Stock timm does not know `{architecture}`: the package timm_longtail, imported, registers it. Without the '
-        f'package, `model.safetensors` is a plain state dict.'
-    ) if imports else 'Stock timm loads it; no other package is needed.'
+    source = repr(f'hf-hub:USER/{name}')  # a literal of Python, whatever the name holds
+    words = 'Stock timm loads it; no other package is needed.'
+    if imports:
+        words = (
+            f'Stock timm does not know {code_span(architecture)}: the package timm_longtail, imported, registers it. '
+            f'Without the package, `model.safetensors` is a plain state dict.'
+        )
     code = (
         f'import timm\n{imports}from PIL import Image\n\n'
-        f'model = timm.create_model(\'hf-hub:USER/{name}\', pretrained=True).eval()  # or local-dir:FOLDER\n'
+        f'model = timm.create_model({source}, pretrained=True).eval()  # or local-dir:FOLDER\n'
         f'transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n'
         f'image = Image.open(\'image.png\').convert(\'RGB\')\n'
         + (f'logits = model(transform(image).unsqueeze(0))  # [1, {config["num_classes"]}]\n' if config['num_classes']
@@ -182,12 +224,14 @@ def _usage(config: dict[str, Any], name: str) -> str:
     )
     if labels:
         code += 'label = model.pretrained_cfg[\'label_names\'][logits.argmax()]\n'
-    return f'{words} `USER` is the owner of this repository.\n\n```python\n{code}```'
+    return f'{words} `USER` is the owner of this repository.\n\n{code_block(code, "python")}'
 
 
 def _training(provenance: dict[str, Any]) -> str | None:
-    recipe = provenance.get('recipe')
-    return f'The other options are those of `{recipe}` in timm_longtail {provenance["version"]}.' if recipe else None
+    if not provenance.get('recipe'):
+        return None
+    recipe, version = code_span(provenance['recipe']), escape_text(provenance['version'])
+    return f'The other options are those of {recipe} in timm_longtail {version}.'
 
 
 def _limits(provenance: dict[str, Any]) -> str:
@@ -214,9 +258,22 @@ def _number(value: float | None) -> str | None:
 
 
 def _code(value: str | None) -> str | None:
-    return None if value is None else f'`{value}`'
+    return None if value is None else code_span(value)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else escape_text(value)
+
+
+def main(folders: list[str]):
+    """Write checksums and cards of exported folders."""
+    for folder in folders:
+        seal(folder)
+        print(write_card(folder))
 
 
 if __name__ == '__main__':
-    for _folder in sys.argv[1:]:
-        write_card(_folder)
+    try:
+        main(sys.argv[1:])
+    except UserError as e:
+        sys.exit(f'python -m timm_longtail.card: error: {e}')

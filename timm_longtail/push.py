@@ -3,39 +3,38 @@
     python -m timm_longtail push hub/NAME --repo-id USER/NAME
 """
 import argparse
-import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,  # of the HTTP library that the installed client uses: the base of what a failed connection raises
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from .card import is_ours, model_name, shown_metrics
-from .cli import create_timm_model
-from .errors import UserError, unknown_name
+from .errors import UserError, one_line
 from .evaluate import format_table
+from .exported import (
+    CARD,
+    CONFIG,
+    FILES,
+    WEIGHTS,
+    check_tensors,
+    check_values,
+    is_sealed,
+    read_config,
+    require_files,
+    require_ours,
+    verify_weights,
+)
+from .files import reading
+from .hub_client import ANSWER_SECONDS, LOGIN, SLOWEST, call_hub, hub_errors, impatient
 from .options import Parser
 from .version import __version__
 
 __all__ = ['check_export', 'main', 'push_model']
-
-FILES = ('README.md', 'config.json', 'model.safetensors')
-_LOGIN = 'with `hf auth login`, or put it into $HF_TOKEN'
 
 _logger = logging.getLogger(__name__)
 
@@ -48,6 +47,7 @@ def push_model(
         revision: str | None = None,
         commit_message: str | None = None,
         replace: bool = False,
+        timeout: float = ANSWER_SECONDS,
 ) -> str:
     """Upload an exported folder to a model repository of the Hub, which is created where it does not exist.
 
@@ -62,37 +62,47 @@ def push_model(
         revision: Branch to write to, created where it does not exist; None is `main`.
         commit_message: First line of the commit.
         replace: Delete other files that the repository holds, in the same commit; without it they are refused.
+        timeout: Seconds that the Hub may take to answer; for the upload the time that its size takes is added.
 
     Returns:
         URL of the commit; of the last one, where nothing has changed since.
 
     Raises:
         UserError: The folder is not an export or contradicts itself; a bad name; no token, or one without the right;
-            the Hub cannot be reached, or refuses.
+            the Hub cannot be reached, does not answer in time, or refuses.
     """
     folder = Path(folder)
     config = check_export(folder)
     _check_repo_id(repo_id)
     token = token or get_token()
     if not token:
-        raise UserError(f'no token for the Hub: give one {_LOGIN}')
+        raise UserError(f'no token for the Hub: give one {LOGIN}')
+
     api = HfApi(token=token, library_name='timm_longtail', library_version=__version__)
-    with _one_line(api.endpoint, repo_id, revision):
-        ModelCard.load(folder / 'README.md').validate()  # by the Hub's own rules, before a repository is created
-        api.create_repo(repo_id, private=private or None, exist_ok=True)
+    with hub_errors(repo_id, revision), impatient(timeout):
+        # by the Hub's own rules, before a repository is created
+        call_hub(timeout, ModelCard.load(folder / CARD).validate)
+        call_hub(timeout, api.create_repo, repo_id, private=private or None, exist_ok=True)
+
         # a reference such as refs/pr/1 is not a branch that could be created
         if revision is not None and not revision.startswith('refs/'):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
-        info = api.model_info(repo_id, revision=revision)
+            call_hub(timeout, api.create_branch, repo_id, branch=revision, exist_ok=True)
+
+        info = call_hub(timeout, api.model_info, repo_id, revision=revision)
         if private and not info.private:
             raise UserError(f'{repo_id} is there already and public: make it private on the Hub, or leave out private')
+
         # .gitattributes is the Hub's: it says which files are large
         stale = sorted({file.rfilename for file in info.siblings} - {*FILES, '.gitattributes'})
         if stale and not replace:
             raise UserError(f'{repo_id} holds other files, such as {stale[0]}: name another repository, or '
                             'add --replace to delete them')
+
         # not `upload_folder`: it may split an upload into several commits
-        commit = api.create_commit(
+        size = sum((folder / name).stat().st_size for name in FILES)
+        commit = call_hub(
+            timeout + size / SLOWEST,
+            api.create_commit,
             repo_id,
             [CommitOperationAdd(name, folder / name) for name in FILES] + [CommitOperationDelete(n) for n in stale],
             commit_message=commit_message or f'{model_name(config)}, by timm_longtail {__version__}',
@@ -104,57 +114,44 @@ def push_model(
 def check_export(folder: str | Path) -> dict[str, Any]:
     """Check that a folder is what is pushed: three files that fit each other. Nothing is sent.
 
+    An export of a version that wrote no checksums passes with a line in the log.
+
     Returns:
         Content of its `config.json`.
 
     Raises:
-        UserError: A file is missing, unreadable or too many; the weights do not fit the architecture; the card states
-            other figures than `config.json`.
+        UserError: A file is missing, unreadable or too many; the weights do not fit the architecture or their
+            checksum, or hold what cannot be published; the card states other figures than `config.json`.
     """
     folder = Path(folder)
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise UserError(f'{folder} is not an exported model: no {name} in it')
+    require_files(folder, FILES)
     more = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
     if more:
         raise UserError(f'{folder} holds {more[0]} besides {", ".join(FILES)}: move it away')
-    try:
-        config = json.loads((folder / 'config.json').read_text())
-    except ValueError as e:
-        raise UserError(f'{folder / "config.json"} is not JSON: {e}') from e
-    missing = {'architecture', 'num_classes', 'pretrained_cfg', 'timm_longtail'} - set(config)
-    if missing:
-        raise UserError(f'{folder / "config.json"} says nothing of {min(missing)}: export_model did not write it')
-    if not timm.is_model(config['architecture']):
-        raise unknown_name('architecture', config['architecture'], timm.list_models())
-    _check_weights(folder, config['architecture'])
-    _check_card(folder / 'README.md', config)
+
+    config = read_config(folder)
+    require_ours(config, folder / CONFIG)
+    if not is_sealed(config):
+        _logger.warning(f'{folder} was exported without checksums, so damage would not be seen; '
+                        f'`python -m timm_longtail.card {folder}` adds them')
+
+    verify_weights(folder, config)
+    check_tensors(folder, config)
+    with reading(folder / WEIGHTS, 'safetensors file'):
+        check_values(load_file(folder / WEIGHTS), folder / WEIGHTS)
+
+    with reading(folder / CONFIG, 'config of an exported model'):
+        _check_card(folder / CARD, config)
     return config
 
 
-def _check_weights(folder: Path, architecture: str):
-    path = folder / 'model.safetensors'
-    try:
-        with safe_open(path, 'pt') as f:
-            stored = {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}
-    except (SafetensorError, OSError) as e:
-        raise UserError(f'{path} cannot be read: {e}') from e
-    with torch.device('meta'):
-        model = create_timm_model(f'local-dir:{folder}')
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for name in sorted(stored.keys() | wanted.keys()):
-        if stored.get(name) != wanted.get(name):
-            raise UserError(
-                f'{path} does not fit {architecture}: {name} is {stored.get(name, "not there")}, '
-                f'in the model {wanted.get(name, "not there")}')
-
-
 def _check_card(path: Path, config: dict[str, Any]):
-    hint = 'write it anew with `python -m timm_longtail.card FOLDER`'
+    hint = f'rewrite it with `python -m timm_longtail.card {path.parent}`'
     try:
         card = ModelCard.load(path)
-    except (ValueError, yaml.YAMLError) as e:
-        raise UserError(f'the metadata of {path} cannot be read: {" ".join(str(e).split())}; {hint}') from e
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, yaml.YAMLError) as e:
+        raise UserError(f'the metadata of {path} cannot be read: {one_line(e)}; {hint}') from e
+
     if not card.data.to_dict():
         raise UserError(f'{path} has no metadata; {hint}')
     stated = {result.metric_name: result.metric_value for result in card.data.eval_results or ()}
@@ -182,39 +179,6 @@ def _check_repo_id(repo_id: str):
         raise UserError(f'{repo_id!r} does not say whose it is: give USER/{repo_id}')
 
 
-@contextmanager
-def _one_line(endpoint: str, repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn what the client raises into a `UserError`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except HfHubHTTPError as e:
-        raise UserError(_answer(e, endpoint, repo_id, revision)) from e
-    except (HTTPError, OfflineModeIsEnabled) as e:
-        raise UserError(f'cannot reach {endpoint}: {_flat(e)}') from e
-    except (ValueError, RuntimeError) as e:  # the card, or the upload of the weights, refused
-        reason = f'{_flat(e)} {_flat(e.__cause__)}' if isinstance(e.__cause__, HTTPError) else _flat(e)
-        raise UserError(f'{endpoint} refuses {repo_id}: {reason}') from e
-
-
-def _answer(error: HfHubHTTPError, endpoint: str, repo_id: str, revision: str | None) -> str:
-    if isinstance(error, RevisionNotFoundError):
-        return f'{repo_id} has no revision {revision}'
-    if isinstance(error, RepositoryNotFoundError):
-        return f'{endpoint} shows no model repository {repo_id} to this token'
-    status = error.response.status_code
-    if status == 401:
-        return f'{endpoint} does not accept the token (401): give a valid one {_LOGIN}'
-    if status == 403:
-        return f'the token may not write to {repo_id} (403): it needs the right to write, in this namespace'
-    return f'{endpoint} answers {status} for {repo_id}: {_flat(error.server_message or error)}'
-
-
-def _flat(error) -> str:
-    return ' '.join(str(error).split())
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser('python -m timm_longtail push', description='Upload an exported model to the Hub.')
     parser.add_argument('folder', help='folder that train.py exported, or one of hub/')
@@ -223,7 +187,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--revision', help='branch, created if need be; without it main')
     parser.add_argument('--message', help='first line of the commit')
     parser.add_argument('--replace', action='store_true', help='delete other files that the repository holds')
-    return parser.parse_args(argv)
+    parser.add_argument('--timeout', type=float, default=ANSWER_SECONDS, metavar='SECONDS',
+                        help='time that the Hub may take to answer; an upload has more, by its size')
+    args = parser.parse_args(argv)
+    if not 0 < args.timeout <= 86_400:
+        raise UserError(f'--timeout must be above 0 and at most a day, 86400, got {args.timeout:g}')
+    return args
 
 
 def main(argv: list[str] | None = None):
@@ -237,7 +206,7 @@ def main(argv: list[str] | None = None):
     print(f'to {name}', flush=True)
     url = push_model(
         folder, args.repo_id, private=args.private, revision=args.revision, commit_message=args.message,
-        replace=args.replace)
+        replace=args.replace, timeout=args.timeout)
     print(url)
     print('load it with' + (', after `import timm_longtail`,' if is_ours(config['architecture']) else ''))
     print(f'timm.create_model(\'hf-hub:{name}\', pretrained=True)')

@@ -17,16 +17,38 @@ import torch
 
 from .data.titles import file_title
 from .errors import UserError
+from .files import read_json
 from .version import __version__
 
 __all__ = [
-    'code_state', 'command_line', 'data_tag', 'environment', 'experiment_of', 'is_dirty', 'peak_memory',
-    'relative_to_root', 'require_clean_tree', 'results_path', 'tree_files', 'tree_hash', 'working_tree_hash',
+    'RETRAINED_COLUMNS',
+    'code_state',
+    'command_line',
+    'cut_folders',
+    'data_tag',
+    'environment',
+    'experiment_of',
+    'is_dirty',
+    'peak_memory',
+    'read_row',
+    'relative_to_root',
+    'require_clean_tree',
+    'require_new_row',
+    'results_path',
+    'tree_files',
+    'tree_hash',
     'variant_of',
+    'without_folders',
+    'working_tree_hash',
 ]
 
 ROOT = Path(__file__).parent.parent
 ENTRY_POINTS = ('train.py', 'retrain.py', 'validate.py', 'benchmark.py')
+
+# what the rows of all versions have: those of training, and those of classifiers that were retrained
+ROW_COLUMNS = ('tag', 'model', 'method', 'method_kwargs', 'dataset', 'imbalance_factor', 'recipe', 'epochs', 'seed',
+               'command', 'last', 'best')
+RETRAINED_COLUMNS = ('tag', 'model', 'command', 'stage_1', 'classifiers', 'features')
 
 
 def tree_files(names, recipe: str | None = None) -> list[str]:
@@ -89,10 +111,52 @@ def command_line(num_processes: int) -> str:
     return line.replace(folder, '$TIMM_LONGTAIL_DATA') if folder else line
 
 
+# an absolute path in a text: what stands before it, and its names; those of a URL are none
+_NAMES = r'/(?!/)(?P<names>(?:[^/{stop}]+/)*[^/{stop}]*)'
+_BEFORE = r'(?P<before>^|[=:,;\'"(\[{{]|\bhfds/|file://{more})'
+_PATH_IN_WORD = re.compile((_BEFORE + _NAMES).format(stop=r'\'",;:()\[\]{}', more=''))
+_PATH_IN_TEXT = re.compile((_BEFORE + _NAMES).format(stop=r'\s\'",;:()\[\]{}', more=r'|\s'))
+
+
+def cut_folders(text: str, pattern: re.Pattern = _PATH_IN_TEXT) -> str:
+    """Return a text in which absolute paths are cut to their last name; an export keeps its run's name.
+
+    What is published says neither how the folders of this machine are called nor who has an account on it.
+
+    Args:
+        text: A path, or any text.
+        pattern: What a path is in it.
+    """
+    def cut(match: re.Match) -> str:
+        names = [name for name in match['names'].split('/') if name]
+        if not names:
+            return match[0]
+
+        shown = names[-1]
+        if _is_home(names):
+            shown = '~'
+        elif shown == 'export' and len(names) > 1 and not _is_home(names[:-1]):
+            shown = f'{names[-2]}/export'
+        return match['before'].removesuffix('file://') + shown
+
+    # a path alone may hold spaces
+    return (_PATH_IN_WORD if text.startswith('/') else pattern).sub(cut, text)
+
+
+def _is_home(names: list[str]) -> bool:
+    """Return whether an absolute path, by its names, is the home of somebody: its last name is that of an account."""
+    if names == ['root'] or (len(names) == 2 and names[0] in ('home', 'Users')):
+        return True
+    return Path('/', *names) == Path.home()
+
+
 def without_folders(command: str) -> str:
     """Return a command line in which absolute paths are cut to their last name; an export keeps its run's name."""
-    folders = r'^(packed:|local-dir:|hfds/)?/.*/(?!export$)'
-    words = [re.sub(folders, r'\1', word.rstrip('/')) for word in shlex.split(command)]
+    try:
+        words = shlex.split(command)
+    except ValueError:  # no command line of a shell
+        return cut_folders(command)
+    words = [cut_folders(word, _PATH_IN_WORD) for word in words]
     return ' '.join(word if word.startswith('$') else shlex.quote(word) for word in words)
 
 
@@ -157,13 +221,55 @@ def results_path(args: Namespace, train_set) -> Path:
     A variant of a method, by its options or its sampler, is told apart by `--experiment`, or by its recipe's name.
 
     Raises:
-        UserError: It is there already: a row is measured once.
+        UserError: It is there already: a row is measured once; or it could not be written.
     """
     names = [data_tag(train_set), args.model.rpartition('/')[2], args.method, experiment_of(args)]
     path = Path(args.results) / f'{".".join(filter(None, names))}.e{args.epochs}.s{args.seed}.json'
-    if path.exists():
-        raise UserError(f'--results: {path} is there already; name a variant by --experiment, or move the file away')
+    require_new_row(path)
     return path
+
+
+def require_new_row(path: Path):
+    """Refuse the file of a row that is there already, or could not be written once the run is over.
+
+    Its folder is made; on the main process alone, since others may be on hosts that do not have it.
+
+    Args:
+        path: File to be written.
+
+    Raises:
+        UserError: Says why.
+    """
+    try:
+        is_there = path.exists()
+        if not is_there and int(os.environ.get('RANK', 0)) == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # as long a name as `write_text` takes
+            trial = path.with_name(f'{path.name}.tmp')
+            trial.touch()
+            trial.unlink()
+    except (OSError, ValueError) as e:  # ValueError: a NUL in the name
+        raise UserError(f'--results: cannot write {path}: {getattr(e, "strerror", None) or e}') from e
+
+    if is_there:
+        raise UserError(f'--results: {path} is there already; name a variant by --experiment, or move the file away')
+
+
+def read_row(path: Path, columns: tuple[str, ...] = ROW_COLUMNS) -> dict[str, Any]:
+    """Read a row of results.
+
+    Args:
+        path: JSON file.
+        columns: What it must hold.
+
+    Raises:
+        UserError: The file is missing, damaged, or something else.
+    """
+    row = read_json(path, 'row of results')
+    for column in columns:
+        if column not in row:
+            raise UserError(f'{path} is not a row of results: it has no {column}')
+    return row
 
 
 def experiment_of(args: Namespace) -> str | None:

@@ -58,7 +58,7 @@ def results_path(representation: Representation) -> Path | None:
     """Return the file of the row of results, or None where none was asked for.
 
     Raises:
-        UserError: It is there already.
+        UserError: It is there already, or could not be written.
     """
     args, trained = representation.args, representation.candidate.trained
     if not args.results:
@@ -66,8 +66,7 @@ def results_path(representation: Representation) -> Path | None:
     tag = results.data_tag(representation.train_set)
     names = [tag, representation.candidate.name, trained.get('method'), args.experiment]
     path = Path(args.results) / 'retrained' / f'{".".join(filter(None, names))}.s{args.seed}.json'
-    if path.exists():
-        raise UserError(f'--results: {path} is there already; name a variant by --experiment, or move the file away')
+    results.require_new_row(path)
     return path
 
 

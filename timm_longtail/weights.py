@@ -20,6 +20,7 @@ from .cli import create_timm_model
 from .data import LongTailDataset, Preprocessing
 from .errors import UserError, one_line
 from .evaluate import trained_tensors
+from .exported import CONFIG, WEIGHTS, read_config, verify_weights
 from .files import read_json
 from .methods import method_class
 
@@ -220,6 +221,8 @@ def create_task_model(args: Namespace, num_classes: int, img_size: int | None = 
     path = initial_weights_path(args.initial_checkpoint)
     if args.initial_checkpoint and not path.is_file():
         raise UserError(f'--initial-checkpoint {path}: no such file')
+    if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
+        verify_weights(path.parent, read_config(path.parent))
 
     kwargs = {**args.model_kwargs, 'num_classes': num_outputs}
     if args.pretrained:

@@ -1,5 +1,4 @@
 """Tables of measured rows, read from `results/`: for the README and the pages of results."""
-import json
 import re
 import shlex
 import statistics
@@ -11,6 +10,7 @@ from timm_longtail.build import TRAINING_OPTIONS
 from timm_longtail.cli import parse_train_args
 from timm_longtail.data import head_tail_groups
 from timm_longtail.evaluate import GROUPS
+from timm_longtail.results import RETRAINED_COLUMNS, read_row
 from timm_longtail.retrained import JOINT
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +33,7 @@ def table(titles: list[str], rows: list[list[str]]) -> str:
 
 
 def _rows() -> list[dict]:
-    rows = [json.loads(path.read_text()) for path in sorted(RESULTS.glob('*.json'))]
+    rows = [read_row(path) for path in sorted(RESULTS.glob('*.json'))]
     return [row for row in rows if 'many' in row['last']]  # RAIS tells rotations, not classes
 
 
@@ -180,7 +180,8 @@ def _head_tail_cells(runs: list[dict]) -> list[str]:
 
 def rotations_table() -> str:
     """Rotations as positives or negatives: a row a setting, with the linear evaluation of its representation."""
-    retrained = [json.loads(path.read_text()) for path in sorted((RESULTS / 'retrained').glob('*.json'))]
+    paths = sorted((RESULTS / 'retrained').glob('*.json'))
+    retrained = [read_row(path, RETRAINED_COLUMNS) for path in paths]
     linear = {row['stage_1']['command']: row['classifiers']['linear'] for row in retrained
               if 'linear' in row['classifiers']}
     rows, lines = [row for row in _rows() if row['method'] == 'pnda' and not _is_full(row)], []
@@ -238,7 +239,7 @@ def retrained_table(whole: bool = False) -> str:
     """
     rows, full = [], {row['command'] for row in _rows() if _is_full(row)}
     for path in sorted((RESULTS / 'retrained').glob('*.json')):
-        row = json.loads(path.read_text())
+        row = read_row(path, RETRAINED_COLUMNS)
         stage, classifiers = row['stage_1'], row['classifiers']
         # a representation without classes: `rotations_table`
         if JOINT not in classifiers or (stage['command'] in full) != whole:
@@ -262,7 +263,7 @@ def commands_table() -> str:
     """One row a file of results: its name, the hash of the code and the command that measures it again."""
     lines = []
     for path in sorted(RESULTS.rglob('*.json')):
-        row = json.loads(path.read_text())
+        row = read_row(path, ('tree_hash', 'command'))
         name = path.relative_to(RESULTS).as_posix()
         lines.append([f'[{name.removesuffix(".json")}]({name})', row['tree_hash'][:12], f'`{row["command"]}`'])
     return table(['Row', 'Code', 'Command'], lines)
