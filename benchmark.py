@@ -17,7 +17,14 @@ from typing import Any
 
 import timm_longtail  # noqa: F401  registers the models
 from benchmarks.peers import Peers
-from timm_longtail.benchmarking import (
+from timm_longtail.cli.entry import run_main
+from timm_longtail.config.data_options import Parser
+from timm_longtail.config.train_options import parse_train_args, train_parser
+from timm_longtail.training.accelerator import create_accelerator
+from timm_longtail.training.build import build_run, create_datasets
+from timm_longtail.training.provenance import peak_memory
+from timm_longtail.training.run import Run
+from timm_longtail.training.timing import (
     Timing,
     block_rate,
     describe,
@@ -27,16 +34,9 @@ from timm_longtail.benchmarking import (
     time_epochs,
     time_steps,
 )
-from timm_longtail.build import build_run, create_datasets
-from timm_longtail.cli import parse_train_args, train_parser
-from timm_longtail.entry import run_main
-from timm_longtail.errors import UserError, unknown_name
-from timm_longtail.files import create_text
-from timm_longtail.machine import create_accelerator
-from timm_longtail.options import Parser
-from timm_longtail.ranges import Number
-from timm_longtail.results import peak_memory
-from timm_longtail.run import Run
+from timm_longtail.utils.errors import UserError, unknown_name
+from timm_longtail.utils.files import create_text
+from timm_longtail.utils.ranges import Number
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, argparse.Namespace]:

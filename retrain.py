@@ -14,31 +14,23 @@ import torch
 from torch import nn
 
 import timm_longtail  # noqa: F401  registers the models
-from timm_longtail import results
-from timm_longtail.build import check_input
-from timm_longtail.candidates import (
-    Candidate,
-    is_export,
-    load_checkpoint,
-    load_export,
-    load_run_export,
-    load_timm_model,
-    trained_data,
+from timm_longtail.cli.entry import run_main
+from timm_longtail.config.data_options import (
+    BATCH_SIZE,
+    IMG_SIZE,
+    SEED,
+    SHARE,
+    WORKERS,
+    Pairs,
+    Parser,
+    add_data_options,
 )
 from timm_longtail.data import create_splits
-from timm_longtail.entry import run_main
-from timm_longtail.errors import UserError, one_line
-from timm_longtail.evaluate import NotFinite, first_not_finite
-from timm_longtail.files import write_json
-from timm_longtail.folder import create_folder, hold_folder
-from timm_longtail.layers import CosineLinear
-from timm_longtail.machine import create_accelerator
+from timm_longtail.evaluation.evaluators import NotFinite, first_not_finite
 from timm_longtail.methods import check_options
-from timm_longtail.options import BATCH_SIZE, IMG_SIZE, SEED, SHARE, WORKERS, Pairs, Parser, add_data_options
-from timm_longtail.outputs import note_changed_file
-from timm_longtail.ranges import Number
-from timm_longtail.representation import Representation
-from timm_longtail.retrained import (
+from timm_longtail.models.layers import CosineLinear
+from timm_longtail.retraining.classifiers import CLASSIFIERS, TRAINED, Classifier, choose_classifiers, make_classifiers
+from timm_longtail.retraining.report import (
     JOINT,
     draw_figures,
     export_classifier,
@@ -47,7 +39,24 @@ from timm_longtail.retrained import (
     results_row,
     start_lines,
 )
-from timm_longtail.retraining import CLASSIFIERS, TRAINED, Classifier, choose_classifiers, make_classifiers
+from timm_longtail.retraining.representation import Representation
+from timm_longtail.retraining.trained_model import (
+    Candidate,
+    is_export,
+    load_checkpoint,
+    load_export,
+    load_run_export,
+    load_timm_model,
+    trained_data,
+)
+from timm_longtail.training import provenance
+from timm_longtail.training.accelerator import create_accelerator
+from timm_longtail.training.build import check_input
+from timm_longtail.training.outputs import note_changed_file
+from timm_longtail.utils.errors import UserError, one_line
+from timm_longtail.utils.files import write_json
+from timm_longtail.utils.folder import create_folder, hold_folder
+from timm_longtail.utils.ranges import Number
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -207,8 +216,8 @@ def made_one_by_one(names: list[str], representation: Representation) -> Iterato
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
     if args.results:
-        results.require_clean_tree()
-    code = results.code_state()
+        provenance.require_clean_tree()
+    code = provenance.code_state()
     accelerator = create_accelerator(args.mixed_precision)
     if accelerator.num_processes > 1:
         raise UserError('retrain.py is one process; for several, train.py --method crt --initial-checkpoint …')
@@ -218,7 +227,7 @@ def main(argv: list[str] | None = None):
                         'for other images, here; or --choose-lr-on-test')
     names, refused = choose_classifiers(args.classifier, representation)
     row_path = results_path(representation)
-    tag = results.data_tag(representation.train_set)
+    tag = provenance.data_tag(representation.train_set)
     folder = create_folder(
         Path(args.output) / (args.experiment or f'{representation.candidate.name}.retrain.{tag}.s{args.seed}'))
     hold_folder(folder)

@@ -16,7 +16,14 @@ from typing import Any
 import torch
 
 import timm_longtail  # noqa: F401  registers the models
-from timm_longtail.candidates import (
+from timm_longtail.cli.entry import run_main
+from timm_longtail.config.data_options import BATCH_SIZE, IMG_SIZE, WORKERS, Parser, add_data_options
+from timm_longtail.config.train_options import check_names
+from timm_longtail.data import LongTailDataset, create_dataset, create_loader, create_splits
+from timm_longtail.evaluation.evaluators import KNNEvaluator, LongTailEvaluator, format_table
+from timm_longtail.evaluation.plots.figures import plot_class_accuracy, plot_confusion
+from timm_longtail.evaluation.plots.style import require_matplotlib
+from timm_longtail.retraining.trained_model import (
     Candidate,
     is_export,
     load_checkpoint,
@@ -24,19 +31,12 @@ from timm_longtail.candidates import (
     load_timm_model,
     trained_data,
 )
-from timm_longtail.cli import check_names
-from timm_longtail.data import LongTailDataset, create_dataset, create_loader, create_splits
-from timm_longtail.drawing import require_matplotlib
-from timm_longtail.engine import evaluate
-from timm_longtail.entry import run_main
-from timm_longtail.errors import UserError
-from timm_longtail.evaluate import KNNEvaluator, LongTailEvaluator, format_table
-from timm_longtail.files import create_text, writing
-from timm_longtail.machine import memory_format
-from timm_longtail.options import BATCH_SIZE, IMG_SIZE, WORKERS, Parser, add_data_options
-from timm_longtail.outputs import write_per_class
-from timm_longtail.plots import plot_class_accuracy, plot_confusion
-from timm_longtail.ranges import Number
+from timm_longtail.training.accelerator import memory_format
+from timm_longtail.training.loop import evaluate
+from timm_longtail.training.outputs import write_per_class
+from timm_longtail.utils.errors import UserError
+from timm_longtail.utils.files import create_text, writing
+from timm_longtail.utils.ranges import Number
 
 
 class Recorder(LongTailEvaluator):

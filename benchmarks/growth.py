@@ -21,7 +21,7 @@ import torch
 
 from timm_longtail.data import LongTailDataset
 from timm_longtail.data.packed import write_packed
-from timm_longtail.machine import usable_cores
+from timm_longtail.training.accelerator import usable_cores
 
 ROOT = Path(__file__).parent.parent
 STEPS = ('--steps', '10', '--blocks', '3', '--warmup', '2')

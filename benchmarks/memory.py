@@ -23,13 +23,13 @@ def row(stage: str) -> str:
 def main(argv: list[str]):
     """Print the table: imports one after the other, then what `train.py` does."""
     print('| After | MB | most so far |\n| --- | --- | --- |')
-    for module in ('torch', 'torchvision', 'timm', 'timm_longtail', 'timm_longtail.engine', 'datasets'):
+    for module in ('torch', 'torchvision', 'timm', 'timm_longtail', 'timm_longtail.training.loop', 'datasets'):
         import_module(module)
         print(row(f'import {module}'))
-    from timm_longtail.benchmarking import time_steps
-    from timm_longtail.build import build_run, create_datasets
-    from timm_longtail.cli import parse_train_args
-    from timm_longtail.machine import create_accelerator
+    from timm_longtail.config.train_options import parse_train_args
+    from timm_longtail.training.accelerator import create_accelerator
+    from timm_longtail.training.build import build_run, create_datasets
+    from timm_longtail.training.timing import time_steps
     args = parse_train_args(argv)
     accelerator = create_accelerator(args.mixed_precision)
     train_set, eval_set, _ = create_datasets(args)

@@ -17,13 +17,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
-from timm_longtail import rng
-from timm_longtail.benchmarking import Clock, Timing
 from timm_longtail.data.calls import _parse
-from timm_longtail.errors import UserError, unknown_name
 from timm_longtail.methods import create_method
-from timm_longtail.run import Run
-from timm_longtail.weights import create_task_model
+from timm_longtail.training.run import Run
+from timm_longtail.training.timing import Clock, Timing
+from timm_longtail.training.weights import create_task_model
+from timm_longtail.utils import rng
+from timm_longtail.utils.errors import UserError, unknown_name
 
 Steps = tuple[list[Callable], list[Callable]]
 

@@ -13,11 +13,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import timm_longtail  # noqa: F401  registers the models
-from timm_longtail.build import build_run, create_datasets
-from timm_longtail.cli import parse_train_args
-from timm_longtail.engine import _train_phase
-from timm_longtail.entry import run_main
-from timm_longtail.machine import create_accelerator
+from timm_longtail.cli.entry import run_main
+from timm_longtail.config.train_options import parse_train_args
+from timm_longtail.training.accelerator import create_accelerator
+from timm_longtail.training.build import build_run, create_datasets
+from timm_longtail.training.loop import _train_phase
 
 STEPS = 8
 # the first kind that has one of its words in an operator's name

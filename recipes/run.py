@@ -24,15 +24,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from timm_longtail.cli import parse_train_args  # noqa: E402
+from timm_longtail.cli.entry import run_main  # noqa: E402
+from timm_longtail.config.data_options import SEED, Parser  # noqa: E402
+from timm_longtail.config.train_options import parse_train_args  # noqa: E402
 from timm_longtail.data import default_imbalance_factor, packed_data  # noqa: E402
-from timm_longtail.entry import run_main  # noqa: E402
-from timm_longtail.errors import UserError  # noqa: E402
-from timm_longtail.files import read_text  # noqa: E402
-from timm_longtail.options import SEED, Parser  # noqa: E402
-from timm_longtail.ranges import Number  # noqa: E402
-from timm_longtail.results import read_row, relative_to_root, variant_of  # noqa: E402
-from timm_longtail.signals import Stopped, on_stop_signal, stop_signals  # noqa: E402
+from timm_longtail.training.provenance import read_row, relative_to_root, variant_of  # noqa: E402
+from timm_longtail.utils.errors import UserError  # noqa: E402
+from timm_longtail.utils.files import read_text  # noqa: E402
+from timm_longtail.utils.ranges import Number  # noqa: E402
+from timm_longtail.utils.signals import Stopped, on_stop_signal, stop_signals  # noqa: E402
 
 TRAIN = ROOT / 'train.py'
 STOPPED = tuple(128 + signum for signum in stop_signals())

@@ -1,5 +1,5 @@
 """What tests that start processes need is made ready while the others run."""
-from . import forks
+from .support import forks
 
 
 def pytest_collection_finish(session):

@@ -2,6 +2,6 @@
 from . import models
 from .methods import create_method, list_methods
 from .models import attach_branches
-from .version import __version__
+from .utils.version import __version__
 
 __all__ = ['__version__', 'attach_branches', 'create_method', 'list_methods', 'models']

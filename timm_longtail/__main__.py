@@ -15,6 +15,11 @@ COMMANDS = {
     'pack': 'write a data set as one file',
     'push': 'send an exported folder to the Hub',
 }
+MODULES = {
+    'flags': 'timm_longtail.cli.flags',
+    'pack': 'timm_longtail.cli.pack',
+    'push': 'timm_longtail.export.hub',
+}
 _PROGRAM = 'python -m timm_longtail'
 
 
@@ -33,12 +38,12 @@ def _run_script(path: str, argv: list[str]):
 
 
 def _run_command(name: str, argv: list[str]):
-    from .errors import unknown_name
+    from .utils.errors import unknown_name
     if name not in COMMANDS:
         scripts = map(str, Path(name).parent.glob('*.py'))
         raise unknown_name('command or script', name, [*COMMANDS, *scripts])
     sys.argv = [f'{_PROGRAM} {name}', *argv]  # usage and errors begin with it
-    importlib.import_module(f'{__package__}.{name}').main(argv)
+    importlib.import_module(MODULES[name]).main(argv)
 
 
 def main(argv: list[str] | None = None):
@@ -52,7 +57,7 @@ def main(argv: list[str] | None = None):
     elif name not in COMMANDS and Path(name).is_file():
         _run_script(name, rest)
     else:
-        from .entry import run_main  # not at the top: it imports accelerate, which a script may not want
+        from .cli.entry import run_main  # not at the top: it imports accelerate, which a script may not want
         sys.argv[0] = _PROGRAM
         run_main(partial(_run_command, name, rest))
 

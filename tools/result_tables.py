@@ -6,12 +6,12 @@ from pathlib import Path
 
 import yaml
 
-from timm_longtail.build import TRAINING_OPTIONS
-from timm_longtail.cli import parse_train_args
+from timm_longtail.config.train_options import parse_train_args
 from timm_longtail.data import head_tail_groups
-from timm_longtail.evaluate import GROUPS
-from timm_longtail.results import RETRAINED_COLUMNS, read_row
-from timm_longtail.retrained import JOINT
+from timm_longtail.evaluation.evaluators import GROUPS
+from timm_longtail.retraining.report import JOINT
+from timm_longtail.training.build import TRAINING_OPTIONS
+from timm_longtail.training.provenance import RETRAINED_COLUMNS, read_row
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / 'results'

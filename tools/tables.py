@@ -12,7 +12,7 @@ import torch
 import timm_longtail
 from timm_longtail import losses
 from timm_longtail.data import list_datasets
-from timm_longtail.data.sources import REGISTRY
+from timm_longtail.data.sources.registry import REGISTRY
 from timm_longtail.methods import default_options, list_methods, method_class
 
 from .result_tables import ROOT, table

@@ -1,9 +1,10 @@
 """Long-tailed data sets, views and loaders."""
-from . import folders, hub_sets, lists, tables  # noqa: F401  they register their data sets
-from .batches import ShardedBatches
-from .datasets import create_dataset, create_splits, default_imbalance_factor, list_datasets
-from .factory import Preprocessing, create_loader
-from .loaders import DeviceLoader
+from .create import create_dataset, create_splits, default_imbalance_factor, list_datasets
+from .dataset import LongTailDataset
+from .loaders.create import Preprocessing, create_loader
+from .loaders.loader import DeviceLoader
+from .loaders.sharding import ShardedBatches
+from .loaders.workers import WorkerLoader
 from .longtail import (
     head_tail_groups,
     hold_out_indices,
@@ -13,7 +14,6 @@ from .longtail import (
     shot_groups,
     subset_hash,
 )
-from .longtail_dataset import LongTailDataset
 from .packed import packed_data, read_packed, write_packed
 from .samplers import (
     ClassSampler,
@@ -26,9 +26,9 @@ from .samplers import (
     create_sampler,
     list_samplers,
 )
-from .sources import find_dataset, register_dataset
-from .views import View, create_view, list_views, register_view
-from .worker_loader import WorkerLoader
+from .sources import folder, hub, lists, parquet  # noqa: F401  they register their data sets
+from .sources.registry import find_dataset, register_dataset
+from .views.view import View, create_view, list_views, register_view
 
 __all__ = [
     'ClassSampler',

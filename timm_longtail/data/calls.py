@@ -4,8 +4,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import UserError, one_line, unknown_name
-from ..ranges import check_option, shown
+from ..utils.errors import UserError, one_line, unknown_name
+from ..utils.ranges import check_option, shown
 
 __all__ = ['call_by_name']
 

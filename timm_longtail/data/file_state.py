@@ -3,7 +3,7 @@ import os
 
 import numpy as np
 
-from .encoded import EncodedImages
+from .images import EncodedImages
 
 __all__ = ['FileState', 'first_changed_file']
 

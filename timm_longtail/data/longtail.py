@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..errors import UserError, unknown_name
-from ..rng import generator
+from ..utils.errors import UserError, unknown_name
+from ..utils.rng import generator
 
 __all__ = [
     'head_tail_groups',

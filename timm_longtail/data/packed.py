@@ -30,11 +30,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-from ..files import reading, writing
-from .encoded import EncodedImages, decode_images, files_hash
+from ..utils.errors import UserError
+from ..utils.files import reading, writing
+from .dataset import LongTailDataset
+from .images import EncodedImages, decode_images, files_hash
 from .longtail import subset_hash
-from .longtail_dataset import LongTailDataset
 from .titles import plain_title
 
 __all__ = ['packed_data', 'read_packed', 'write_packed']

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..errors import UserError
-from ..rng import generator
+from ..utils.errors import UserError
+from ..utils.rng import generator
 from .calls import call_by_name
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Any, ParamSpec
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 # similarities held at a time, 16 MB in float32: smaller blocks pay for their overhead, and larger ones for memory that
 # a CPU's allocator asks the system for anew each time

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 
 def check_logits(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None):

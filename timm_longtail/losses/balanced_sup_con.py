@@ -11,7 +11,7 @@ Shapes: B batch (rows, all views of all images), C classes, D width, R anchors o
 """
 import torch
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from ._common import check_embeddings, full_precision, loss_of_anchors, reduce_rows
 
 

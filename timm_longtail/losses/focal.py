@@ -11,7 +11,7 @@ Shapes: B batch, C classes.
 import torch
 import torch.nn.functional as F
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from ._common import full_precision, reduce_rows
 from ._logits import check_logits, row_weight
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from ._common import full_precision, reduce_rows
 from ._logits import check_logits, log_prior, row_weight
 

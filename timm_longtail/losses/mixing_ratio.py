@@ -10,7 +10,7 @@ Shapes: B batch, E width.
 import torch
 import torch.nn.functional as F
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from ._common import full_precision
 from .nt_xent import check_pairs, pair_loss
 

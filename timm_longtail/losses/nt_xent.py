@@ -10,7 +10,7 @@ Shapes: B batch, E width, R anchors of a block, A anchors, T terms of an anchor.
 import torch
 import torch.nn.functional as F
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from ._common import full_precision, loss_of_anchors
 
 

@@ -10,7 +10,7 @@ Shapes: B batch, R rotations of a key, K keys in the queue, E width.
 """
 import torch
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from ._common import full_precision
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from ._common import check_embeddings, full_precision
 from .logit_adjustment import logit_adjusted_cross_entropy
 

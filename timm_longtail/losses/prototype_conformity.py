@@ -11,7 +11,7 @@ Shapes: B batch, C classes, D width of the features.
 """
 import torch
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from ._common import full_precision, mean_over_batch
 
 

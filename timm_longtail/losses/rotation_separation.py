@@ -12,7 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from ._common import full_precision
 from ._logits import check_logits
 

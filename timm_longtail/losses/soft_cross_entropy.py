@@ -8,7 +8,7 @@ Implemented from the formula. Shapes: B batch, C classes.
 """
 import torch
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from ._common import full_precision
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from ..errors import UserError
-from ..files import reading, writing
+from ..utils.errors import UserError
+from ..utils.files import reading, writing
 
 __all__ = ['FLAG_FILE', 'flags_digest', 'read_flags', 'write_flags']
 

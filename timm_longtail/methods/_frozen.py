@@ -10,7 +10,7 @@ from timm.models import group_parameters
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from ._method import Batch, Method
 
 __all__ = ['FrozenBackbone']

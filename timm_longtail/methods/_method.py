@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..evaluate import LongTailEvaluator
+from ..evaluation.evaluators import LongTailEvaluator
 
 __all__ = ['Batch', 'Method']
 

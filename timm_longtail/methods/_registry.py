@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import UserError, near_names, unknown_name
-from ..ranges import check_option
+from ..utils.errors import UserError, near_names, unknown_name
+from ..utils.ranges import check_option
 from ._method import Method
 
 __all__ = ['check_options', 'create_method', 'default_options', 'list_methods', 'method_class', 'register_method']

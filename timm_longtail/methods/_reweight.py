@@ -9,8 +9,8 @@ import torch
 from timm.loss import compute_class_weights
 from torch import nn
 
-from ..distributed import weighted_mean
-from ..errors import UserError
+from ..utils.distributed import weighted_mean
+from ..utils.errors import UserError
 
 __all__ = ['DeferredWeights']
 

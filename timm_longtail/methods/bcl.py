@@ -12,11 +12,11 @@ Shapes: B batch of this process, W processes, C classes, D width of the features
 import torch
 from torch import nn
 
-from ..distributed import all_gather_cat
-from ..errors import UserError
-from ..layers import unit_rows
 from ..losses import balanced_sup_con_loss, logit_adjusted_cross_entropy
 from ..models import attach_branches
+from ..models.layers import unit_rows
+from ..utils.distributed import all_gather_cat
+from ..utils.errors import UserError
 from ._method import Batch, Method
 from ._registry import register_method
 

@@ -5,7 +5,7 @@ Shapes: B batch of this process, C classes.
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from ._method import Batch, Method
 from ._mixup import remix_share, swap_neighbours
 from ._registry import register_method

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from ..data import PowerSampler
-from ..errors import UserError
 from ..losses import mixture_consistency_loss, soft_cross_entropy
 from ..models import attach_branches
+from ..utils.errors import UserError
 from ._method import Batch, Method
 from ._registry import register_method
 

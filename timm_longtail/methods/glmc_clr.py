@@ -16,9 +16,9 @@ Shapes: B batch of this process, W processes, E width of the embeddings.
 import torch
 from torch import nn
 
-from ..distributed import all_gather_cat
-from ..errors import UserError
 from ..losses import mixing_ratio_contrastive_loss
+from ..utils.distributed import all_gather_cat
+from ..utils.errors import UserError
 from ._method import Batch
 from ._registry import register_method
 from .glmc import GLMC

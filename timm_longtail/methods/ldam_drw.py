@@ -10,9 +10,9 @@ Shapes: B batch of this process, C classes.
 """
 from torch import nn
 
-from ..errors import UserError
-from ..layers import CosineLinear
 from ..losses import ldam_loss
+from ..models.layers import CosineLinear
+from ..utils.errors import UserError
 from ._method import Batch, Method
 from ._registry import register_method
 from ._reweight import DeferredWeights

@@ -11,8 +11,8 @@ from timm.loss.class_weights import compute_class_weights
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import UserError
 from ..losses import softmax_binary_cross_entropy
+from ..utils.errors import UserError
 from ._frozen import FrozenBackbone
 from ._method import Batch
 from ._registry import register_method

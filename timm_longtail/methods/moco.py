@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..distributed import all_gather_cat, rank, world_size
-from ..errors import UserError
-from ..evaluate import KNNEvaluator
-from ..layers import BatchNormGroups, projection_mlp, refuse_sync_batch_norm, unit_rows
+from ..evaluation.evaluators import KNNEvaluator
 from ..losses import pnda_loss
 from ..models import attach_branches
+from ..models.layers import BatchNormGroups, projection_mlp, refuse_sync_batch_norm, unit_rows
+from ..utils.distributed import all_gather_cat, rank, world_size
+from ..utils.errors import UserError
 from ._method import Batch, Method
 from ._registry import register_method
 

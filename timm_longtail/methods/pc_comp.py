@@ -26,10 +26,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..data import head_tail_groups
-from ..distributed import all_reduce_sum, rank, world_size
-from ..errors import UserError, unknown_name
 from ..losses import complement_entropy_loss
 from ..losses.prototype_conformity import prototype_conformity_parts
+from ..utils.distributed import all_reduce_sum, rank, world_size
+from ..utils.errors import UserError, unknown_name
 from ._method import Batch, Method
 from ._registry import register_method
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import UserError
-from ..files import require_regular_file
+from ..utils.errors import UserError
+from ..utils.files import require_regular_file
 from ._flags import flags_digest, read_flags
 from ._registry import register_method
 from .moco import MoCo

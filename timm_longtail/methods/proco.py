@@ -11,11 +11,11 @@ Shapes: B batch of this process, C classes, D width of the features, E width of 
 """
 import torch
 
-from ..distributed import all_reduce_sum
-from ..errors import UserError
-from ..layers import projection_mlp, unit_rows
 from ..losses import logit_adjusted_cross_entropy, proco_loss
 from ..models import attach_branches
+from ..models.layers import projection_mlp, unit_rows
+from ..utils.distributed import all_reduce_sum
+from ..utils.errors import UserError
 from ._method import Batch, Method
 from ._registry import register_method
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..distributed import all_reduce_sum, rank, world_size
-from ..errors import UserError
-from ..evaluate import LongTailEvaluator
+from ..evaluation.evaluators import LongTailEvaluator
 from ..losses import rotation_entropy, rotation_separation_loss
+from ..utils.distributed import all_reduce_sum, rank, world_size
+from ..utils.errors import UserError
 from ._flags import FLAG_FILE, flags_digest, write_flags
 from ._method import Batch, Method
 from ._registry import register_method

@@ -3,7 +3,7 @@ import torch
 from timm.layers import create_classifier, get_device_dtype
 from timm.models.resnet import ResNet
 
-from ..layers import CosineLinear
+from .layers import CosineLinear
 
 __all__ = ['CosineHead', 'CosineResNet']
 

@@ -7,7 +7,7 @@ import copy
 import torch
 import torch.nn as nn
 
-from ..layers import CosineLinear
+from .layers import CosineLinear
 
 __all__ = ['FeatureClassifier', 'replace_classifier']
 

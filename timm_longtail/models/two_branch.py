@@ -18,8 +18,8 @@ import torch.nn as nn
 from timm.layers import get_device_dtype
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
-from ..errors import UserError, unknown_name
-from ..layers import CosineLinear, projection_mlp
+from ..utils.errors import UserError, unknown_name
+from .layers import CosineLinear, projection_mlp
 from .resnet_cifar import ResNetCifar, cifar_cfg, init_weights
 
 __all__ = ['TwoBranch', 'TwoBranchResNetCifar', 'attach_branches', 'deployed_state_dict']

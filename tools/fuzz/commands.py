@@ -100,7 +100,7 @@ class Program:
         """Options of its parser, and, of `benchmark.py`, those of `train.py` that it takes too."""
         actions = _parser_of(self.parse)._actions
         if self.argv[0] == 'benchmark.py':
-            from timm_longtail.cli import train_parser
+            from timm_longtail.config.train_options import train_parser
             actions = actions + train_parser()._actions
         return [action for action in actions if action.dest not in LEFT_OUT]
 
@@ -110,7 +110,7 @@ class _Found(Exception):
 
 
 def _parser_of(parse: Callable) -> argparse.ArgumentParser:
-    from timm_longtail.options import Parser
+    from timm_longtail.config.data_options import Parser
 
     def stop(parser, *args, **kwargs):
         raise _Found(parser)
@@ -129,8 +129,9 @@ def programs() -> list[Program]:
     import retrain
     import validate
     from recipes import run
-    from timm_longtail import flags, pack, push
-    from timm_longtail.cli import parse_train_args
+    from timm_longtail.cli import flags, pack
+    from timm_longtail.config.train_options import parse_train_args
+    from timm_longtail.export import hub
 
     def module(name, *works, parse, share=2):
         return Program(('-m', 'timm_longtail', name), 'python -m timm_longtail', works, parse, share)
@@ -147,7 +148,7 @@ def programs() -> list[Program]:
         script('recipes/run.py', '--list', '--queue', '../place/queue.txt', parse=run.parse_args, share=2),
         module('pack', '--dataset', 'folder', '--data-dir', '../place/photos', '--packed', 'new.safetensors',
                parse=pack.parse_args),
-        module('push', '../place/run/export', '--repo-id', 'user/name', parse=push.parse_args),
+        module('push', '../place/run/export', '--repo-id', 'user/name', parse=hub.parse_args),
         module('flags', '../place/flags.safetensors', parse=flags.parse_args),
     ]
 

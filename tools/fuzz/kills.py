@@ -125,7 +125,7 @@ def print_result():
     import json
     import sys
 
-    from timm_longtail.checkpoint import read_checkpoint
+    from timm_longtail.training.checkpoint import read_checkpoint
 
     from .reads import digest
     folder = Path(sys.argv[1])

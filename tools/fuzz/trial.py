@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests import forks
+from tests.support import forks
 
 from . import place
 
@@ -35,7 +35,7 @@ FILE_SIZE = 2 ** 30
 
 _MODULES = (
     'train', 'validate', 'retrain', 'benchmark', 'accelerate', 'sklearn.datasets', 'datasets', 'matplotlib.pyplot',
-    'timm_longtail.flags', 'timm_longtail.pack', 'timm_longtail.push', 'tools.fuzz.reads', 'tools.fuzz.place',
+    'timm_longtail.cli.flags', 'timm_longtail.cli.pack', 'timm_longtail.export.hub', 'tools.fuzz.reads', 'tools.fuzz.place',
 )
 
 

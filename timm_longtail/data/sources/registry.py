@@ -1,0 +1,262 @@
+"""Where images come from: labels first, then the images of the rows that are asked for.
+
+N images, C classes.
+"""
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ...utils.errors import UserError, unknown_name
+from ..images import EncodedImages
+from ..longtail import hold_out_indices
+
+__all__ = [
+    'REGISTRY',
+    'TEST_SPLITS',
+    'TRAIN_SPLITS',
+    'RegisteredDataset',
+    'Source',
+    'SourceOptions',
+    'choose_test_split',
+    'choose_train_split',
+    'find_dataset',
+    'find_splits',
+    'hold_out_split',
+    'refuse_options',
+    'register_dataset',
+]
+
+# what the folders of splits are called, whatever their case, the best name first
+TRAIN_SPLITS = ('train', 'training')
+TEST_SPLITS = ('test', 'testing', 'val', 'validation', 'valid', 'eval', 'evaluation', 'dev')
+
+_STREAMED = (
+    'class counts and class-balanced sampling need every label and random access, which a stream has not; '
+    'name a Hub data set as hfds/USER/SET, or unpack the images into one folder a class and name --dataset folder')
+_FOREIGN = 'is not read here; name the same data set as hfds/USER/SET, or write one folder a class: --dataset folder'
+
+# the prefixes of timm's `create_dataset` that this package does not serve
+_REFUSED = {
+    'hfids': f'streams a Hub data set: {_STREAMED}',
+    'wds': f'streams tar files: {_STREAMED}',
+    'tfds': f'(TensorFlow Datasets) {_FOREIGN}',
+    'torch': f"(torchvision's data sets) {_FOREIGN}",
+}
+
+
+@dataclass
+class Source:
+    """What a data set needs of its storage.
+
+    Attributes:
+        targets: Class of each row, int64 [N].
+        class_names: C names.
+        images: The N images, encoded; or decoded, uint8 [N,3,S,S].
+        names: File name of each row, where `images` is a tensor.
+        mean, std: Per-channel constants for pixels in [0, 1]; None leaves them to be measured or to be ImageNet's.
+        original_order: Whether the rows are stored in the order of the original release.
+        published: Whether it is a benchmark of one small size, decoded into memory without looking at every header.
+        hub_id: The Hub's name of the data set, where it has one.
+        note: A line that the user should read at the start, or ''.
+        title: Name in file names and messages; '' takes the registered one.
+    """
+    targets: np.ndarray
+    class_names: list[str]
+    images: EncodedImages | torch.Tensor
+    names: list[str] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    original_order: bool = True
+    published: bool = False
+    hub_id: str | None = None
+    note: str = ''
+    title: str = ''
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a source may be told.
+
+    Attributes:
+        argument: What stands behind the slash of a name such as `hfds/USER/SET`; '' without.
+        data_dir: Folder of the data, or None.
+        train_split, test_split: What the splits are called in the storage; None takes the usual names.
+        input_key, target_key: Columns of the image and of the label; None finds them.
+        class_names: Classes of a trained model that the labels of a test split are to stand for; a folder then needs no
+            training split. None takes those of the training split.
+        whole: Whether the test split of a set without splits is all of it, for a model that was trained on other
+            images.
+    """
+    argument: str = ''
+    data_dir: Path | None = None
+    train_split: str | None = None
+    test_split: str | None = None
+    input_key: str | None = None
+    target_key: str | None = None
+    class_names: tuple[str, ...] | None = None
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class RegisteredDataset:
+    """A source and how its training split is cut.
+
+    Attributes:
+        load: `(split, options) -> Source`, split `train` or `test`.
+        imbalance_factor: Default factor; 1 is a set that is never cut, None has natural counts and is cut on request.
+    """
+    load: Callable[[str, SourceOptions], Source]
+    imbalance_factor: float | None
+
+
+REGISTRY: dict[str, RegisteredDataset] = {}
+
+
+def register_dataset(name: str, imbalance_factor: float | None = 1.) -> Callable:
+    """Register a function `(split, options) -> Source` under a name.
+
+    Args:
+        name: What `create_dataset` calls it; one that ends in a slash takes an argument behind it.
+        imbalance_factor: See `RegisteredDataset`.
+    """
+    def register(load: Callable) -> Callable:
+        REGISTRY[name] = RegisteredDataset(load, imbalance_factor)
+        return load
+    return register
+
+
+def find_dataset(name: str) -> tuple[RegisteredDataset, str]:
+    """Return what is registered under a name, and the argument behind its slash.
+
+    Raises:
+        UserError: An unknown name, one of timm's that is not served here, or a missing argument.
+    """
+    prefix, slash, argument = name.partition('/')
+    if slash and prefix in _REFUSED:
+        raise UserError(f'--dataset {name}: {prefix}/ {_REFUSED[prefix]}')
+    found = REGISTRY.get(prefix + slash)
+    if found is None:
+        raise unknown_name('data set', name, sorted(REGISTRY))
+    if slash and not argument:
+        raise UserError(f'--dataset {name}: what stands behind the slash is missing')
+    return found, argument
+
+
+def refuse_options(what: str, options: SourceOptions, names: Sequence[str]):
+    """Raise a `UserError` for an option that a source has no use for."""
+    for name in names:
+        if getattr(options, name) is not None:
+            raise UserError(f'{what} takes no --{name.replace("_", "-")}')
+
+
+def find_splits(known: Collection[str], usual: Sequence[str], place: str, option: str) -> list[str]:
+    """Return the splits that have a usual name, whatever its case, in the order of the usual names.
+
+    Args:
+        known: Names of the splits that are there.
+        usual: Usual names, lower case, the best first.
+        place: What the data set is called in an error.
+        option: Option that chooses a split.
+
+    Raises:
+        UserError: One split in two spellings.
+    """
+    found = []
+    for name in usual:
+        spellings = sorted(one for one in known if one.casefold() == name)
+        if len(spellings) > 1:
+            raise UserError(f'{place} has {" and ".join(spellings)}, one split in two spellings; choose with {option}')
+        found += spellings
+    return found
+
+
+def choose_train_split(known: Collection[str], asked: str | None, place: str) -> str | None:
+    """Choose the split that is trained on.
+
+    Args:
+        known: Names of the splits that are there.
+        asked: Name that the user gave, or None.
+        place: What the data set is called in an error.
+
+    Returns:
+        Its name, None where there is none.
+
+    Raises:
+        UserError: Several might be meant.
+    """
+    if asked is not None:
+        return asked if asked in known else None
+
+    found = find_splits(known, TRAIN_SPLITS, place, '--train-split')
+    if len(found) > 1:
+        raise UserError(f'{place} has {" and ".join(found)}: choose the training split with --train-split')
+    return found[0] if found else None
+
+
+def choose_test_split(
+        known: Collection[str],
+        usual: Sequence[str],
+        train: str | None,
+        asked: str | None,
+        place: str,
+) -> tuple[str | None, str]:
+    """Choose the split that is tested on.
+
+    Args:
+        known: Names of the splits that are there.
+        usual: What test splits are called, lower case, the best name first.
+        train: Name of the training split, None without one.
+        asked: Name that the user gave, or None.
+        place: What the data set is called in an error.
+
+    Returns:
+        Its name, None where there is none; and a line to read where there was a choice, or ''.
+
+    Raises:
+        UserError: The split asked for is not there, or is the training split; one split in two spellings.
+    """
+    if asked is not None:
+        if asked not in known:
+            raise UserError(f'{place} has no split {asked!r}; it has {", ".join(sorted(known))}')
+        if asked == train:
+            raise UserError(f'{place}: {asked!r} is the training split; name another with --test-split')
+        return asked, ''
+
+    others = [name for name in known if name != train]
+    found = find_splits(others, usual, place, '--test-split')
+    if not found:
+        return None, ''
+    if len(found) == 1:
+        return found[0], ''
+    return found[0], (
+        f'{place}: {found[0]} is the test split, {", ".join(found[1:])} not used (--test-split chooses)')
+
+
+def hold_out_split(targets: np.ndarray, split: str) -> np.ndarray:
+    """Return the rows of one split, int64, of a set that has no test split: 20 % of each class become one."""
+    test = hold_out_indices(targets, 0.2, seed=0)
+    return test if split == 'test' else np.setdiff1d(np.arange(len(targets)), test)
+
+
+@register_dataset('digits_lt', imbalance_factor=20)
+def _digits(split: str, options: SourceOptions) -> Source:
+    """scikit-learn's 8x8 digits, up-sampled to 32x32 RGB; 20 % of each class are the test split."""
+    from sklearn.datasets import load_digits
+    if options.data_dir is not None:
+        raise UserError('digits_lt comes with scikit-learn; it takes no --data-dir (--dataset folder takes one)')
+    digits = load_digits()
+    rows = hold_out_split(digits.target, split)
+    grey = torch.from_numpy(digits.images[rows]).float() * (255 / 16)
+    large = torch.nn.functional.interpolate(grey[:, None], size=(32, 32), mode='bilinear', align_corners=False)
+    return Source(
+        targets=digits.target[rows].astype(np.int64),
+        class_names=[str(digit) for digit in range(10)],
+        images=large.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous(),
+        names=[f'digit_{row:04d}' for row in rows],
+        mean=(0.3051,) * 3,
+        std=(0.3234,) * 3,
+        published=True,
+    )

@@ -1,0 +1,1 @@
+"""What becomes of an image before the network sees it."""

@@ -1,0 +1,1 @@
+"""Classifiers on a representation that is already trained."""

@@ -1,0 +1,52 @@
+"""Nearest class mean classifier (Kang et al., ICLR 2020, https://arxiv.org/abs/1910.09217, section 4.2).
+
+Shapes: N images, C classes, D width of the features.
+"""
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ...models.layers import CosineLinear, NearestMean, linear_classifier
+from ...utils.errors import UserError
+
+__all__ = ['nearest_class_mean']
+
+METRICS = ('l2', 'cosine', 'centred')
+
+
+@torch.no_grad()
+def nearest_class_mean(
+        features: torch.Tensor,
+        target: torch.Tensor,
+        num_classes: int,
+        metric: str = 'l2',
+) -> nn.Module:
+    """Classify by the nearest mean of the training features; each class weighs the same, whatever its size.
+
+    Args:
+        features: Training features [N, D].
+        target: Their classes, int64 [N].
+        num_classes: C.
+        metric: `l2`, an `nn.Linear` whose logits are -|x - mu_c|^2 / 2 but for a term that all classes share; `cosine`,
+            a `CosineLinear`; `centred`, a `NearestMean`, which the released code does under the name cl2n.
+
+    Raises:
+        UserError: An unknown metric, or a class without features.
+    """
+    if metric not in METRICS:
+        raise UserError(f'nearest class mean: the metric is one of {", ".join(METRICS)}, got {metric!r}')
+    wide = features.double()
+    centre = wide.mean(dim=0)
+    if metric == 'centred':
+        wide = F.normalize(wide - centre, dim=1)
+    counts = torch.bincount(target, minlength=num_classes)
+    if not (counts > 0).all():
+        raise UserError(f'nearest class mean: class {int((counts > 0).int().argmin())} has no images')
+    means = wide.new_zeros(num_classes, wide.shape[1]).index_add_(0, target, wide) / counts[:, None]
+    if metric == 'centred':
+        return NearestMean(centre, means).to(features)
+    if metric == 'cosine':
+        head = CosineLinear(means.shape[1], num_classes)
+        head.weight.copy_(F.normalize(means, dim=1))
+        return head.to(features)
+    return linear_classifier(means, -means.square().sum(dim=1) / 2).to(features)

@@ -1,0 +1,411 @@
+"""Checkpoints: atomic on disk, exact to resume, readable by timm.
+
+The file has timm's keys (`epoch`, `arch`, `state_dict`, `state_dict_ema`, `optimizer`, `args`, `metric`, `version`);
+`state_dict` is the deployed model's, so that `timm.models.load_checkpoint` takes it as it is. What training needs
+beyond that (branches, centroids, position in the epoch) stands beside it. Tensors and plain types only: read with
+`weights_only=True`, always, and not before every record has been compared with its checksum.
+"""
+import argparse
+import logging
+import os
+import pathlib
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import NoneType
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..models import deployed_state_dict
+from ..utils.errors import UserError, one_line
+from ..utils.files import LAST, PREVIOUS, reading, require_regular_file, writing
+
+__all__ = [
+    'check_architecture',
+    'check_fields',
+    'check_finite',
+    'find_checkpoint',
+    'load_method_state',
+    'method_state',
+    'read_checkpoint',
+    'read_input_config',
+    'read_part',
+    'read_weights',
+    'restoring',
+    'write_checkpoint',
+]
+
+_logger = logging.getLogger(__name__)
+
+# where programs keep a model's weights in a file: the order of `timm.models.load_state_dict`, then DeepSpeed's name
+_PARTS = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'module')
+
+# what resuming reads, and the type that it must have
+_FIELDS = {
+    'epoch': int,
+    'step': int,
+    'arch': str,
+    'state_dict': dict,
+    'method_state': dict,
+    'optimizer': dict,
+    'optimizers': list,
+    'args': dict,
+    'about': dict,
+    'protocol': dict,
+    'tree_hashes': list,
+    'seconds': (int, float),
+    'history': list,
+    'best': (dict, NoneType),
+}
+
+# the same for a checkpoint from inside an epoch
+_FIELDS_INSIDE = {
+    'torch_rng': list,
+    'method_rng': dict,
+    'sums': list,
+}
+
+
+def write_checkpoint(state: dict[str, Any], path: Path, keep_previous: bool = False):
+    """Write a checkpoint so that a crash at any moment leaves a whole file.
+
+    Args:
+        state: Tensors and plain types.
+        path: File to write.
+        keep_previous: Rename the file that stands there to `checkpoint-previous.pth.tar` first.
+
+    Raises:
+        UserError: The disk is full or refuses; the files that stood there still do.
+    """
+    temporary = path.with_name(path.name + '.tmp')
+    try:
+        with writing(path):
+            with open(temporary, 'wb') as f:
+                torch.save(state, f)
+                f.flush()
+                os.fsync(f.fileno())
+            if keep_previous and path.exists():
+                os.replace(path, path.with_name(PREVIOUS))
+            os.replace(temporary, path)
+    except UserError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a training checkpoint onto the CPU.
+
+    Args:
+        path: File that `train.py` wrote.
+
+    Raises:
+        UserError: No such file; a file that is cut short or whose bits have changed; a pickle that holds more than
+            tensors and plain types; a file of another kind; fields that are missing or of another type.
+    """
+    if path.suffix == '.safetensors':
+        require_regular_file(path, 'checkpoint')
+        raise UserError(f'{path} is no training checkpoint: it holds weights only, which --initial-checkpoint takes')
+
+    content = _read(path)
+    if not isinstance(content, dict) or 'protocol' not in content:
+        raise UserError(f'{path} is no training checkpoint of timm_longtail: {_describe(content)}')
+
+    _check_training_state(content, path)
+    return content
+
+
+def _describe(content: Any) -> str:
+    """Return, for an error message, what a file holds that is not our training checkpoint."""
+    found = _find_weights(content)
+    if found is None:
+        kind = 'no weights' if isinstance(content, dict) else f'a {type(content).__name__}'
+        return f'it holds {kind}'
+
+    part, _ = found
+    if part and 'optimizer' in content:
+        return f'it is of another program, such as timm\'s train.py; --initial-checkpoint takes its weights ({part})'
+    return 'it holds weights only, which --initial-checkpoint takes'
+
+
+def _check_training_state(state: dict[str, Any], path: Path):
+    """Raise a `UserError` unless a checkpoint has all that resuming reads."""
+    what = f'{path} is a damaged training checkpoint'
+    check_fields(state, _FIELDS, what)
+    if min(state['epoch'], state['step']) < 0:
+        raise UserError(f'{what}: epoch {state["epoch"]}, step {state["step"]}')
+
+    if state['step'] > 0:
+        check_fields(state, _FIELDS_INSIDE, what)
+    check_fields(state['args'], {'method_kwargs': dict}, f'{what}: args')
+    if state['best'] is not None:
+        check_fields(state['best'], {'epoch': int}, f'{what}: best')
+
+    for name in ('state_dict', 'method_state', 'state_dict_ema'):
+        if name in state and not _is_state_dict(state[name]):
+            raise UserError(f'{what}: {name} holds something else than tensors')
+    if not all(isinstance(row, dict) for row in state['history']):
+        raise UserError(f'{what}: history holds something else than rows of figures')
+    if len(state['history']) != state['epoch']:
+        raise UserError(f'{what}: history has {len(state["history"])} rows, and {state["epoch"]} epochs are finished')
+
+
+def check_fields(values: Mapping[str, Any], kinds: Mapping[str, type | tuple[type, ...]], what: str):
+    """Raise a `UserError` unless a dictionary has some fields, each of its type; True and False are no numbers.
+
+    Args:
+        values: Content of a file.
+        kinds: Type of each field, or the types that it may have.
+        what: Beginning of the message.
+    """
+    for name, kind in kinds.items():
+        kinds_of_field = kind if isinstance(kind, tuple) else (kind,)
+        if name not in values:
+            raise UserError(f'{what}: it has no {name}')
+
+        value = values[name]
+        is_wrong_bool = isinstance(value, bool) and bool not in kinds_of_field
+        if is_wrong_bool or not isinstance(value, kinds_of_field):
+            expected = ' or '.join('None' if k is NoneType else k.__name__ for k in kinds_of_field)
+            raise UserError(f'{what}: {name} is {one_line(repr(value), 60)}, expected {expected}')
+
+
+@contextmanager
+def restoring(source: str) -> Iterator[None]:
+    """Turn what an optimizer or a generator raises about a state that it cannot take into one line.
+
+    Args:
+        source: Name of the checkpoint.
+
+    Raises:
+        UserError: Names it, and the reason.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        reason = f'{type(e).__name__}: {one_line(e)}'
+        raise UserError(f'{source} is a damaged training checkpoint: {reason}') from e
+
+
+def _read(path: Path) -> Any:
+    """Return what a file of `torch.save` holds, opened once: checksums first, then the content."""
+    require_regular_file(path, 'checkpoint')
+    start = b''
+    try:
+        with open(path, 'rb') as f:
+            start = f.read(4)
+            if start == b'PK\x03\x04':  # as torch itself tells an archive from a pickle, which has no checksums
+                _check_records(f, path)
+            f.seek(0)
+            with torch.serialization.safe_globals(_plain_types()):
+                return torch.load(f, map_location='cpu', weights_only=True)
+    except UserError:
+        raise
+    except OSError as e:
+        raise UserError(f'cannot read {path}: {e.strerror or one_line(e)}') from e
+    except Exception as e:  # torch raises five kinds of error here, by where the file ends
+        if isinstance(e, pickle.UnpicklingError) and (start == b'PK\x03\x04' or start[:1] == b'\x80'):
+            named = re.search(r'GLOBAL (\S+) was not an allowed', str(e))
+            found = f', such as {named.group(1)}' if named else ''
+            raise UserError(
+                f'{path} refused: it is a pickle that holds more than tensors and plain types{found}') from e
+        raise UserError(f'{path} is truncated or is not a checkpoint') from e
+
+
+def _check_records(f: IO[bytes], path: Path):
+    """Compare every record of an archive with its checksum, which `torch.load` does not: a changed bit is no weight.
+
+    Raises:
+        UserError: A record has changed.
+        Exception: Whatever `zipfile` raises about an archive that is cut short.
+    """
+    with zipfile.ZipFile(f) as archive:
+        records = archive.infolist()
+        if not any(record.CRC for record in records):
+            return  # written without (`torch.serialization.set_crc32_options`)
+
+        for record in records:
+            try:
+                with archive.open(record) as stream:
+                    while stream.read(1 << 20):
+                        pass
+            except zipfile.BadZipFile as e:
+                raise UserError(f'{path} is damaged: record {record.filename} does not have its checksum') from e
+
+
+def _plain_types() -> list:
+    """Return types that checkpoints of other programs hold beside their weights, none of which runs anything.
+
+    DeiT, MAE and timm keep options as a `Namespace`; some hold paths, or figures as scalars of NumPy. Where a type has
+    moved between releases, it is listed by the names that files have for it.
+    """
+    scalar = np._core.multiarray.scalar if hasattr(np, '_core') else np.core.multiarray.scalar
+    return [
+        argparse.Namespace,
+        (pathlib.PurePosixPath, 'pathlib.PosixPath'),
+        (pathlib.PurePosixPath, 'pathlib._local.PosixPath'),
+        (pathlib.PureWindowsPath, 'pathlib.WindowsPath'),
+        (pathlib.PureWindowsPath, 'pathlib._local.WindowsPath'),
+        (scalar, 'numpy.core.multiarray.scalar'),
+        (scalar, 'numpy._core.multiarray.scalar'),
+        np.dtype,
+        *(type(np.dtype(name)) for name in ('bool', 'int32', 'int64', 'float16', 'float32', 'float64')),
+    ]
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items())
+
+
+def _find_weights(content: Any) -> tuple[str, dict[str, torch.Tensor]] | None:
+    """Return where in a file's content the weights are ('' where it is nothing else), and the weights."""
+    if not isinstance(content, dict):
+        return None
+    if content and _is_state_dict(content):
+        return '', content
+
+    for part in _PARTS:
+        if content.get(part) and _is_state_dict(content[part]):
+            return part, content[part]
+    return None
+
+
+def read_part(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
+    """Read a model's weights and say where in the file they are.
+
+    Taken are safetensors, a state dict, and what `timm.models.load_state_dict` takes: a checkpoint that keeps its
+    weights under `state_dict_ema`, `model_ema`, `state_dict`, `model` or `module`, the first of these that there is.
+
+    Args:
+        path: File.
+
+    Returns:
+        Name of the part, '' where the file is nothing but weights, and the tensors.
+
+    Raises:
+        UserError: No such file, or not one of these.
+    """
+    if path.suffix == '.safetensors':
+        from safetensors.torch import load_file
+        with reading(path, 'safetensors file'):
+            return '', load_file(path)
+
+    content = _read(path)
+    found = _find_weights(content)
+    if found is None:
+        names = ', '.join(sorted(map(str, content))[:6]) if isinstance(content, dict) else type(content).__name__
+        raise UserError(f'{path} holds no weights, neither by themselves nor under {", ".join(_PARTS)}: '
+                        f'it holds {names or "nothing"}')
+    return found
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read a model's weights from any file that `read_part` takes.
+
+    Raises:
+        UserError: No such file, or one of another kind.
+    """
+    return read_part(path)[1]
+
+
+def read_input_config(path: Path) -> dict[str, Any] | None:
+    """Return what a training checkpoint says of the images that its model saw, without reading its tensors.
+
+    Returns:
+        The fields of `Preprocessing`, or None where the file is of another kind; what is wrong with it is said where
+        the weights are read.
+    """
+    if path.suffix == '.safetensors' or not path.is_file():
+        return None
+    try:
+        with torch.serialization.safe_globals(_plain_types()):
+            content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        return dict(content['about']['preprocessing'])
+    except Exception:  # no archive, a pickle of something else, another program's
+        return None
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], source: object):
+    """Raise a `UserError` that names the first tensor with a value that is not a number, or is infinite.
+
+    Args:
+        weights: Tensors by name.
+        source: Where they are from, for the message.
+    """
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise UserError(f'{source}: {name} has {count} of {tensor.numel()} values that are NaN or infinite')
+
+
+def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the newest readable checkpoint of an output folder with its content, or None where there is none.
+
+    Raises:
+        UserError: Checkpoints are there, and none can be read.
+    """
+    paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.exists()]
+    if not paths:
+        return None
+
+    for path in paths[:-1]:
+        try:
+            return path, read_checkpoint(path)
+        except UserError as e:
+            _logger.warning(f'{e}; falling back to the previous checkpoint')
+    return paths[-1], read_checkpoint(paths[-1])
+
+
+def method_state(method: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
+    """Return a method's state in two parts: `state_dict`, the deployed model's, and `method_state`, all the rest."""
+    deployed = deployed_state_dict(method.model)
+    rest = {k: v for k, v in method.state_dict().items() if k.removeprefix('model.') not in deployed}
+    return {'state_dict': deployed, 'method_state': rest}
+
+
+def load_method_state(method: nn.Module, state: dict[str, Any], source: str):
+    """Load what `method_state` returned.
+
+    Args:
+        method: Method of the same name around a model of the same architecture.
+        state: Content of a checkpoint.
+        source: Name of the checkpoint for the error.
+
+    Raises:
+        UserError: The checkpoint is of another architecture or method; names the keys that differ.
+    """
+    merged = {**{f'model.{k}': v for k, v in state['state_dict'].items()}, **state.get('method_state', {})}
+    check_architecture(method.state_dict(), merged, source, state.get('arch', 'unknown'))
+    method.load_state_dict(merged)
+
+
+def check_architecture(
+        own: dict[str, torch.Tensor],
+        other: dict[str, torch.Tensor],
+        source: str,
+        arch: str = 'unknown',
+):
+    """Raise a `UserError` that names keys, unless two state dicts have the same keys and shapes.
+
+    Args:
+        own: State dict of what is to be loaded into.
+        other: State dict to load.
+        source: Where `other` comes from, for the message.
+        arch: Model that it is of.
+    """
+    differing = sorted(k for k in own.keys() | other.keys() if _shape(own, k) != _shape(other, k))
+    if differing:
+        shown = ', '.join(differing[:4])
+        raise UserError(f'{source} is of another architecture ({arch}): {len(differing)} keys differ, such as {shown}')
+
+
+def _shape(state: dict[str, torch.Tensor], key: str) -> torch.Size | None:
+    return state[key].shape if key in state else None

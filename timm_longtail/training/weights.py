@@ -1,0 +1,321 @@
+"""The model of a run and the weights that it starts from."""
+import inspect
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import resolve_data_config
+from timm.models import clean_state_dict
+from torch import nn
+from torchvision.transforms import InterpolationMode
+
+from ..config.train_options import create_timm_model
+from ..data import LongTailDataset, Preprocessing
+from ..evaluation.evaluators import trained_tensors
+from ..export.exported import CONFIG, WEIGHTS, read_config, verify_weights
+from ..methods import method_class
+from ..utils import rng
+from ..utils.errors import UserError, one_line
+from ..utils.files import read_json
+from .checkpoint import check_finite, read_input_config, read_part
+
+__all__ = [
+    'architecture_of',
+    'choose_preprocessing',
+    'create_task_model',
+    'initial_weights_path',
+    'is_export',
+    'load_initial_weights',
+    'say_input',
+    'size_argument',
+    'weights_preprocessing',
+]
+
+_logger = logging.getLogger(__name__)
+
+_INTERPOLATIONS = {mode.value for mode in InterpolationMode}
+
+# what `--model-kwargs` may not say, and what says it instead
+_OPTIONS_OF_THEIR_OWN = {
+    'pretrained': '--pretrained',
+    'checkpoint_path': '--initial-checkpoint',
+    'pretrained_cfg': '--pretrained, or --initial-checkpoint',
+    'features_only': 'nothing: a classifier is trained',
+}
+
+
+def is_export(source: str) -> bool:
+    """Return whether a source names an exported model and not one of timm's."""
+    return source.startswith(('local-dir:', 'hf-hub:', 'hf_hub:'))
+
+
+def architecture_of(name: str, model: nn.Module) -> str:
+    """Return the name by which timm builds a model once more: of an export that of its architecture."""
+    return model.pretrained_cfg['architecture'] if is_export(name) else name
+
+
+def initial_weights_path(name: str) -> Path:
+    """Return the file that `--initial-checkpoint` means: of an export its weights, of an output folder its export's."""
+    path = Path(name)
+    if not path.is_dir():
+        return path
+    folder = path / 'export' if (path / 'export').is_dir() else path
+    return folder / 'model.safetensors'
+
+
+def weights_preprocessing(
+        model_cfg: dict[str, Any],
+        name: str,
+        initial_checkpoint: str = '',
+) -> tuple[Preprocessing, str]:
+    """Return what weights want of an image: their own configuration, else that of the timm model.
+
+    Args:
+        model_cfg: `pretrained_cfg` of the model.
+        name: Name of the model.
+        initial_checkpoint: File or folder of weights to start from; '' for the model's pretrained ones.
+
+    Returns:
+        The input, and where it is described, for a start line: in the `config.json` beside the weights of an export,
+        in a training checkpoint, or in timm's configuration of the model.
+
+    Raises:
+        UserError: The description beside the weights cannot be read.
+    """
+    if initial_checkpoint:
+        path = initial_weights_path(initial_checkpoint)
+        stored = read_input_config(path)
+        if stored is not None:
+            return _from_fields(stored, str(path)), str(path)
+
+        config_path = path.with_name('config.json')
+        config = read_json(config_path) if config_path.is_file() else {}
+        if isinstance(config.get('pretrained_cfg'), dict):  # of timm, and of no other program
+            return _from_config(config['pretrained_cfg'], str(config_path)), str(config_path)
+
+    return _from_config(model_cfg, name), f'the configuration of {name}'
+
+
+def _from_fields(fields: dict[str, Any], source: str) -> Preprocessing:
+    try:
+        return _checked(Preprocessing(**fields))
+    except (TypeError, ValueError) as e:
+        raise UserError(f'{source} does not describe the images of its model: {one_line(e)}') from e
+
+
+def _from_config(cfg: dict[str, Any], source: str) -> Preprocessing:
+    try:
+        config = resolve_data_config({}, pretrained_cfg=cfg)
+        return _checked(Preprocessing(
+            img_size=config['input_size'][-1],
+            mean=tuple(config['mean']),
+            std=tuple(config['std']),
+            crop_pct=config['crop_pct'],
+            interpolation=config['interpolation'],
+        ))
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as e:
+        raise UserError(f'{source} does not describe the images of its model: {one_line(e)}') from e
+
+
+def _checked(preprocessing: Preprocessing) -> Preprocessing:
+    """Return it, or raise a `ValueError`: a file may hold anything."""
+    if type(preprocessing.img_size) is not int or preprocessing.img_size < 1:
+        raise ValueError(f'img_size {preprocessing.img_size!r}')
+    for name in ('mean', 'std'):
+        values = getattr(preprocessing, name)
+        is_triple = isinstance(values, (list, tuple)) and len(values) == 3
+        if not is_triple or not all(isinstance(value, (int, float)) for value in values):
+            raise ValueError(f'{name} {values!r}, expected three numbers')
+    if min(preprocessing.std) <= 0:
+        raise ValueError(f'std {preprocessing.std!r}, expected numbers above 0')
+    if not isinstance(preprocessing.crop_pct, (int, float)) or not 0 < preprocessing.crop_pct <= 1:
+        raise ValueError(f'crop_pct {preprocessing.crop_pct!r}, expected a share in (0, 1]')
+    if preprocessing.interpolation not in _INTERPOLATIONS:
+        raise ValueError(f'interpolation {preprocessing.interpolation!r}')
+    return preprocessing
+
+
+def choose_preprocessing(args: Namespace, dataset: LongTailDataset) -> Preprocessing:
+    """Return what becomes of an image: what was asked for, else what suits the weights, the model and the data.
+
+    A run that starts from weights, `--pretrained` or `--initial-checkpoint`, looks at images as these do, see
+    `weights_preprocessing`. One from scratch takes the constants of the data set and, of images in memory, their own
+    size, unless the model has one size; else that of the model. What was typed is above all. Images in memory are
+    looked at whole.
+
+    Args:
+        args: Options of `train.py`.
+        dataset: The training set.
+
+    Raises:
+        UserError: `--crop-pct` for images in memory; a description of the weights that cannot be read.
+    """
+    if dataset.resident and args.crop_pct not in (None, 1):
+        raise UserError('--crop-pct is for image files: images in memory are looked at whole')
+
+    cfg = _pretrained_cfg(args)
+    if args.pretrained or args.initial_checkpoint:
+        chosen, source = weights_preprocessing(cfg, args.model, args.initial_checkpoint)
+    else:
+        chosen, source = _from_scratch(cfg, dataset), None
+
+    # a model that is built for one size says so by its constructor
+    own_size = args.model_kwargs.get('img_size')
+    if own_size is not None:
+        chosen = replace(chosen, img_size=own_size if isinstance(own_size, int) else own_size[-1])
+    if dataset.resident:
+        chosen = replace(chosen, crop_pct=1.0)
+
+    typed = {name: getattr(args, name) for name in ('img_size', 'mean', 'std', 'crop_pct')}
+    typed = {name: value for name, value in typed.items() if value is not None}
+    for name in typed.keys() & {'mean', 'std'}:
+        typed[name] = tuple(typed[name])
+    chosen = replace(chosen, **typed)
+
+    if source is not None:
+        say_input(chosen, source, typed)
+    return chosen
+
+
+def _from_scratch(cfg: dict[str, Any], dataset: LongTailDataset) -> Preprocessing:
+    free = not cfg.get('fixed_input_size', False)
+    size = dataset.input_size[-1] if dataset.resident and free else cfg.get('input_size', (3, 224, 224))[-1]
+    return Preprocessing(img_size=int(size), mean=tuple(dataset.mean), std=tuple(dataset.std), crop_pct=0.875)
+
+
+def say_input(preprocessing: Preprocessing, source: str, typed: Iterable[str] = ()):
+    """Say in a start line how images are prepared, and what decides it.
+
+    Args:
+        preprocessing: The input.
+        source: From `weights_preprocessing`.
+        typed: Names of options that are above it.
+    """
+    size = f'{preprocessing.img_size}x{preprocessing.img_size}'
+    mean, std = (' '.join(f'{value:.4g}' for value in values) for values in (preprocessing.mean, preprocessing.std))
+    options = ', '.join(f'--{name.replace("_", "-")}' for name in typed)
+    above = f'; typed: {options}' if options else ''
+    _logger.info(f'input: {size}, mean {mean}, std {std}, as in {source}{above}')
+
+
+def create_task_model(args: Namespace, num_classes: int, img_size: int | None = None) -> nn.Module:
+    """Build the timm model that the method asks for, initialised from the training seed, pretrained or from a file.
+
+    Args:
+        args: Options of `train.py`.
+        num_classes: Classes of the data set.
+        img_size: Side of its input; given to a model that is built for one size. None leaves it at its default.
+
+    Raises:
+        UserError: An argument that the model does not take or that contradicts the data; weights that do not fit it.
+    """
+    rng.seed_torch(args.seed, purpose='init')
+    num_outputs = method_class(args.method).num_outputs(num_classes)
+    _check_outputs(args, num_outputs)
+
+    path = initial_weights_path(args.initial_checkpoint)
+    if args.initial_checkpoint and not path.is_file():
+        raise UserError(f'--initial-checkpoint {path}: no such file')
+    if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
+        verify_weights(path.parent, read_config(path.parent))
+
+    kwargs = {**args.model_kwargs, 'num_classes': num_outputs}
+    if args.pretrained:
+        kwargs['pretrained'] = True
+    if 'img_size' not in kwargs:
+        kwargs.update(size_argument(_pretrained_cfg(args), img_size))
+    try:
+        model = create_timm_model(args.model, **kwargs)
+    except UserError as e:
+        hint = '; --initial-checkpoint takes weights from a file' if args.pretrained else ''
+        raise UserError(f'{e}{hint}') from e
+
+    if args.pretrained:
+        check_finite(trained_tensors(model), f'--model {args.model}')
+    if args.initial_checkpoint:
+        load_initial_weights(model, path)
+    return model
+
+
+def _check_outputs(args: Namespace, num_outputs: int):
+    """Raise a `UserError` where `--model-kwargs` contradicts the data set and the method."""
+    asked = args.model_kwargs.get('num_classes', num_outputs)
+    if asked != num_outputs:
+        raise UserError(f'--model-kwargs num_classes={asked}: method {args.method} needs {num_outputs} outputs for '
+                        f'the classes of {args.dataset}; leave it out')
+    channels = args.model_kwargs.get('in_chans', 3)
+    if channels != 3:
+        raise UserError(f'--model-kwargs in_chans={channels}: images have 3 channels')
+
+
+def size_argument(cfg: dict[str, Any], img_size: int | None) -> dict[str, int]:
+    """Return the argument that builds a model of one size for another one; none where it takes images as they are.
+
+    Args:
+        cfg: `pretrained_cfg` of the model.
+        img_size: Side of its input; None for the model's own.
+    """
+    takes_any = not cfg.get('fixed_input_size', False)
+    if img_size is None or takes_any or cfg['input_size'][-1] == img_size:
+        return {}
+    return {'img_size': img_size}
+
+
+def _pretrained_cfg(args: Namespace) -> dict[str, Any]:
+    for name in args.model_kwargs.keys() & _OPTIONS_OF_THEIR_OWN.keys():
+        raise UserError(f'--model-kwargs {name}: what it is for is said by {_OPTIONS_OF_THEIR_OWN[name]}')
+    with torch.device('meta'):
+        model = create_timm_model(args.model, **args.model_kwargs)
+    return getattr(model, 'pretrained_cfg', None) or {}
+
+
+def load_initial_weights(model: nn.Module, path: Path):
+    """Load what fits of a file of weights, and say what did not.
+
+    The model's own `checkpoint_filter_fn` in timm translates names of other releases and resizes position embeddings.
+
+    Args:
+        model: timm model.
+        path: File of weights, see `read_part`.
+
+    Raises:
+        UserError: Nothing fits, or a value that would be taken is not finite.
+    """
+    part, stored = read_part(path)
+    weights = _translate(clean_state_dict(stored), model)
+    own = model.state_dict()
+    fits = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    if not any(name in fits for name, _ in model.named_parameters()):
+        raise UserError(
+            f'{path}: none of its {len(weights)} tensors fits {type(model).__name__}; it has {_shown(weights)}, '
+            f'the model {_shown(own)}')
+    check_finite({name: fits[name] for name in trained_tensors(model) if name in fits}, path)
+    model.load_state_dict(fits, strict=False)
+
+    other_shape = own.keys() & weights.keys() - fits.keys()
+    taken = f' ({part})' if part else ''
+    _logger.info(
+        f'initial checkpoint: {len(fits)} of {len(own)} tensors from {path}{taken}; '
+        f'of another shape: {_shown(other_shape)}; missing: {_shown(own.keys() - weights.keys())}; '
+        f'unexpected: {_shown(weights.keys() - own.keys())}')
+
+
+def _translate(weights: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    translate = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
+    if translate is None or len(inspect.signature(translate).parameters) < 2:
+        return weights
+    try:
+        return translate(weights, model)
+    except (KeyError, RuntimeError, AttributeError) as e:
+        raise UserError(f'these weights are not of a {type(model).__name__}: {one_line(e)}') from e
+
+
+def _shown(names, limit: int = 6) -> str:
+    names = sorted(names)
+    more = f' and {len(names) - limit} more' if len(names) > limit else ''
+    return ', '.join(names[:limit]) + more if names else 'none'
