@@ -42,7 +42,6 @@ _INTERPOLATIONS = {mode.value for mode in InterpolationMode}
 
 # what `--model-kwargs` may not say, and what says it instead
 _OPTIONS_OF_THEIR_OWN = {
-    'pretrained': '--pretrained',
     'checkpoint_path': '--initial-checkpoint',
     'pretrained_cfg': '--pretrained, or --initial-checkpoint',
     'features_only': 'nothing: a classifier is trained',
@@ -216,7 +215,6 @@ def create_task_model(args: Namespace, num_classes: int, img_size: int | None = 
     """
     rng.seed_torch(args.seed, purpose='init')
     num_outputs = method_class(args.method).num_outputs(num_classes)
-    _check_outputs(args, num_outputs)
 
     path = initial_weights_path(args.initial_checkpoint)
     if args.initial_checkpoint and not path.is_file():
@@ -242,17 +240,6 @@ def create_task_model(args: Namespace, num_classes: int, img_size: int | None = 
     return model
 
 
-def _check_outputs(args: Namespace, num_outputs: int):
-    """Raise a `UserError` where `--model-kwargs` contradicts the data set and the method."""
-    asked = args.model_kwargs.get('num_classes', num_outputs)
-    if asked != num_outputs:
-        raise UserError(f'--model-kwargs num_classes={asked}: method {args.method} needs {num_outputs} outputs for '
-                        f'the classes of {args.dataset}; leave it out')
-    channels = args.model_kwargs.get('in_chans', 3)
-    if channels != 3:
-        raise UserError(f'--model-kwargs in_chans={channels}: images have 3 channels')
-
-
 def size_argument(cfg: dict[str, Any], img_size: int | None) -> dict[str, int]:
     """Return the argument that builds a model of one size for another one; none where it takes images as they are.
 
@@ -269,6 +256,10 @@ def size_argument(cfg: dict[str, Any], img_size: int | None) -> dict[str, int]:
 def _pretrained_cfg(args: Namespace) -> dict[str, Any]:
     for name in args.model_kwargs.keys() & _OPTIONS_OF_THEIR_OWN.keys():
         raise UserError(f'--model-kwargs {name}: what it is for is said by {_OPTIONS_OF_THEIR_OWN[name]}')
+    channels = args.model_kwargs.get('in_chans', 3)
+    if channels != 3:
+        raise UserError(f'--model-kwargs in_chans={channels}: images have 3 channels')
+
     with torch.device('meta'):
         model = create_timm_model(args.model, **args.model_kwargs)
     return getattr(model, 'pretrained_cfg', None) or {}
