@@ -127,14 +127,16 @@ class Handler(BaseHTTPRequestHandler):
         body = self.read_body()
         self.hub.requests.append(f'{self.command} {path}')
         if self.hub.ill and self.hub.ill_at in f'{self.command} {path}':
-            return self.answer_badly(self.hub.ill)
+            self.answer_badly(self.hub.ill)
+            return
 
         try:
             for method, pattern, name in ROUTES:
                 match = re.fullmatch(pattern, path)
                 if match and self.command in method.split():
                     with self.hub.lock:
-                        return self.send(*getattr(self, name)(body, **match.groupdict()))
+                        self.send(*getattr(self, name)(body, **match.groupdict()))
+                    return
             raise Refused(404, f'no such page: {path}')
         except Refused as e:
             headers = {'X-Error-Code': e.code, 'X-Error-Message': str(e)}
@@ -145,7 +147,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer_badly(self, how):
         if how not in ('stall', 'drip'):
-            return self.send(how, {'error': 'out of order'})
+            self.send(how, {'error': 'out of order'})
+            return
         if how == 'drip':
             self.send_response(200)
             self.flush_headers()

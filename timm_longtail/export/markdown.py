@@ -24,7 +24,7 @@ _MARKER = re.compile(r'^(\d*)([-+=.)])(?!\w)')
 
 
 def _visible(text: str, kept: str = '') -> str:
-    """Replace invisible characters by their escapes, such as `\\n` and `\\u202e`, except those in `kept`."""
+    """Replace invisible characters, except those in `kept`, by their escapes, as Python writes them."""
     shown = []
     for character in text:
         if character not in kept and unicodedata.category(character).startswith(_INVISIBLE):
