@@ -30,7 +30,7 @@ def mixture_consistency_loss(
     Args:
         p1: Predictions [B, E] from the first mixtures (MixUp), of any length; normalised here.
         p2: Predictions from the second mixtures (CutMix).
-        z1: Projections of the first mixtures, what the predictor was given.
+        z1: Projections of the first mixtures, the predictor's input.
         z2: Projections of the second mixtures.
 
     Returns:
@@ -39,7 +39,14 @@ def mixture_consistency_loss(
     Raises:
         UserError: Shapes that differ.
     """
-    if p1.ndim != 2 or any(t.shape != p1.shape for t in (p2, z1, z2)):
-        raise UserError(f'expected four tensors [B, E] of one shape, got {[[*t.shape] for t in (p1, p2, z1, z2)]}')
-    p1, p2, z1, z2 = (F.normalize(t, dim=1) for t in (p1, p2, z1.detach(), z2.detach()))
-    return -((p1 * z2).sum(1) + (p2 * z1).sum(1)).mean()
+    shapes = [[*t.shape] for t in (p1, p2, z1, z2)]
+    if p1.ndim != 2 or any(shape != shapes[0] for shape in shapes):
+        raise UserError(f'expected four tensors [B, E] of one shape, got {shapes}')
+
+    p1 = F.normalize(p1, dim=1)
+    p2 = F.normalize(p2, dim=1)
+    z1 = F.normalize(z1.detach(), dim=1)  # sg
+    z2 = F.normalize(z2.detach(), dim=1)
+
+    cosines = (p1 * z2).sum(1) + (p2 * z1).sum(1)  # [B]
+    return -cosines.mean()

@@ -18,15 +18,16 @@ from ._common import full_precision, loss_of_anchors
 def nt_xent_loss(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torch.Tensor:
     """Pull the two embeddings of an image together and push all other rows of both away.
 
-        L_i = -log( exp(cos(z_i, z_p(i)) / t) / sum_{k != i} exp(cos(z_i, z_k) / t) ),    z = [z1; z2]
+        L_i = -log( exp(cos(z_i, z_p(i)) / t) / sum_{k != i} exp(cos(z_i, z_k) / t) )
+        z = [z1; z2]
 
-    Each of the 2B rows is an anchor once; p(i) is the other embedding of its image. Labels have no part in it. Memory
-    is 2B x 2B up to `BLOCK_SIZE`, and O(B) beyond.
+    Each of the 2B rows is an anchor once; p(i) is the other embedding of its image. Labels have no
+    part in it. Memory is 2B x 2B up to `BLOCK_SIZE`, and O(B) beyond.
 
     Args:
         z1: Embeddings [B, E] of any length; normalised here.
         z2: The other embeddings of the same images, in the same order.
-        temperature: Divides the similarities, t above.
+        temperature: Divisor of the similarities, t above.
 
     Returns:
         Mean over the 2B anchors, in float32 or wider.
@@ -35,8 +36,8 @@ def nt_xent_loss(z1: torch.Tensor, z2: torch.Tensor, temperature: float) -> torc
         UserError: Shapes that differ, a temperature that is not positive.
     """
     check_pairs(temperature, z1, z2)
-    rows = F.normalize(torch.cat([z1, z2]), dim=1)
-    others = torch.arange(len(rows), device=rows.device).roll(len(z1))
+    rows = F.normalize(torch.cat([z1, z2]), dim=1)  # [2B, E]
+    others = torch.arange(len(rows), device=rows.device).roll(len(z1))  # p(i)
     return pair_loss(rows, rows, others, temperature, anchors_are_terms=True)
 
 
@@ -46,8 +47,9 @@ def check_pairs(temperature: float, *embeddings: torch.Tensor):
     Raises:
         UserError: Shapes that differ, or a temperature that is not positive.
     """
-    if embeddings[0].ndim != 2 or any(z.shape != embeddings[0].shape for z in embeddings):
-        raise UserError(f'expected embeddings [B, E] of one shape, got {[[*z.shape] for z in embeddings]}')
+    shapes = [[*z.shape] for z in embeddings]
+    if len(shapes[0]) != 2 or any(shape != shapes[0] for shape in shapes):
+        raise UserError(f'expected embeddings [B, E] of one shape, got {shapes}')
     if not temperature > 0:
         raise UserError(f'temperature must be positive, got {temperature}')
 
@@ -66,16 +68,25 @@ def pair_loss(
     Args:
         anchors: Unit rows [A, E].
         terms: Unit rows [T, E].
-        positive: Term that each anchor is pulled to, int64 [A].
-        temperature: Divides the similarities.
-        anchors_are_terms: Anchor i is term i, and no term of its own sum.
-        anchor_classes: Classes of each anchor, int64 [A, K]; with `term_classes`, terms that share one with the anchor
-            are left out, the positive excepted. None leaves nothing out.
+        positive: Index of the term that each anchor is pulled to, int64 [A].
+        temperature: Divisor of the similarities.
+        anchors_are_terms: Whether anchor i is term i, and so no term of its own sum.
+        anchor_classes: Classes of each anchor, int64 [A, K]; with `term_classes`, terms that share
+            one with the anchor are left out, except the positive. None leaves nothing out.
         term_classes: Classes of each term, int64 [T, K].
     """
-    return loss_of_anchors(
-        _block_loss, anchors, positive, len(terms), terms, temperature, anchors_are_terms, anchor_classes, term_classes,
-    ).mean()
+    losses = loss_of_anchors(
+        _block_loss,
+        anchors,
+        positive,
+        len(terms),
+        terms,
+        temperature,
+        anchors_are_terms,
+        anchor_classes,
+        term_classes,
+    )
+    return losses.mean()
 
 
 def _block_loss(
@@ -91,12 +102,18 @@ def _block_loss(
     """Loss [R] of the anchors from `first` on."""
     similarity = anchors @ terms.T / temperature  # [R, T]
     left_out = torch.zeros_like(similarity, dtype=torch.bool)
-    if anchor_classes is not None:
-        own = anchor_classes[first:first + len(anchors)]
-        for mine in own.unbind(1):
-            for theirs in term_classes.unbind(1):
-                left_out |= mine[:, None] == theirs
+
+    # terms that share a class with the anchor are no negatives
+    if anchor_classes is not None and term_classes is not None:
+        block_classes = anchor_classes[first:first + len(anchors)]
+        for anchor_class in block_classes.unbind(1):
+            for term_class in term_classes.unbind(1):
+                left_out |= anchor_class[:, None] == term_class
+
+    # nor is the anchor itself; the positive stays in any case
     if anchors_are_terms:
         left_out.diagonal(first).fill_(True)
     left_out.scatter_(1, positive[:, None], False)
-    return F.cross_entropy(similarity.masked_fill(left_out, -torch.inf), positive, reduction='none')
+
+    logits = similarity.masked_fill(left_out, -torch.inf)
+    return F.cross_entropy(logits, positive, reduction='none')

@@ -1,4 +1,4 @@
-"""Separation of images by how well their rotation is told
+"""Separation of images by how well their rotation is recognised
 
 Paper: `Rethinking Rotation in Self-Supervised Contrastive Learning: Adaptive Positive or Negative Data Augmentation`
     - Atsuyuki Miyai, Qing Yu, Daiki Ikami, Go Irie, Kiyoharu Aizawa, WACV 2023
@@ -19,7 +19,7 @@ from ._logits import check_logits
 
 @full_precision
 def rotation_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Return the entropy H of each row's prediction, in nats: log S where the rotation cannot be told.
+    """Return the entropy H of each row's prediction, in nats: log S where the rotation cannot be recognised.
 
     Args:
         logits: Scores of the rotations [N, S].
@@ -38,18 +38,19 @@ def rotation_separation_loss(
         weight: float,
         margin: float = 0.2,
 ) -> torch.Tensor:
-    """Train on rows whose rotation is told, and drive all entropies away from half of their range.
+    """Train on rows whose rotation is recognised, and drive all entropies away from half of their range.
 
-        L = 1/N sum_i ( [H_i - rho < -m] CE_i - weight [|H_i - rho| > m] |H_i - rho| ),    rho = log(S) / 2
+        L = 1/N sum_i ( [H_i - rho < -m] CE_i - weight [|H_i - rho| > m] |H_i - rho| )
+        rho = log(S) / 2
 
-    Rows within m of rho count as 0. The paper divides by the images, a factor of S more; the means over rows are those
-    of the released code. Which rows count is decided without a gradient.
+    Rows within m of rho count as 0. The paper divides by the images, a factor of S more; the means
+    over rows are those of the released code. Which rows count is decided without a gradient.
 
     Args:
         logits: Scores of the rotations [N, S].
         target: Rotation of each row, int64 [N].
-        weight: Of the entropy separation, lambda in equation (4).
-        margin: m above.
+        weight: Weight of the entropy separation, lambda in equation (4).
+        margin: Distance from rho below which a row counts as 0, m above.
 
     Returns:
         Mean over the rows, in float32 or wider.
@@ -60,8 +61,13 @@ def rotation_separation_loss(
     check_logits(logits, target)
     if margin < 0:
         raise UserError(f'margin must not be negative, got {margin}')
-    distance = rotation_entropy(logits) - math.log(logits.shape[1]) / 2  # H - rho
+
+    rho = math.log(logits.shape[1]) / 2
+    distance = rotation_entropy(logits) - rho  # H - rho, [N]
+
+    # the cross-entropy of rows whose rotation is recognised, and the separation of all rows
     cross_entropy = F.cross_entropy(logits, target, reduction='none')
-    told = cross_entropy.masked_fill(distance >= -margin, 0)
-    separation = distance.abs().masked_fill(distance.abs() <= margin, 0)
-    return (told - weight * separation).mean()
+    cross_entropy = cross_entropy.masked_fill(distance >= -margin, 0)
+    separation = distance.abs()
+    separation = separation.masked_fill(separation <= margin, 0)
+    return (cross_entropy - weight * separation).mean()

@@ -22,12 +22,13 @@ def soft_cross_entropy(
 
         L = -1/B sum_i sum_c w_c y_ic log softmax(f(x_i))_c
 
-    So a label of rare classes counts for more than one image. The mean is over the batch, not over the weights.
+    So a label of rare classes counts for more than one image. The mean is over the batch, not over
+    the weights.
 
     Args:
         logits: Class scores [B, C].
         target: Soft labels [B, C].
-        class_weight: w, [C]; None is 1 for every class.
+        class_weight: Weight w of each class, [C]; None is 1 for every class.
 
     Returns:
         Scalar, in float32 or wider.
@@ -35,11 +36,17 @@ def soft_cross_entropy(
     Raises:
         UserError: Shapes that do not fit.
     """
-    if target.shape != logits.shape or (class_weight is not None and class_weight.shape != logits.shape[1:]):
-        weight = '' if class_weight is None else f' and {[*class_weight.shape]}'
-        raise UserError(f'expected logits and target [B, C] and weights [C], '
-                        f'got {[*logits.shape]}, {[*target.shape]}{weight}')
+    if target.shape != logits.shape:
+        raise UserError(
+            f'expected logits and target [B, C], got {[*logits.shape]} and {[*target.shape]}')
+    if class_weight is not None and class_weight.shape != logits.shape[1:]:
+        raise UserError(
+            f'expected {logits.shape[1]} class weights, one a column of logits, '
+            f'got {[*class_weight.shape]}')
+
     target = target.to(logits.dtype)
     if class_weight is not None:
-        target = target * class_weight.to(logits.dtype)
-    return -(target * logits.log_softmax(1)).sum(1).mean()
+        target = target * class_weight.to(logits.dtype)  # w_c y_ic
+
+    log_p = logits.log_softmax(1)
+    return -(target * log_p).sum(1).mean()

@@ -1,8 +1,8 @@
 """Supervised contrastive loss
 
 Paper: `Supervised Contrastive Learning`
-    - Prannay Khosla, Piotr Teterwak, Chen Wang, Aaron Sarna, Yonglong Tian, Phillip Isola, Aaron Maschinot, Ce Liu,
-      Dilip Krishnan, NeurIPS 2020
+    - Prannay Khosla, Piotr Teterwak, Chen Wang, Aaron Sarna, Yonglong Tian, Phillip Isola, Aaron
+      Maschinot, Ce Liu, Dilip Krishnan, NeurIPS 2020
     - https://arxiv.org/abs/2004.11362
 
 Implemented from the paper's equation (2), L_out.
@@ -24,15 +24,16 @@ def sup_con_loss(
 
         L_i = -1/|P_i| sum_{p in P_i} log( exp(z_i.z_p / t) / sum_{a != i} exp(z_i.z_a / t) )
 
-    P_i holds the other rows of the anchor's class. An anchor without any gives 0 and counts in the mean. There is no
-    factor for a base temperature. Every row enters the denominator once, so head classes fill it: see
-    `balanced_sup_con_loss`. Memory is B x B up to `BLOCK_SIZE`, and O(B) beyond.
+    P_i holds the other rows of the anchor's class. An anchor without any gives 0 and counts in the
+    mean. There is no factor for a base temperature. Every row enters the denominator once, so head
+    classes fill it: see `balanced_sup_con_loss`. Memory is B x B up to `BLOCK_SIZE`, and O(B)
+    beyond.
 
     Args:
         embeddings: Rows [B, D], L2-normalised by the caller.
         target: Class ids, int64 [B].
-        temperature: Divides the similarities, t above.
-        reduction: 'mean' and 'sum' over anchors, 'none' for [B].
+        temperature: Divisor of the similarities, t above.
+        reduction: 'mean' or 'sum' over anchors, 'none' for [B].
 
     Returns:
         Scalar, or [B] with reduction 'none', in float32 or wider.
@@ -41,7 +42,8 @@ def sup_con_loss(
         UserError: Shapes that do not fit, a temperature that is not positive, an unknown reduction.
     """
     check_embeddings(embeddings, target, temperature)
-    loss = loss_of_anchors(_block_loss, embeddings, target, len(target), embeddings, target, temperature)
+    loss = loss_of_anchors(
+        _block_loss, embeddings, target, len(target), embeddings, target, temperature)
     return reduce_rows(loss, reduction)
 
 
@@ -55,13 +57,14 @@ def _block_loss(
 ) -> torch.Tensor:
     """L_i of the anchors [R, D], which are the rows from `first` on."""
     similarity = anchors @ embeddings.T / temperature  # [R, B]
-    is_positive = anchor_target[:, None] == target
-    is_positive.diagonal(first).fill_(False)
-    is_self = torch.zeros_like(is_positive)
+
+    # the anchor is neither a positive nor a term of its own denominator
+    is_self = torch.zeros_like(similarity, dtype=torch.bool)
     is_self.diagonal(first).fill_(True)
+    is_positive = (anchor_target[:, None] == target) & ~is_self
     num_positives = is_positive.sum(1)
 
-    # the lowest finite number, not -inf: a row alone in its batch keeps a finite (and then unused) logsumexp
+    # the lowest finite number, not -inf: a row alone keeps a finite (and then unused) logsumexp
     lowest = torch.finfo(similarity.dtype).min
     log_denominator = similarity.masked_fill(is_self, lowest).logsumexp(1)
     mean_positive = similarity.masked_fill(~is_positive, 0).sum(1) / num_positives.clamp(min=1)
