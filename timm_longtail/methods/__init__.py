@@ -1,8 +1,8 @@
-"""Methods, one a file. A file put into this folder is imported, and so registered, by itself."""
+"""Methods, one in each file. A file in this folder is imported, and so registered, without being listed."""
 from importlib import import_module
 from pkgutil import iter_modules
 
-from ._method import Batch, Method
+from ._method import Batch, Batches, ClassCounts, Method
 from ._registry import (
     check_options,
     create_method,
@@ -14,8 +14,17 @@ from ._registry import (
 )
 
 __all__ = [
-    'Batch', 'Method', 'check_options', 'create_method', 'default_options', 'list_methods', 'method_class',
-    'register_method', 'tells_classes',
+    'Batch',
+    'Batches',
+    'ClassCounts',
+    'Method',
+    'check_options',
+    'create_method',
+    'default_options',
+    'list_methods',
+    'method_class',
+    'register_method',
+    'tells_classes',
 ]
 
 for _module in iter_modules(__path__):

@@ -1,8 +1,9 @@
-"""Flag files: which images look alike in every rotation. One of `cifar100` serves every subset of it.
+"""Flag files: which images look alike in every rotation.
 
-An image is known by its digest, the sha256 of its uint8 HWC pixels, whatever its place in a data set.
+A file for `cifar100` serves every subset of it. An image is identified by its digest, the sha256 of
+its uint8 HWC pixels, whatever its place in a data set.
 
-N images.
+Shapes: N images.
 """
 import hashlib
 from pathlib import Path
@@ -18,30 +19,43 @@ __all__ = ['FLAG_FILE', 'flags_digest', 'read_flags', 'write_flags']
 
 FLAG_FILE = 'rotation_agnostic.safetensors'
 
-# type and shape of each tensor, behind the axis of the images
-_TENSORS = {'digest': (np.uint8, (32,)), 'flag': (np.bool_, ()), 'entropy': (np.float32, ())}
+# type of each tensor, and its shape behind the axis of the images
+_TENSORS: dict[str, tuple[type, tuple[int, ...]]] = {
+    'digest': (np.uint8, (32,)),
+    'flag': (np.bool_, ()),
+    'entropy': (np.float32, ()),
+}
 
 
-def write_flags(path: Path, digests: np.ndarray, entropy: np.ndarray, threshold: float) -> np.ndarray:
+def write_flags(
+        path: Path,
+        digests: np.ndarray,
+        entropy: np.ndarray,
+        threshold: float,
+) -> np.ndarray:
     """Write a flag file.
 
     Args:
-        path: File.
-        digests: uint8 [N,32].
+        path: File to write.
+        digests: Digests of the images, uint8 [N, 32].
         entropy: Mean entropy of the predictions for the four rotations of each image, in nats [N].
-        threshold: An image is rotation-agnostic if its entropy is larger.
+        threshold: Entropy above which an image is rotation-agnostic.
 
     Returns:
         The flags, bool [N].
 
     Raises:
-        UserError: The disk refuses.
+        UserError: The file cannot be written.
     """
-    tensors = {'digest': digests, 'flag': entropy > threshold, 'entropy': entropy.astype(np.float32)}
-    tensors = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+    flags = entropy > threshold
+    tensors = {
+        'digest': np.ascontiguousarray(digests),
+        'flag': np.ascontiguousarray(flags),
+        'entropy': np.ascontiguousarray(entropy, dtype=np.float32),
+    }
     with writing(Path(path)):
         save_file(tensors, path, {'threshold': f'{threshold:.6f}'})
-    return tensors['flag']
+    return flags
 
 
 def read_flags(path: str | Path, digests: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -49,7 +63,7 @@ def read_flags(path: str | Path, digests: np.ndarray) -> tuple[np.ndarray, np.nd
 
     Args:
         path: File that `write_flags` wrote.
-        digests: Of the images, uint8 [N,32].
+        digests: Digests of the images, uint8 [N, 32].
 
     Returns:
         Flags, bool [N], entropies, float32 [N], and the threshold between them.
@@ -63,8 +77,9 @@ def read_flags(path: str | Path, digests: np.ndarray) -> tuple[np.ndarray, np.nd
         metadata = file.metadata() or {}
 
     threshold = _check_tensors(tensors, metadata, f'{path} is damaged or not a flag file of rais')
+
     row_of = {bytes(digest): row for row, digest in enumerate(tensors['digest'])}
-    rows = [row_of.get(digest, -1) for digest in map(bytes, digests)]
+    rows = [row_of.get(bytes(digest), -1) for digest in digests]
     missing = rows.count(-1)
     if missing:
         raise UserError(f'{path} is of other images: it lacks {missing} of these {len(rows)}')
@@ -72,24 +87,34 @@ def read_flags(path: str | Path, digests: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _check_tensors(tensors: dict[str, np.ndarray], metadata: dict[str, str], what: str) -> float:
-    """Raise a `UserError` unless the tensors are those of a flag file and agree; returns the threshold.
+    """Check that the tensors are those of a flag file and agree with each other.
 
     Args:
         tensors: Content of the file, by name.
-        metadata: Its header.
+        metadata: Header of the file.
         what: Beginning of the message.
+
+    Returns:
+        The threshold between the flags.
+
+    Raises:
+        UserError: They are not, or do not.
     """
     for name, (dtype, shape) in _TENSORS.items():
         if name not in tensors:
             raise UserError(f'{what}: it has no {name}')
+
         tensor = tensors[name]
         if tensor.dtype != dtype or tensor.ndim != 1 + len(shape) or tensor.shape[1:] != shape:
-            raise UserError(f'{what}: {name} is {tensor.dtype} {list(tensor.shape)}, expected '
-                            f'{np.dtype(dtype)} {["N", *shape]}'.replace("'", ''))
+            expected = ', '.join(['N', *map(str, shape)])
+            raise UserError(
+                f'{what}: {name} is {tensor.dtype} {list(tensor.shape)}, '
+                f'expected {np.dtype(dtype)} [{expected}]')
 
     lengths = {name: len(tensors[name]) for name in _TENSORS}
     if len(set(lengths.values())) > 1:
-        raise UserError(f'{what}: ' + ', '.join(f'{name} of {length} images' for name, length in lengths.items()))
+        found = ', '.join(f'{name} of {length} images' for name, length in lengths.items())
+        raise UserError(f'{what}: {found}')
 
     try:
         threshold = float(metadata.get('threshold', ''))
@@ -107,5 +132,5 @@ def _check_tensors(tensors: dict[str, np.ndarray], metadata: dict[str, str], wha
 
 
 def flags_digest(flags: np.ndarray) -> str:
-    """Return 12 letters that tell flags [N] of one data set, in its order, from others."""
+    """Return 12 letters that identify the flags [N] of a data set, in its order."""
     return hashlib.sha256(np.packbits(flags).tobytes()).hexdigest()[:12]

@@ -1,37 +1,55 @@
 """The registry of methods."""
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from ..utils.errors import UserError, near_names, unknown_name
 from ..utils.ranges import check_option
-from ._method import Method
+from ._method import ClassCounts, Method
 
-__all__ = ['check_options', 'create_method', 'default_options', 'list_methods', 'method_class', 'register_method']
+__all__ = [
+    'check_options',
+    'create_method',
+    'default_options',
+    'list_methods',
+    'method_class',
+    'register_method',
+    'tells_classes',
+]
+
+Registered = TypeVar('Registered', bound=type[Method])
 
 _METHODS: dict[str, type[Method]] = {}
 
 
-def register_method(name: str) -> Callable[[type[Method]], type[Method]]:
-    """Register a method class under a name, which is also its file's: `@register_method('bcl')` in `bcl.py`.
+def register_method(name: str) -> Callable[[Registered], Registered]:
+    """Register a method class under the name of its file: `@register_method('bcl')` in `bcl.py`.
 
     A constructor that passes `**kwargs` on to the method it extends has the options of both.
     """
-    def register(cls: type[Method]) -> type[Method]:
-        cls.__signature__ = _signature(cls)
+    def register(cls: Registered) -> Registered:
+        # inspect.signature reads it
+        cls.__signature__ = _signature(cls)  # type: ignore[attr-defined]
         _METHODS[name] = cls
         return cls
+
     return register
 
 
 def _signature(cls: type[Method]) -> inspect.Signature:
-    _, *own = inspect.signature(cls.__init__).parameters.values()
-    if own[-1].kind is inspect.Parameter.VAR_KEYWORD:
-        names = {p.name for p in own}
-        inherited = inspect.signature(cls.__base__).parameters.values()
-        own[-1:] = [p for p in inherited if p.kind is p.KEYWORD_ONLY and p.name not in names]
+    """Return the signature of a constructor, with the options of the method that it extends."""
+    constructor = cls.__init__  # type: ignore[misc]  # of a class, whose sub-classes have others
+    _self, *own = inspect.signature(constructor).parameters.values()
+    if own[-1].kind is not inspect.Parameter.VAR_KEYWORD:
+        return inspect.Signature(own)
+
+    *own, _kwargs = own
+    names = {parameter.name for parameter in own}
+    for parameter in inspect.signature(cls.__bases__[0]).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in names:
+            own.append(parameter)
     return inspect.Signature(own)
 
 
@@ -52,35 +70,50 @@ def method_class(name: str) -> type[Method]:
 
 
 def tells_classes(method: str | None, num_outputs: int) -> bool:
-    """Return whether a method's model with so many outputs tells classes: MoCo's has none, those of RAIS are rotations.
+    """Return whether the outputs of a method's model are classes.
 
-    An unknown method, or none, is taken for one that does.
+    Args:
+        method: Name of the method; one that is not registered, or None, is assumed to have outputs
+            that are classes.
+        num_outputs: Width of the model's classifier; 0 is a model without one.
     """
-    some = 1000
-    return num_outputs > 0 and (method not in _METHODS or _METHODS[method].num_outputs(some) == some)
+    if num_outputs == 0:
+        return False
+    if method not in _METHODS:
+        return True
+
+    # a method whose outputs are something else has other numbers of them
+    num_classes = 1000
+    return _METHODS[method].num_outputs(num_classes) == num_classes
 
 
-def create_method(name: str, model: nn.Module, class_counts, /, **kwargs) -> Method:
+def create_method(name: str, model: nn.Module, class_counts: ClassCounts, /, **kwargs) -> Method:
     """Build a method around a model.
 
     Args:
         name: Registered name, see `list_methods`.
         model: timm model with `num_outputs(num_classes)` outputs.
         class_counts: Training images of each class, [C].
-        **kwargs: The method's hyper-parameters; its constructor has the defaults of its paper on CIFAR.
+        **kwargs: The method's hyper-parameters; its constructor has the defaults of its paper on
+            CIFAR.
 
     Raises:
-        UserError: Unknown method or hyper-parameter, one of another kind or out of range; a class without images.
+        UserError: Unknown method or hyper-parameter, one of another kind or out of range; a class
+            without images.
     """
     check_options(name, kwargs)
-    if min(float(n) for n in class_counts) < 1:
-        raise UserError(f'class_counts must be at least 1 for every class, got {min(float(n) for n in class_counts):g}')
+
+    smallest = min(float(count) for count in class_counts)
+    if smallest < 1:
+        raise UserError(f'class_counts must be at least 1 for every class, got {smallest:g}')
+
     return method_class(name)(model, class_counts, **kwargs)
 
 
 def default_options(cls: type[Method]) -> dict[str, Any]:
     """Return the options of a method and their defaults."""
-    return {p.name: p.default for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 # of an option by its name, or by the end of its name; a name means the same in every method
@@ -118,14 +151,23 @@ _INTERVALS = {
 
 
 def check_options(name: str, options: Mapping[str, Any]):
-    """Raise a `UserError` for an unknown method, an option it does not have, a value of another kind, or out of range.
+    """Check the options of a method by their names and values.
 
-    Kinds are those of the constructor's annotations. Ranges go by the name of an option, or by its end: whatever is
-    called `…_weight` is at least 0.
+    Kinds are those of the constructor's annotations. Ranges go by the name of an option, or by its
+    end: whatever is called `…_weight` is at least 0.
+
+    Args:
+        name: Name of the method.
+        options: Values of some of its options, by name.
+
+    Raises:
+        UserError: Unknown method, an option that it does not have, a value of another kind or out
+            of range.
     """
     cls = method_class(name)
     known = default_options(cls)
     parameters = inspect.signature(cls).parameters
+
     for key, value in options.items():
         if key not in known:
             raise UserError(f'method {name!r} has no option {key!r}; {near_names(key, known, 1)}'

@@ -1,6 +1,7 @@
 """Balanced Meta-Softmax for Long-Tailed Visual Recognition
 
-J. Ren, C. Yu, S. Sheng, X. Ma, H. Zhao, S. Yi, H. Li, NeurIPS 2020, https://arxiv.org/abs/2007.10740
+J. Ren, C. Yu, S. Sheng, X. Ma, H. Zhao, S. Yi, H. Li, NeurIPS 2020,
+https://arxiv.org/abs/2007.10740
 
 Its balanced softmax is the logit-adjusted cross-entropy of A. K. Menon et al., ICLR 2021,
 https://arxiv.org/abs/2007.07314, at tau = 1. The meta sampler is not part of it.
@@ -10,7 +11,7 @@ Shapes: B batch of this process, C classes.
 from torch import nn
 
 from ..losses import logit_adjusted_cross_entropy
-from ._method import Batch, Method
+from ._method import Batch, ClassCounts, Method
 from ._registry import register_method
 
 
@@ -25,7 +26,14 @@ class BalancedSoftmax(Method):
         view: View of each image.
     """
 
-    def __init__(self, model: nn.Module, class_counts, *, tau: float = 1.0, view: str = 'crop_flip'):
+    def __init__(
+            self,
+            model: nn.Module,
+            class_counts: ClassCounts,
+            *,
+            tau: float = 1.0,
+            view: str = 'crop_flip',
+    ):
         super().__init__(model, class_counts)
         self.tau = tau
         self.views = (view,)
@@ -33,4 +41,5 @@ class BalancedSoftmax(Method):
     def forward(self, batch: Batch, phase: str = 'main') -> dict:
         (x,), target, _ = batch
         output = self.logits(self.features(x))  # [B, C]
-        return {'loss': logit_adjusted_cross_entropy(output, target, self.class_counts, self.tau), 'output': output}
+        loss = logit_adjusted_cross_entropy(output, target, self.class_counts, self.tau)
+        return {'loss': loss, 'output': output}

@@ -1,12 +1,14 @@
-"""Cross-entropy on the natural class distribution: the baseline of every table, with mixup and Remix on request.
+"""Cross-entropy on the natural class distribution, the baseline of every table; mixup and Remix.
 
 Shapes: B batch of this process, C classes.
 """
+import numpy as np
+import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ..utils.errors import UserError
-from ._method import Batch, Method
+from ._method import Batch, Batches, ClassCounts, Method
 from ._mixup import remix_share, swap_neighbours
 from ._registry import register_method
 
@@ -18,18 +20,21 @@ class CrossEntropy(Method):
     Args:
         model: timm model with C outputs.
         class_counts: Training images of each class, [C].
-        label_smoothing: Share of the target spread over all classes; the long-tailed baselines use 0.
-        mixup_alpha: Each step mixes with one lambda from Beta(alpha, alpha), and the logged training accuracy compares
-            mixed images with one of their labels; 0 leaves images as they are.
-        remix_kappa, remix_tau: The rarer class takes the whole label of a pair whose counts differ by kappa, where the
-            other image's share is below tau (Remix, https://arxiv.org/abs/2007.03943: 3 and 0.5). Tau 0 is mixup.
+        label_smoothing: Share of the target spread over all classes; the long-tailed baselines use
+            0.
+        mixup_alpha: Each step mixes with one lambda from Beta(alpha, alpha), and the logged
+            training accuracy compares mixed images with one of their labels; 0 leaves images as
+            they are.
+        remix_kappa: Factor between the counts of two classes from which Remix
+            (https://arxiv.org/abs/2007.03943) gives the rarer one the whole label; the paper's 3.
+        remix_tau: Share of the other image below which it does; the paper's 0.5. 0 is mixup.
         view: View of each image.
     """
 
     def __init__(
             self,
             model: nn.Module,
-            class_counts,
+            class_counts: ClassCounts,
             *,
             label_smoothing: float = 0.0,
             mixup_alpha: float = 0.0,
@@ -38,15 +43,21 @@ class CrossEntropy(Method):
             view: str = 'crop_flip',
     ):
         super().__init__(model, class_counts)
-        if mixup_alpha < 0 or mixup_alpha == 0 < remix_tau or remix_kappa < 1 or (remix_kappa != 3 and remix_tau == 0):
-            raise UserError('mixup needs a positive mixup_alpha, and Remix that, remix_tau and remix_kappa from 1 on; '
-                            f'got mixup_alpha {mixup_alpha}, remix_kappa {remix_kappa}, remix_tau {remix_tau}')
+        if mixup_alpha < 0:
+            raise UserError(f'mixup_alpha must be at least 0, got {mixup_alpha}')
+        if remix_kappa < 1:
+            raise UserError(f'remix_kappa must be at least 1, got {remix_kappa}')
+        if remix_tau > 0 and mixup_alpha == 0:
+            raise UserError(f'remix_tau={remix_tau} is of mixed images: mixup_alpha must be positive')
+        if remix_tau == 0 and remix_kappa != 3:
+            raise UserError(f'remix_kappa={remix_kappa} has no effect: remix_tau must be positive')
+
         self.label_smoothing = label_smoothing
         self.mixup_alpha = mixup_alpha
         self.remix = remix_kappa, remix_tau
         self.views = (view,)
 
-    def start_epoch(self, epoch, num_epochs, rng, batches):
+    def start_epoch(self, epoch: int, num_epochs: int, rng: np.random.Generator, batches: Batches):
         self.rng = rng
 
     def forward(self, batch: Batch, phase: str = 'main') -> dict:
@@ -54,11 +65,18 @@ class CrossEntropy(Method):
         if self.mixup_alpha > 0:
             lam = self.rng.beta(self.mixup_alpha, self.mixup_alpha)
             x = lam * x + (1 - lam) * swap_neighbours(x)
+
         output = self.logits(self.features(x))  # [B, C]
-        loss = F.cross_entropy(output, target, reduction='none', label_smoothing=self.label_smoothing)
+        loss = self._cross_entropy(output, target)  # [B]
         if self.mixup_alpha > 0:
             other = swap_neighbours(target)
-            other_loss = F.cross_entropy(output, other, reduction='none', label_smoothing=self.label_smoothing)
-            share = remix_share(lam, self.class_counts[target], self.class_counts[other], *self.remix)  # [B]
+            other_loss = self._cross_entropy(output, other)
+            counts, other_counts = self.class_counts[target], self.class_counts[other]
+            share = remix_share(lam, counts, other_counts, *self.remix)  # [B]
             loss = share * loss + (1 - share) * other_loss
+
         return {'loss': loss.mean(), 'output': output}
+
+    def _cross_entropy(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        smoothing = self.label_smoothing
+        return F.cross_entropy(output, target, reduction='none', label_smoothing=smoothing)

@@ -1,6 +1,7 @@
 """Decoupling Representation and Classifier for Long-Tailed Recognition
 
-B. Kang, S. Xie, M. Rohrbach, Z. Yan, A. Gordo, J. Feng, Y. Kalantidis, ICLR 2020, https://arxiv.org/abs/1910.09217
+B. Kang, S. Xie, M. Rohrbach, Z. Yan, A. Gordo, J. Feng, Y. Kalantidis, ICLR 2020,
+https://arxiv.org/abs/1910.09217
 
 Classifier re-training (cRT), section 4.1.
 """
@@ -12,11 +13,11 @@ from ._registry import register_method
 class ClassifierRetraining(FrozenBackbone):
     """A fresh classifier on a frozen representation, with class-balanced sampling.
 
-    The classifier is one of the same kind, linear or cosine. A method that starts from nothing must be given weights
-    (`--initial-checkpoint`), or it trains on a random representation.
+    The classifier is one of the same kind, linear or cosine. A method that starts from nothing must
+    be given weights (`--initial-checkpoint`), or it trains on a random representation.
 
     Args:
-        model: timm model with C outputs, trained; its classifier is drawn anew.
+        model: timm model with C outputs, trained; its classifier is replaced by a new one.
         class_counts: Training images of each class, [C].
         train: See `FrozenBackbone`.
         bn: See `FrozenBackbone`.

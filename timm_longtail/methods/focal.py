@@ -7,7 +7,7 @@ Shapes: B batch of this process, C classes.
 from torch import nn
 
 from ..losses import focal_loss
-from ._method import Batch, Method
+from ._method import Batch, ClassCounts, Method
 from ._registry import register_method
 
 
@@ -18,11 +18,18 @@ class Focal(Method):
     Args:
         model: timm model with C outputs.
         class_counts: Training images of each class, [C]; not used.
-        gamma: Focusing, the paper's 2; 0 is cross-entropy.
+        gamma: Strength of the focusing, the paper's 2; 0 is cross-entropy.
         view: View of each image.
     """
 
-    def __init__(self, model: nn.Module, class_counts, *, gamma: float = 2.0, view: str = 'crop_flip'):
+    def __init__(
+            self,
+            model: nn.Module,
+            class_counts: ClassCounts,
+            *,
+            gamma: float = 2.0,
+            view: str = 'crop_flip',
+    ):
         super().__init__(model, class_counts)
         self.gamma = gamma
         self.views = (view,)
@@ -30,4 +37,5 @@ class Focal(Method):
     def forward(self, batch: Batch, phase: str = 'main') -> dict:
         (x,), target, _ = batch
         output = self.logits(self.features(x))  # [B, C]
-        return {'loss': focal_loss(output, target, self.gamma), 'output': output}
+        loss = focal_loss(output, target, self.gamma)
+        return {'loss': loss, 'output': output}

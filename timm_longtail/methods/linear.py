@@ -1,4 +1,4 @@
-"""Linear evaluation: a fresh classifier on a frozen representation, on images as they are frequent."""
+"""Linear evaluation: a fresh classifier on a frozen representation, without re-balancing."""
 from ._frozen import FrozenBackbone
 from ._registry import register_method
 
@@ -8,7 +8,7 @@ class LinearProbe(FrozenBackbone):
     """A fresh classifier on a frozen representation, with uniform sampling (or `--sampler`).
 
     Args:
-        model: timm model with C outputs, trained; its classifier is drawn anew.
+        model: timm model with C outputs, trained; its classifier is replaced by a new one.
         class_counts: Training images of each class, [C].
         train: See `FrozenBackbone`.
         bn: See `FrozenBackbone`.
@@ -16,4 +16,6 @@ class LinearProbe(FrozenBackbone):
     """
 
     fresh_classifier = True
-    retrain_options = {'epochs': 30, 'lr': 0.5, 'weight_decay': 0.0}  # features want a high rate, and no decay
+
+    # features want a high rate, and no decay
+    retrain_options = {'epochs': 30, 'lr': 0.5, 'weight_decay': 0.0}

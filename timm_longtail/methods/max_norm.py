@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..losses import softmax_binary_cross_entropy
 from ..utils.errors import UserError
 from ._frozen import FrozenBackbone
-from ._method import Batch
+from ._method import Batch, ClassCounts
 from ._registry import register_method
 
 
@@ -22,19 +22,24 @@ from ._registry import register_method
 class MaxNorm(FrozenBackbone):
     """Class-balanced loss on the trained classifier, whose class weights are kept in a ball (projected gradient).
 
-    The released loss is the default, since its learning rate and weight decay are: it is the binary cross-entropy of
-    the softmax, and its gradients are about a hundredth of those of the cross-entropy that the paper has. With weight
-    decay .1 they decide how short the class weights become. Under either loss the ball hardly binds then: on
-    CIFAR-100-LT class weights end at norms of .002 and .14, in a ball of 1.4.
+    The released loss is the default, since its learning rate and weight decay are: it is the binary
+    cross-entropy of the softmax, and its gradients are about a hundredth of those of the
+    cross-entropy that the paper has. With weight decay .1 they decide how short the class weights
+    become. Under either loss the ball hardly binds then: on CIFAR-100-LT class weights end at norms
+    of .002 and .14, in a ball of 1.4.
 
-    Class weights are projected after each step, as in the paper; the released code does it once an epoch.
+    Class weights are projected after each step, as in the paper; the released code does it once an
+    epoch.
 
     Args:
-        model: timm model with C outputs and an `nn.Linear` as its classifier, trained; training goes on from it.
+        model: timm model with C outputs and an `nn.Linear` as its classifier, trained; training
+            goes on from it.
         class_counts: Training images of each class, [C].
         loss: `bce`, the released one, or `ce`, that of the paper.
-        radius: Largest norm of a class weight; None is min + 0.1 (max - min) of the norms that training starts with.
-        beta: Of the class-balanced loss (Cui et al., CVPR 2019), weights (1 - beta) / (1 - beta^n_c) of mean 1.
+        radius: Largest norm of a class weight; None is min + 0.1 (max - min) of the norms that
+            training starts with.
+        beta: Number in (0, 1) of the class-balanced loss (Cui et al., CVPR 2019), whose weights are
+            (1 - beta) / (1 - beta^n_c), scaled to a mean of 1.
         train: See `FrozenBackbone`.
         bn: See `FrozenBackbone`.
         view: View of each image.
@@ -43,10 +48,13 @@ class MaxNorm(FrozenBackbone):
     linear_classifier = True
     retrain_options = {'epochs': 10, 'lr': 0.01, 'weight_decay': 0.1}
 
+    radius: torch.Tensor
+    class_weights: torch.Tensor
+
     def __init__(
             self,
             model: nn.Module,
-            class_counts,
+            class_counts: ClassCounts,
             *,
             loss: str = 'bce',
             radius: float | None = None,
@@ -59,16 +67,24 @@ class MaxNorm(FrozenBackbone):
         if loss not in ('bce', 'ce'):
             raise UserError(f'max_norm: loss is one of bce, ce, got {loss!r}')
         self.loss = loss
-        head = model.get_classifier()
-        norms = head.weight.detach().norm(dim=1)
-        radius = norms.min() + 0.1 * (norms.max() - norms.min()) if radius is None else torch.tensor(float(radius))
-        self.register_buffer('radius', radius.to(norms))  # of the start: a resumed run must not take it anew
-        _, weights = compute_class_weights(class_counts, int(self.class_counts.sum()), 'effective_num', beta=beta)
+
+        # saved, since a resumed run has other class weights
+        norms = self.model.get_classifier().weight.detach().norm(dim=1)
+        if radius is None:
+            ball = norms.min() + 0.1 * (norms.max() - norms.min())
+        else:
+            ball = torch.tensor(float(radius))
+        self.register_buffer('radius', ball.to(norms))
+
+        num_images = int(self.class_counts.sum())
+        _, weights = compute_class_weights(
+            self.class_counts, num_images, 'effective_num', beta=beta)
         self.register_buffer('class_weights', weights, persistent=False)
 
     def forward(self, batch: Batch, phase: str = 'main') -> dict:
         (x,), target, _ = batch
         output = self.logits(self.features(x))  # [B, C]
+
         if self.loss == 'bce':
             loss = softmax_binary_cross_entropy(output, target, self.class_weights)
         else:
@@ -79,4 +95,5 @@ class MaxNorm(FrozenBackbone):
     @torch.no_grad()
     def after_step(self, phase: str):
         weight = self.model.get_classifier().weight  # [C, D]
-        weight.mul_((self.radius / weight.norm(dim=1, keepdim=True)).clamp(max=1))
+        shrinkage = self.radius / weight.norm(dim=1, keepdim=True)
+        weight.mul_(shrinkage.clamp(max=1))

@@ -1,0 +1,71 @@
+"""What BCL, SupCon and ProCo share: a classifier on one view, and a contrast between two more.
+
+Shapes: B batch of this process, C classes, D width of the features, E width of the embeddings.
+"""
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..models.layers import unit_rows
+from ..utils.errors import UserError
+from ._method import Batch, ClassCounts, Method
+
+__all__ = ['ContrastiveMethod']
+
+
+class ContrastiveMethod(Method):
+    """A classification loss on the first view of an image, a contrastive loss on two others.
+
+    The loss is `ce_weight` * L_LC + `contrastive_weight` * L_contrast, with L_LC the logit-adjusted
+    cross-entropy. A method adds the branch `projector`, where the model has none, and the contrast.
+
+    Args:
+        model: timm model with C outputs.
+        class_counts: Training images of each class, [C]; the prior of the logit adjustment.
+        ce_weight: Weight of the classification loss.
+        contrastive_weight: Weight of the contrastive loss.
+        temperature: Temperature of the contrastive loss.
+        tau: Strength of the logit adjustment; 0 is plain cross-entropy.
+        views: View of the classifier, then the two views of the contrast.
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            class_counts: ClassCounts,
+            *,
+            ce_weight: float,
+            contrastive_weight: float,
+            temperature: float,
+            tau: float,
+            views: Sequence[str],
+    ):
+        super().__init__(model, class_counts)
+        if isinstance(views, str) or len(views) != 3:
+            raise UserError(
+                f'three views are needed, one to classify and two to contrast; got {views}')
+
+        self.ce_weight = ce_weight
+        self.contrastive_weight = contrastive_weight
+        self.temperature = temperature
+        self.tau = tau
+        self.views = tuple(views)
+
+    def embed(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run all views of a batch through the network.
+
+        Args:
+            batch: Three views of B images, and their classes.
+
+        Returns:
+            Logits [B, C] of the first view, and the unit embeddings [2B, E] of the other two, one
+            view behind the other.
+        """
+        views, target, _ = batch
+        batch_size = len(target)
+
+        features = self.features(torch.cat(views))  # [3B, D], one forward: BatchNorm sees all views
+        output = self.logits(features[:batch_size])
+        embeddings = unit_rows(self.model.branches['projector'](features[batch_size:]))
+        return output, embeddings
