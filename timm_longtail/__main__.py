@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 COMMANDS = {
-    'flags': 'show which images RAIS found to look alike in every rotation',
+    'flags': 'show which images look alike in every rotation',
     'pack': 'write a data set as one file',
     'push': 'send an exported folder to the Hub',
 }

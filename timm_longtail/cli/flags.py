@@ -1,4 +1,4 @@
-"""`python -m timm_longtail flags`: which images RAIS found to look alike in every rotation; numbers and a figure."""
+"""`python -m timm_longtail flags`: which images look alike in every rotation; numbers and a figure."""
 import argparse
 from pathlib import Path
 
@@ -15,8 +15,8 @@ __all__ = ['main']
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser('python -m timm_longtail flags', description='Show what a flag file of RAIS says of a data set.')
-    parser.add_argument('file', help='flag file that `--method rais` wrote')
+    parser = Parser('python -m timm_longtail flags', description='Show what a flag file says of a data set.')
+    parser.add_argument('file', help='flag file in the output folder of a run')
     add_data_options(parser)
     parser.add_argument('--val-fraction', type=SHARE, default=0.0, help='share of each class that the run held out')
     parser.add_argument('--figure', help='PNG file: the most and the least rotation-agnostic images, the entropies')

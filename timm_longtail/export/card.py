@@ -90,8 +90,10 @@ def model_card(config: dict[str, Any]) -> str:
     if 'many' in metrics:
         row = {escape_cell(_moment(config)): metrics}
         parts += ['## Result', format_table(row), _protocol(config)]
-    elif 'all' in metrics:
-        parts += ['## Result', f'{metrics["all"]:.2f} % of the rotations of the test images are told, in fp32.']
+    elif 'all' in metrics and provenance.get('method') in list_methods():
+        sentence = method_class(provenance['method']).result_sentence(metrics)
+        if sentence:
+            parts += ['## Result', sentence]
 
     parts += ['## Use', _usage(config, name)]
 
@@ -237,7 +239,7 @@ def _training(provenance: dict[str, Any]) -> str | None:
 def _limits(provenance: dict[str, Any]) -> str:
     metrics = provenance.get('metrics') or {}
     tested = 'on the test set above only: not on other images, and not' if metrics else 'on no test set yet, and not'
-    worst = metrics.get('worst_class') if 'many' in metrics else None  # rais has four rotations
+    worst = metrics.get('worst_class') if 'many' in metrics else None  # else of no classes
     return (
         f'The model is meant for research on long-tailed recognition. It was tested {tested} for robustness or bias. '
         f'One training run stands behind it, which says nothing about the spread over seeds'

@@ -2,7 +2,7 @@
 
 He et al., `Deep Residual Learning for Image Recognition`, CVPR 2016, https://arxiv.org/abs/1512.03385: the four stages
 of the ImageNet networks, widths 64 to 512, behind a 3x3 stem of stride 1 without max-pooling, so that a 32x32 image
-leaves the last stage as 4x4. PNDA and RAIS train these. The three-stage networks of `resnet_cifar` are far smaller.
+leaves the last stage as 4x4, as in Miyai et al. (WACV 2023). The three-stage networks of `resnet_cifar` are smaller.
 """
 import torch.nn as nn
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model

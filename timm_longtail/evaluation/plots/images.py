@@ -24,7 +24,7 @@ def plot_rotation_agnostic(
 ):
     """Draw the images of most and of least entropy, and the histogram of all entropies.
 
-    Entropies are those of a flag file of RAIS; `batches.digests` or `LongTailDataset.digests` find its images.
+    Entropies are those of a flag file; `batches.digests` or `LongTailDataset.digests` find its images.
 
     Args:
         path: PNG file.
