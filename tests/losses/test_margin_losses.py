@@ -460,12 +460,14 @@ def test_ce_of_mixed_images(options):
     torch.testing.assert_close(second['loss'], sum(losses) / len(losses), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize('options', [
-    dict(mixup_alpha=-1.0), dict(remix_tau=0.5), dict(mixup_alpha=1.0, remix_kappa=5.0),
-    dict(mixup_alpha=1.0, remix_tau=0.5, remix_kappa=0.5),
+@pytest.mark.parametrize('options, message', [
+    (dict(mixup_alpha=-1.0), "'mixup_alpha' of method 'ce' must be at least 0, got -1.0"),
+    (dict(remix_tau=0.5), 'remix_tau=0.5 is of mixed images: mixup_alpha must be positive'),
+    (dict(mixup_alpha=1.0, remix_kappa=5.0), 'remix_kappa=5.0 has no effect: remix_tau must be positive'),
+    (dict(mixup_alpha=1.0, remix_tau=0.5, remix_kappa=0.5), "'remix_kappa' of method 'ce' must be at least 1, got 0.5"),
 ])
-def test_mixing_that_cannot_be(options):
-    with pytest.raises(UserError, match='mixup needs a positive mixup_alpha|must be at least'):
+def test_mixing_that_cannot_be(options, message):
+    with pytest.raises(UserError, match=message):
         create_method('ce', timm.create_model('resnet20_cifar', num_classes=4), COUNTS, **options)
 
 

@@ -13,8 +13,8 @@ from timm_longtail.losses import complement_entropy_loss, proco_loss, prototype_
 from timm_longtail.losses.proco import log_bessel
 from timm_longtail.utils.errors import UserError
 
+from ..support.loss_cases import make_sample
 from ..support.reference import prototype
-from .test_losses import make_sample
 
 
 def value_and_gradients(loss, *tensors):

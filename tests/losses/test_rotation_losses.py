@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from timm_longtail.losses import pnda_loss, rotation_entropy, rotation_separation_loss
 from timm_longtail.utils.errors import UserError
 
+from ..support.loss_cases import make_sample
 from ..support.reference import rotation
-from .test_losses import make_sample
 
 
 def pnda_arguments():

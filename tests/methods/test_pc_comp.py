@@ -45,7 +45,7 @@ def test_groups_of_classes(group, members):
 @pytest.mark.parametrize('options, message', [
     (dict(pc='heads'), "unknown group of classes 'heads'; did you mean head"),
     (dict(complement='few'), "unknown group of classes 'few'"),
-    (dict(pc_weight=0.0), 'pc_weight positive'),
+    (dict(pc_weight=0.0), 'pc_weight must be positive, got 0.0'),
     (dict(complement_weight_decay=-1.0), "'complement_weight_decay' of method 'pc_comp' must be at least 0"),
     (dict(repel_lr=-1.0), "'repel_lr' of method 'pc_comp' must be at least 0"),
     (dict(repel_lr=1e-4, repel_weight=0.0), 'repel_weight must be positive'),
@@ -266,7 +266,7 @@ def test_resumes_around_the_centroids(stop_at, options, tmp_path):
 
 def commands_of_the_docs():
     """Return what is typed after `train.py` in the page on this method."""
-    text = (ROOT / 'docs' / 'pc_comp.md').read_text().replace('\\\n', ' ')
+    text = (ROOT / 'docs' / 'results' / 'pc-comp.md').read_text().replace('\\\n', ' ')
     return re.findall(r'^python train\.py (.+)$', text, re.MULTILINE)
 
 

@@ -97,7 +97,7 @@ def _block_loss(
     is_positive.diagonal(first).fill_(False)
     log_count.diagonal(first).fill_(torch.inf)
 
-    # log sum_k S_k / m_k, and the mean of the positives
-    log_denominator = (similarity - log_count).logsumexp(1)
+    # the mean over the positives first: the sum below keeps a matrix for the backward pass
     mean_positive = similarity.masked_fill(~is_positive, 0).sum(1) / is_positive.sum(1)
+    log_denominator = (similarity - log_count).logsumexp(1)  # log sum_k S_k / m_k
     return log_denominator - mean_positive

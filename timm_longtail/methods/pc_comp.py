@@ -15,7 +15,7 @@ squares the distances, leaves out the distances between centroids, and lets a se
 centroids repel, which hardly moves: `squared=True centre_term=False repel_lr=1e-4
 constant_centroid_lr=True`, with weights 1 and 1e-4. It draws both sets from a normal distribution;
 here both start at the class means. That of complement entropy divides by C, not C - 1, and decays
-the weights in both steps of a batch: `complement_weight_decay=None`. docs/pc_comp.md has commands.
+the weights in both steps of a batch: `complement_weight_decay=None`. docs/results/pc-comp.md has commands.
 
 Shapes: B batch of this process, C classes, D width of the features.
 """
@@ -44,7 +44,7 @@ class PCComp(Method):
     """Cross-entropy, with prototype conformity on one group of classes and complement entropy on another.
 
     Prototype conformity is unbounded below: `repel_weight` 1 is the equation, and drives centroids
-    apart for ever. The default leaves it little but a weak attraction; docs/pc_comp.md has what
+    apart for ever. The default leaves it little but a weak attraction; docs/results/pc-comp.md has what
     other settings do.
 
     Args:
