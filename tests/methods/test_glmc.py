@@ -269,7 +269,7 @@ def test_the_contrast_equals_the_loops(options, lam, epoch):
     method = begin(make_method('glmc_clr', **options), epoch, 10, lam, 2, 9).train()
     first, second = make_batches()
     result = method(first, second)
-    features, projections, _ = loop_parts(method, first, second, lam, (2, 9))
+    features, _projections, _ = loop_parts(method, first, second, lam, (2, 9))
     rows = [*features, *(method.features(batch[0][0]) for batch in (first, second))]
     if options.get('head') != 'features':
         rows = [method.model.branches['projector'](f) for f in rows]

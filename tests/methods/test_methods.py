@@ -1,5 +1,6 @@
 """What every registered method must do; a new method is tested by being registered."""
 import re
+from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -30,13 +31,16 @@ def first_batches(run):
 def test_every_trainable_parameter_gets_a_gradient(name):
     _, run = make_run(name)
     reached = set()
+
     for epoch, phase in product((0, 1), run.method.phases):  # a schedule may leave a part out of one epoch
         run.epoch = epoch
         run.start_epoch(2)
         batches = first_batches(run)
+
         result = run.method(*batches, phase=phase)
         assert result['loss'].ndim == 0 and torch.isfinite(result['loss'])
         assert result['output'] is None or result['output'].shape[0] == 16
+
         run.method.zero_grad()
         result['loss'].backward()
         for parameter_name, parameter in run.method.named_parameters():
@@ -46,6 +50,7 @@ def test_every_trainable_parameter_gets_a_gradient(name):
             assert parameter.grad is not None, (phase, parameter_name)
             if parameter.grad.abs().sum() > 0:
                 reached.add(parameter_name)
+
     assert reached == {n for n, p in run.method.named_parameters() if p.requires_grad}
 
 
@@ -115,9 +120,11 @@ def test_resumes_to_the_same_bits(saved, stop_at):
 def test_the_deployed_state_dict_stays_plain(name):
     args, run = make_run(name)
     plain = timm.create_model(args.model, num_classes=run.method.model.num_classes, **args.model_kwargs)
+
     state = method_state(run.method)
     assert state['state_dict'].keys() == plain.state_dict().keys()
     assert not {k.removeprefix('model.') for k in state['method_state']} & plain.state_dict().keys()
+
     plain.load_state_dict(deployed_state_dict(run.method.model))
     x = torch.randn(2, 3, 32, 32)
     plain.to(memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
@@ -132,6 +139,18 @@ def test_views_and_cached_features(name):
     assert run.method.features(torch.randn(2, 3, 32, 32)).shape == (2, run.method.model.head_hidden_size)
 
 
+def counted(
+        function: Callable[[torch.Tensor], torch.Tensor],
+        seen: list[int],
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a function that also adds the length of each batch to a list."""
+    def counting(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return function(x)
+
+    return counting
+
+
 @pytest.mark.parametrize('name', all_methods())
 def test_a_step_runs_the_images_that_its_method_says(name):
     _, run = make_run(name, '--batch-size', '8')
@@ -139,11 +158,13 @@ def test_a_step_runs_the_images_that_its_method_says(name):
     seen = []
     for module in run.method.modules():  # a key encoder, too
         if hasattr(module, 'forward_features'):
-            run_backbone = module.forward_features
-            module.forward_features = lambda x, run=run_backbone: seen.append(len(x)) or run(x)
+            module.forward_features = counted(module.forward_features, seen)
+
     run.method(*first_batches(run), phase='main')
     per_image = run.method.forwards_per_image
-    assert sum(seen) == 8 * len(run.loaders) * (len(run.method.views) if per_image is None else per_image)
+    if per_image is None:
+        per_image = len(run.method.views)
+    assert sum(seen) == 8 * len(run.loaders) * per_image
 
 
 def test_compiling_keeps_the_state_dict_keys():
@@ -159,6 +180,7 @@ def test_no_gradient_waits_for_the_step_of_another_phase():
     _, run = make_run('toy', '--batch-size', '64', '--epochs', '1')
     run.start_epoch(1)
     batches = first_batches(run)
+
     for phase, optimizer in zip(run.method.phases, run.optimizers):
         before = run.method.centres.detach().clone()
         rng_state = run.method.rng.bit_generator.state
@@ -176,10 +198,12 @@ def test_an_idle_phase_does_nothing():
         start(epoch, *_), setattr(run.method, 'idle_phases', ('centres',) if epoch == 0 else ())]
     called = []
     run.task.register_forward_pre_hook(lambda _, args, kwargs: called.append(kwargs['phase']), with_kwargs=True)
+
     history = fit(run, 1)
     assert called == ['main'] * 4 and run.method.steps.tolist() == [4, 0]
     assert not run.method.centres.any() and not run.optimizers[1].state_dict()['state']
     assert 'train_centres_loss' not in history[0]
+
     history = fit(run, 2)
     assert called == ['main'] * 4 + ['main', 'centres'] * 4 and run.method.centres.any()
     assert 'train_centres_loss' in history[1] and 'train_centres_loss' not in history[0]

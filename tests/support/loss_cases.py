@@ -117,6 +117,19 @@ def make_sample(shape: str = 'random', seed: int = 0, dtype: torch.dtype = torch
     return sample.apply(lambda t: t.to(dtype), *FLOATS)
 
 
+def make_rows(
+        num_rows: int = 9,
+        dtype: torch.dtype = torch.float64,
+        requires_grad: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return cosines, or logits, of four classes [B, 4], class ids [B] and class weights [4]."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.rand(num_rows, 4, generator=generator, dtype=torch.float64) - 1
+    target = torch.randint(4, (num_rows,), generator=generator)
+    weight = torch.tensor([0.1, 0.5, 1.0, 2.4], dtype=torch.float64)
+    return logits.to(dtype).requires_grad_(requires_grad), target, weight
+
+
 @dataclass(frozen=True)
 class Case:
     """A loss, the fields of a sample that it takes in order, and its options: a text names a field."""
