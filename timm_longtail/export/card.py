@@ -11,7 +11,7 @@ from typing import Any
 import timm
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..evaluation.evaluators import format_table
+from ..evaluation.tables import format_table
 from ..methods import list_methods, method_class, tells_classes
 from ..models.factory import default_method
 from ..utils.errors import UserError

@@ -12,14 +12,12 @@ from torch import nn
 from ..config.data_options import dataset_options
 from ..config.train_options import check_names
 from ..data import Preprocessing
-from ..evaluation.evaluators import trained_tensors
 from ..export.folder import load_exported
 from ..methods import tells_classes
 from ..models.factory import create_timm_model, pretrained_config
 from ..training.checkpoint import (
     check_architecture,
     check_fields,
-    check_finite,
     find_checkpoint,
     read_checkpoint,
     restoring,
@@ -34,6 +32,7 @@ from ..training.weights import (
 )
 from ..utils.errors import UserError, one_line
 from ..utils.files import read_yaml, reading
+from ..utils.finite import check_finite, trained_tensors
 
 __all__ = [
     'Candidate',

@@ -15,14 +15,14 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 
 from ..data import LongTailDataset, Preprocessing
-from ..evaluation.evaluators import trained_tensors
 from ..export.exported import CONFIG, WEIGHTS, read_config, verify_weights
 from ..methods import method_class
 from ..models.factory import create_timm_model, pretrained_config
 from ..utils import rng
 from ..utils.errors import UserError, one_line
 from ..utils.files import read_json
-from .checkpoint import check_finite, read_input_config, read_part
+from ..utils.finite import check_finite, trained_tensors
+from .checkpoint import read_input_config, read_part
 
 __all__ = [
     'architecture_of',

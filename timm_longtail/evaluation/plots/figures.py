@@ -14,7 +14,8 @@ import numpy as np
 
 from ...data.longtail import shot_groups
 from ...utils.errors import UserError
-from ..evaluators import GROUPS, confusion_rate
+from ..confusion import confusion_rate
+from ..tables import GROUPS
 from .style import (
     GroupRule,
     as_array,
