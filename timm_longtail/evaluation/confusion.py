@@ -21,9 +21,9 @@ def confusion_rate(
 ) -> float | None:
     """Return the percentage of the images of one group of classes that were predicted as another.
 
-    With M the confusion: `100 * sum_{i in source, j in target} M_ij / sum_{i in source, j} M_ij`. By
-    default the share of the images of Few classes that were predicted as any Many class. Each image
-    weighs the same; where the test set is balanced, so does each class.
+    With M the confusion: `100 * sum_{i in source, j in target} M_ij / sum_{i in source, j} M_ij`.
+    By default the share of the images of Few classes that were predicted as any Many class. Each
+    image weighs the same; where the test set is balanced, so does each class.
 
     Args:
         confusion: Images of each class (rows) predicted as each class (columns), [C, C].

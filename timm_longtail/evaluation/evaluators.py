@@ -41,9 +41,9 @@ class LongTailEvaluator:
     `compute`.
 
     Args:
-        shot_counts: Training images of each class [C]: more than 100 is many, fewer than 20 few (Liu
-            et al., CVPR 2019). The figures for "20 or fewer", which part of the literature uses,
-            stand beside them.
+        shot_counts: Training images of each class [C]: more than 100 is many, fewer than 20 few
+            (Liu et al., CVPR 2019). The figures for "20 or fewer", which part of the literature
+            uses, stand beside them.
         confusion: Count as which class each image was predicted, in C x C numbers on the device;
             `confusion_matrix` returns them. `compute` is the same with and without.
     """
@@ -274,7 +274,7 @@ class LongTailEvaluator:
         return value.cpu()
 
     def _group_accuracies(self, accuracy: torch.Tensor) -> dict[str, float | None]:
-        """Return the mean accuracy of each group by either rule; classes without images are left out.
+        """Return the mean accuracy of each group by either rule, of classes with images.
 
         Args:
             accuracy: Accuracy of each class [C], NaN for a class without images.
@@ -315,8 +315,8 @@ class LongTailEvaluator:
 class KNNEvaluator(LongTailEvaluator):
     """Accuracy of a vote of the most similar training images: features without a classifier.
 
-    As Wu et al., CVPR 2018 (https://arxiv.org/abs/1805.01978): each of the k nearest by the cosine s
-    votes for its class with exp(s / t). Votes are not probabilities: there is no `loss` and no
+    As Wu et al., CVPR 2018 (https://arxiv.org/abs/1805.01978): each of the k nearest by the cosine
+    s votes for its class with exp(s / t). Votes are not probabilities: there is no `loss` and no
     `ece`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Tables of what was evaluated: the few figures of a model in Markdown, and a CSV row for each of its classes.
+"""Tables of what was evaluated: figures of models in Markdown, and a CSV row a class.
 
 Shapes: C classes.
 """
