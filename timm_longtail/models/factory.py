@@ -1,4 +1,4 @@
-"""Models of timm by their names: built as asked for, or on no device only to see what they say of themselves."""
+"""Models of timm by their names: built as asked for, or without memory to read what they say."""
 import copy
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ def create_timm_model(name: str, /, **kwargs) -> nn.Module:
     """
     try:
         return timm.create_model(name, **kwargs)
-    except Exception as e:  # constructors fail in ways of their own where an option is of the wrong kind
+    except Exception as e:  # constructors fail in ways of their own for options of a wrong kind
         options = f' with {one_line(kwargs, 100)}' if kwargs else ''
         raise UserError(f'--model {name}{options}: {one_line(e) or type(e).__name__}') from e
 
@@ -42,7 +42,7 @@ def default_method(name: str, /, **kwargs) -> str:
 
 
 def pretrained_config(name: str, /, **kwargs) -> dict[str, Any]:
-    """Return timm's `pretrained_cfg` of a model, without building its weights; {} for a model that has none.
+    """Return timm's `pretrained_cfg` of a model without its weights; {} for a model that has none.
 
     Args:
         name: Name of a model that timm knows.
@@ -60,7 +60,7 @@ _described: dict[str, _Description] = {}
 
 
 def _describe(name: str, kwargs: dict[str, Any]) -> _Description:
-    """Return what a model says of itself; one that is registered in this process is built for it once."""
+    """Return what a model says of itself; for a registered one it is built once a process."""
     key = repr((name, sorted(kwargs.items())))
     if key in _described:
         return _described[key]
