@@ -26,7 +26,6 @@ from timm_longtail.config.data_options import (
     add_data_options,
 )
 from timm_longtail.data import create_splits
-from timm_longtail.evaluation.evaluators import NotFinite, first_not_finite
 from timm_longtail.methods import check_options
 from timm_longtail.models.layers import CosineLinear
 from timm_longtail.retraining.classifiers import CLASSIFIERS, TRAINED, Classifier, choose_classifiers, make_classifiers
@@ -55,7 +54,8 @@ from timm_longtail.training.build import check_input
 from timm_longtail.training.outputs import note_changed_file
 from timm_longtail.utils.errors import UserError, one_line
 from timm_longtail.utils.files import write_json
-from timm_longtail.utils.folder import create_folder, hold_folder
+from timm_longtail.utils.finite import check_finite, trained_tensors
+from timm_longtail.utils.output_lock import create_folder, hold_folder
 from timm_longtail.utils.ranges import Number
 
 
@@ -140,9 +140,7 @@ def load_source(args: Namespace) -> Candidate:
         candidate = load_timm_model(args.source, args.initial_checkpoint)
     if args.img_size:
         candidate.preprocessing = replace(candidate.preprocessing, img_size=args.img_size)
-    not_finite = first_not_finite(candidate.model)
-    if not_finite is not None:
-        raise NotFinite(f'{args.source}: {not_finite} holds NaN or infinity')
+    check_finite(trained_tensors(candidate.model), args.source)
     if not candidate.has_classes:
         candidate.model.reset_classifier(1)  # a place to put the new ones
     if not isinstance(candidate.model.get_classifier(), (nn.Linear, CosineLinear)):

@@ -15,7 +15,7 @@ from timm_longtail.training.outputs import finish, rehearse, report, start_lines
 from timm_longtail.training.run import Run
 from timm_longtail.training.trackers import check_trackers, log_epoch, log_final, tracking
 from timm_longtail.utils.errors import UserError
-from timm_longtail.utils.folder import require_place
+from timm_longtail.utils.files import require_place
 
 
 def end_epoch(run: Run):

@@ -20,9 +20,10 @@ from timm_longtail.cli.entry import run_main
 from timm_longtail.config.data_options import BATCH_SIZE, IMG_SIZE, WORKERS, Parser, add_data_options
 from timm_longtail.config.train_options import check_names
 from timm_longtail.data import LongTailDataset, create_dataset, create_loader, create_splits
-from timm_longtail.evaluation.evaluators import KNNEvaluator, LongTailEvaluator, format_table
+from timm_longtail.evaluation.evaluators import KNNEvaluator, LongTailEvaluator
 from timm_longtail.evaluation.plots.figures import plot_class_accuracy, plot_confusion
 from timm_longtail.evaluation.plots.style import require_matplotlib
+from timm_longtail.evaluation.tables import format_table, write_per_class
 from timm_longtail.retraining.trained_model import (
     Candidate,
     is_export,
@@ -33,7 +34,6 @@ from timm_longtail.retraining.trained_model import (
 )
 from timm_longtail.training.accelerator import memory_format
 from timm_longtail.training.loop import evaluate
-from timm_longtail.training.outputs import write_per_class
 from timm_longtail.utils.errors import UserError
 from timm_longtail.utils.files import create_text, writing
 from timm_longtail.utils.ranges import Number

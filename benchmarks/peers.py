@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
-from timm_longtail.data.calls import _parse
+from timm_longtail.data.calls import parse_call
 from timm_longtail.methods import create_method
 from timm_longtail.training.run import Run
 from timm_longtail.training.timing import Clock, Timing
@@ -119,7 +119,7 @@ def create_transform(view: str, side: int, img_size: int, mean, std, resident: b
     Raises:
         UserError: A view that has no counterpart here.
     """
-    name, arguments = _parse('view', view)
+    name, arguments = parse_call('view', view)
     if name not in _VIEWS:
         raise unknown_name('view of the peers', name, _VIEWS)
     pillow, tensor = _VIEWS[name](side, resident, **arguments)

@@ -203,7 +203,7 @@ def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
     state = timm.create_model('resnet20_cifar').state_dict()
     state['layer2.0.conv1.weight'][3, 1, 0, 0] = value
     save_file(state, tmp_path / 'w.safetensors')
-    words = r'w.safetensors: layer2.0.conv1.weight has 1 of 4608 values that are NaN or infinite'
+    words = r'w.safetensors: layer2.0.conv1.weight holds NaN or infinity in 1 of 4608 values'
     with pytest.raises(UserError, match=words):
         load_initial_weights(timm.create_model('resnet20_cifar'), tmp_path / 'w.safetensors')
 

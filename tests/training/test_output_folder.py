@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 import train
 from timm_longtail.training import outputs
 from timm_longtail.training.checkpoint import read_checkpoint, write_checkpoint
-from timm_longtail.utils import folder as folder_module
+from timm_longtail.utils import output_lock
 from timm_longtail.utils.errors import UserError
 from timm_longtail.utils.files import LAST, PREVIOUS, write_json, writing
-from timm_longtail.utils.folder import create_folder, held_folder, hold_folder, release_folder
+from timm_longtail.utils.output_lock import create_folder, held_folder, hold_folder, release_folder
 
 from ..cli.test_train import refused
 from ..support.runs import TINY, refused_and_printed
@@ -162,7 +162,7 @@ def test_a_folder_that_was_there_stays(tmp_path):
 
 
 def test_without_locks_a_folder_can_still_be_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder_module, 'fcntl', None)  # as on Windows
+    monkeypatch.setattr(output_lock, 'fcntl', None)  # as on Windows
     hold_folder(tmp_path / 'run')
     assert held_folder() == tmp_path / 'run' and (tmp_path / 'run').is_dir()
 

@@ -13,7 +13,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from ..utils.errors import UserError
 from ..utils.files import last_state
-from ..utils.folder import held_folder, release_folder
+from ..utils.output_lock import held_folder, release_folder
 from ..utils.signals import Interrupted, Stopped, on_stop_signal, stop_signals
 from ..utils.streams import lasting_streams
 

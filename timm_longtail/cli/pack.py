@@ -11,7 +11,7 @@ from ..config.train_options import check_names
 from ..data import LongTailDataset, create_splits, write_packed
 from ..data.create import require_every_class
 from ..data.longtail import shot_groups
-from ..evaluation.evaluators import GROUPS
+from ..evaluation.tables import GROUPS
 from ..training import provenance
 from ..utils.errors import UserError
 from ..utils.ranges import Number

@@ -7,7 +7,7 @@ from typing import Any
 from ..utils.errors import UserError, one_line, unknown_name
 from ..utils.ranges import check_option, shown
 
-__all__ = ['call_by_name']
+__all__ = ['call_by_name', 'parse_call']
 
 # of an argument by its name, whatever view or sampler takes it
 _INTERVALS = {
@@ -37,7 +37,7 @@ def call_by_name(kind: str, text: str, known: Mapping[str, Callable], *args: Any
         UserError: An unknown name or argument, a value of another kind, out of range or that the function refuses, or a
             text that is not a call.
     """
-    name, arguments = _parse(kind, text)
+    name, arguments = parse_call(kind, text)
     if name not in known:
         raise unknown_name(kind, name, known)
 
@@ -54,8 +54,16 @@ def call_by_name(kind: str, text: str, known: Mapping[str, Callable], *args: Any
         raise UserError(f'{kind} {shown(text)}: {one_line(error)}') from error
 
 
-def _parse(kind: str, text: str) -> tuple[str, dict[str, Any]]:
-    """Split `sim(scale=0.08)` into its name and its arguments."""
+def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
+    """Split `sim(scale=0.08)` into its name and its arguments.
+
+    Args:
+        kind: What the text names, for messages: `view`.
+        text: A name, or that with keyword arguments in brackets.
+
+    Raises:
+        UserError: A text that is not a call.
+    """
     try:
         tree = ast.parse(text.strip(), mode='eval').body
         if isinstance(tree, ast.Name):

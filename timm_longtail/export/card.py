@@ -11,9 +11,9 @@ from typing import Any
 import timm
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..config.train_options import default_method
-from ..evaluation.evaluators import format_table
+from ..evaluation.tables import format_table
 from ..methods import list_methods, method_class, tells_classes
+from ..models.factory import default_method
 from ..utils.errors import UserError
 from ..utils.files import reading, write_text
 from .exported import CARD, CONFIG, read_config, seal

@@ -21,7 +21,6 @@ __all__ = [
     'FILES',
     'check_content',
     'check_tensors',
-    'check_values',
     'describe_weights',
     'is_sealed',
     'read_config',
@@ -317,16 +316,3 @@ def check_tensors(folder: Path, config: dict[str, Any], model: nn.Module | None 
         expected = _PUBLISHED if wanted_dtype.is_floating_point else [wanted_dtype]
         if dtype not in expected:
             raise UserError(f'{path}: {name} is {_name(dtype)}, expected {", ".join(map(_name, expected))}')
-
-
-def check_values(tensors: dict[str, torch.Tensor], place: str | Path):
-    """Raise a `UserError` that names the first tensor with a value that is not finite.
-
-    Args:
-        tensors: By name.
-        place: Where they are, for the message.
-    """
-    for name, tensor in tensors.items():
-        if (tensor.is_floating_point() or tensor.is_complex()) and not torch.isfinite(tensor).all():
-            count = int((~torch.isfinite(tensor)).sum())
-            raise UserError(f'{place}: {name} holds {count} values that are not finite, of {tensor.numel()}')

@@ -23,9 +23,10 @@ from torch import nn
 from ..training.provenance import cut_folders, without_folders
 from ..utils.errors import UserError, one_line, unknown_name
 from ..utils.files import reading, writing
+from ..utils.finite import check_finite
 from ..utils.version import __version__
 from .card import write_card
-from .exported import CONFIG, WEIGHTS, check_tensors, check_values, read_config, require_files, seal, verify_weights
+from .exported import CONFIG, WEIGHTS, check_tensors, read_config, require_files, seal, verify_weights
 from .hub import push_model
 from .hub_client import ANSWER_SECONDS, SLOWEST, call_hub, hub_errors, impatient
 
@@ -108,7 +109,7 @@ def export_model(
     deployed.pretrained_cfg = _complete_cfg(deployed)
     if class_names is not None:
         _check_names(class_names, deployed.num_classes)
-    check_values(deployed.state_dict(), 'not exported')
+    check_finite(deployed.state_dict(), 'not exported')
 
     provenance = _published({'version': __version__, **(provenance or {})})
     data_config = {

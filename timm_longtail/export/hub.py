@@ -14,9 +14,10 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file
 
 from ..config.data_options import Parser
-from ..evaluation.evaluators import format_table
+from ..evaluation.tables import format_table
 from ..utils.errors import UserError, one_line
 from ..utils.files import reading
+from ..utils.finite import check_finite
 from ..utils.version import __version__
 from .card import is_ours, model_name, shown_metrics
 from .exported import (
@@ -25,7 +26,6 @@ from .exported import (
     FILES,
     WEIGHTS,
     check_tensors,
-    check_values,
     is_sealed,
     read_config,
     require_files,
@@ -138,7 +138,7 @@ def check_export(folder: str | Path) -> dict[str, Any]:
     verify_weights(folder, config)
     check_tensors(folder, config)
     with reading(folder / WEIGHTS, 'safetensors file'):
-        check_values(load_file(folder / WEIGHTS), folder / WEIGHTS)
+        check_finite(load_file(folder / WEIGHTS), folder / WEIGHTS)
 
     with reading(folder / CONFIG, 'config of an exported model'):
         _check_card(folder / CARD, config)

@@ -6,6 +6,12 @@ from .two_branch import TwoBranchResNetCifar, attach_branches, deployed_state_di
 from .two_branch_resnet import TwoBranchResNet
 
 __all__ = [
-    'FeatureClassifier', 'ResNetCifar', 'ResNetSmall', 'TwoBranchResNet', 'TwoBranchResNetCifar', 'attach_branches',
-    'deployed_state_dict', 'replace_classifier',
+    'FeatureClassifier',
+    'ResNetCifar',
+    'ResNetSmall',
+    'TwoBranchResNet',
+    'TwoBranchResNetCifar',
+    'attach_branches',
+    'deployed_state_dict',
+    'replace_classifier',
 ]

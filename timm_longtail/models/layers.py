@@ -11,23 +11,35 @@ from torch.overrides import TorchFunctionMode
 from ..utils.errors import UserError
 
 __all__ = [
-    'BatchNormGroups', 'CosineLinear', 'NearestMean', 'linear_classifier', 'projection_mlp', 'refuse_sync_batch_norm',
+    'BatchNormGroups',
+    'CosineLinear',
+    'NearestMean',
+    'linear_classifier',
+    'projection_mlp',
+    'refuse_sync_batch_norm',
     'unit_rows',
 ]
 
 
 @torch.fx.wrap  # a leaf for FX: the choice of dtype cannot be traced
 def unit_rows(x: torch.Tensor) -> torch.Tensor:
-    """L2-normalise the rows of [..., D]; half types are raised to float32, float64 stays."""
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
+    """L2-normalise rows; half types are raised to float32, float64 stays.
+
+    Args:
+        x: Rows [..., D].
+    """
+    if x.dtype != torch.float64:
+        x = x.float()
+    return F.normalize(x, dim=-1)
 
 
 class CosineLinear(nn.Module):
     """Classifier whose logits are scaled cosines, `scale * cos(x, w_c)`, without a bias.
 
-    The norms of features and class weights drop out, so a class cannot raise its logits by the length of its weight,
-    which grows with the number of its images. Introduced for long tails by LDAM (Cao et al., NeurIPS 2019,
-    https://arxiv.org/abs/1906.07413) and used by BCL with scale 30. The weight is [C, D], as in `nn.Linear`.
+    The norms of features and class weights drop out, so a class cannot raise its logits by the
+    length of its weight, which grows with the number of its images. Introduced for long tails by
+    LDAM (Cao et al., NeurIPS 2019, https://arxiv.org/abs/1906.07413) and used by BCL with scale
+    30. The weight is [C, D], as in `nn.Linear`.
 
     Examples:
         ```python
@@ -56,24 +68,36 @@ class CosineLinear(nn.Module):
             UserError: The scale is not positive, or so large that logits overflow.
         """
         if not 0 < scale <= 1e4:
-            raise UserError(f'the scale of a cosine classifier must be in (0, 10000], got {scale}')
+            raise UserError(
+                f'the scale of a cosine classifier must be in (0, 10000], got {scale}')
 
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
         self.scale = float(scale)
-        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        self.weight = nn.Parameter(
+            torch.empty(out_features, in_features, device=device, dtype=dtype))
         self.reset_parameters()
 
     @torch.jit.ignore
     def reset_parameters(self) -> None:
-        """Draw unit rows. Their length leaves the logits alone but divides the gradient: 1 is LDAM's and BCL's."""
+        """Draw unit rows, as LDAM and BCL do.
+
+        Their length leaves the logits alone but divides the gradient.
+        """
         nn.init.uniform_(self.weight, -1.0, 1.0)
         with torch.no_grad():
             self.weight.copy_(unit_rows(self.weight))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map features [..., D] of any length to logits [..., C] of the same dtype; a zero feature gives zeros."""
+        """Map features to logits of the same dtype; a zero feature gives zeros.
+
+        Args:
+            x: Features [..., D] of any length.
+
+        Returns:
+            Class logits [..., C].
+        """
         logits = self.scale * F.linear(unit_rows(x), unit_rows(self.weight))
         return logits.type_as(x)
 
@@ -96,23 +120,28 @@ class NearestMean(nn.Module):
             means: Mean m_c of the normalised features of each class [C, D].
         """
         super().__init__()
+        self.centre: torch.Tensor
+        self.means: torch.Tensor
         self.register_buffer('centre', centre)
         self.register_buffer('means', means)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map features [..., D] to logits [..., C]."""
-        return F.linear(unit_rows(x - self.centre), self.means, -self.means.square().sum(dim=1) / 2) - 0.5
+        u = unit_rows(x - self.centre)
+
+        # -|u - m_c|^2 / 2 = u m_c - |m_c|^2 / 2 - |u|^2 / 2, where |u| = 1
+        return F.linear(u, self.means, -self.means.square().sum(dim=1) / 2) - 0.5
 
 
 class BatchNormGroups(TorchFunctionMode):
-    """Context in which batch normalisation takes its statistics over equal parts of the batch, in their order.
+    """Context in which batch normalisation takes its statistics over equal parts of the batch.
 
-    One forward is then what as many processes, or forwards one after the other, would give: running statistics are
-    updated once a part. Everything else still runs on the whole batch. Whether compiled code sees the context is up to
-    the version of torch: do not count on it.
+    One forward is then what as many processes, or forwards one after the other, would give:
+    running statistics are updated once a part. Everything else still runs on the whole batch.
+    Whether compiled code sees the context is up to the version of torch: do not count on it.
 
     Args:
-        num_groups: Parts.
+        num_groups: Number of parts, which follow one another in the batch.
     """
 
     def __init__(self, num_groups: int):
@@ -120,23 +149,43 @@ class BatchNormGroups(TorchFunctionMode):
         self.num_groups = num_groups
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.batch_norm and self.num_groups > 1:
-            x, *others = args
-            return torch.cat([func(part, *others, **(kwargs or {})) for part in x.chunk(self.num_groups)])
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is not F.batch_norm or self.num_groups <= 1:
+            return func(*args, **kwargs)
+
+        x, *others = args
+        parts = [func(part, *others, **kwargs) for part in x.chunk(self.num_groups)]
+        return torch.cat(parts)
 
 
 def refuse_sync_batch_norm(model: nn.Module):
-    """Raise a `UserError` where layers take statistics over all processes, whatever `BatchNormGroups` asks for."""
+    """Refuse a model whose statistics `BatchNormGroups` cannot change.
+
+    Args:
+        model: Model that is to be trained under `BatchNormGroups`.
+
+    Raises:
+        UserError: Layers take their statistics over all processes.
+    """
     if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-        raise UserError('--sync-bn takes statistics over the whole batch, bn_groups over parts of it: one of the two')
+        raise UserError(
+            '--sync-bn takes statistics over the whole batch, bn_groups over parts of it: '
+            'one of the two')
 
 
 def linear_classifier(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
-    """Build an `nn.Linear` from a weight [C, D] and a bias [C]; None is zeros, since timm's heads have one."""
+    """Build an `nn.Linear` with given values.
+
+    Args:
+        weight: Weight [C, D], of which a copy is taken.
+        bias: Bias [C], of which a copy is taken; None for zeros, since timm's heads have a bias.
+    """
+    if bias is None:
+        bias = weight.new_zeros(len(weight))
+
     head = nn.Linear(weight.shape[1], weight.shape[0], device='meta')
     head.weight = nn.Parameter(weight.detach().clone())
-    head.bias = nn.Parameter(weight.new_zeros(len(weight)) if bias is None else bias.detach().clone())
+    head.bias = nn.Parameter(bias.detach().clone())
     return head
 
 
@@ -147,15 +196,15 @@ def projection_mlp(
         device=None,
         dtype=None,
 ) -> nn.Sequential:
-    """Build Linear - BatchNorm - ReLU - Linear, [B, in_features] -> [B, out_features], not normalised.
+    """Build Linear - BatchNorm - ReLU - Linear, whose outputs are not normalised.
 
-    BCL's projector of features and its MLP from classifier weights to prototypes (Zhu et al., CVPR 2022,
-    https://arxiv.org/abs/2207.09052, section 3.3).
+    BCL's projector of features and its MLP from classifier weights to prototypes (Zhu et al., CVPR
+    2022, https://arxiv.org/abs/2207.09052, section 3.3).
 
     Args:
-        in_features: Width of the input.
+        in_features: Width of the input [B, in_features].
         hidden_features: Width between the two linear layers.
-        out_features: Width of the embedding.
+        out_features: Width of the embedding [B, out_features].
         device: Device of the parameters.
         dtype: Type of the parameters.
     """

@@ -1,9 +1,12 @@
 """ResNet-18 and ResNet-50 for small images: what the CIFAR code of the field means by these names.
 
-He et al., `Deep Residual Learning for Image Recognition`, CVPR 2016, https://arxiv.org/abs/1512.03385: the four stages
-of the ImageNet networks, widths 64 to 512, behind a 3x3 stem of stride 1 without max-pooling, so that a 32x32 image
-leaves the last stage as 4x4, as in Miyai et al. (WACV 2023). The three-stage networks of `resnet_cifar` are smaller.
+He et al., `Deep Residual Learning for Image Recognition`, CVPR 2016,
+https://arxiv.org/abs/1512.03385: the four stages of the ImageNet networks, widths 64 to 512,
+behind a 3x3 stem of stride 1 without max-pooling, so that a 32x32 image leaves the last stage as
+4x4, as in Miyai et al. (WACV 2023). The three-stage networks of `resnet_cifar` are smaller.
 """
+from typing import Any
+
 import torch.nn as nn
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck
@@ -15,7 +18,7 @@ __all__ = ['ResNetSmall']
 
 
 class ResNetSmall(CosineResNet):
-    """timm's `ResNet` with a stem for small images: each map is four times as fine as with the ImageNet stem."""
+    """timm's `ResNet` with a stem for small images: maps are four times as fine as for ImageNet."""
 
     def __init__(
             self,
@@ -30,21 +33,25 @@ class ResNetSmall(CosineResNet):
     ):
         """Args:
             block: timm's `BasicBlock` or `Bottleneck`.
-            layers: Blocks in each stage.
+            layers: Number of blocks in each stage.
             num_classes: Number of classes, 0 for no classifier.
             in_chans: Channels of the image.
             output_stride: Stride of the last map, 8, 4 or 2; below 8 the last stages are dilated.
             device: Device of the parameters.
             dtype: Type of the parameters.
-            **kwargs: As timm's `ResNet`, and `cosine_scale`.
+            **kwargs: Options of timm's `ResNet`, and `cosine_scale`.
         """
         dd = {'device': device, 'dtype': dtype}
         super().__init__(block, layers, num_classes, in_chans, 4 * output_stride, **kwargs, **dd)
-        stem = nn.Conv2d(in_chans, self.conv1.out_channels, 3, padding=1, bias=False, **dd)
-        nn.init.kaiming_normal_(stem.weight, mode='fan_out', nonlinearity='relu')  # as timm's other convolutions
-        self.conv1 = stem
-        self.maxpool = nn.Identity()
-        for info in self.feature_info:
+
+        # drawn as timm draws its other convolutions
+        model: Any = self  # timm's `ResNet` declares its stem as that for ImageNet
+        stem = nn.Conv2d(in_chans, model.conv1.out_channels, 3, padding=1, bias=False, **dd)
+        nn.init.kaiming_normal_(stem.weight, mode='fan_out', nonlinearity='relu')
+        model.conv1 = stem
+        model.maxpool = nn.Identity()
+
+        for info in model.feature_info:
             info['reduction'] = max(1, info['reduction'] // 4)
 
 

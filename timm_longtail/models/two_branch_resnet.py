@@ -1,10 +1,12 @@
 """ImageNet-sized ResNets with the classifier and the branches of a method.
 
 Zhu et al., `Balanced Contrastive Learning for Long-Tailed Visual Recognition` (BCL), CVPR 2022,
-https://arxiv.org/abs/2207.09052: ResNet-50 and ResNeXt-50 on ImageNet-LT and iNaturalist 2018.
-Du et al., `Global and Local Mixture Consistency Cumulative Learning for Long-tailed Visual Recognitions` (GLMC),
-CVPR 2023, https://arxiv.org/abs/2305.08661: ResNeXt-50 on both.
+https://arxiv.org/abs/2207.09052: ResNet-50 and ResNeXt-50 on ImageNet-LT and iNaturalist 2018. Du
+et al., `Global and Local Mixture Consistency Cumulative Learning for Long-tailed Visual
+Recognitions` (GLMC), CVPR 2023, https://arxiv.org/abs/2305.08661: ResNeXt-50 on both.
 """
+from typing import Any
+
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck
@@ -18,17 +20,31 @@ __all__ = ['TwoBranchResNet']
 class TwoBranchResNet(TwoBranch, CosineResNet):
     """timm's `ResNet` with a method's own classifier and, on request, its branches.
 
-    Everything but `fc` has the names and shapes of timm's own network, whose weights it can start from.
+    Everything but `fc` has the names and shapes of timm's own network, whose weights it can start
+    from.
     """
 
-    branch_sizes = {'bcl': {'hidden_features': 2048, 'out_features': 1024}, 'glmc': {'out_features': 256}}
+    branch_sizes = {
+        'bcl': {'hidden_features': 2048, 'out_features': 1024},
+        'glmc': {'out_features': 256},
+    }
 
 
-def _cfg(**kwargs):
+def _cfg(**kwargs) -> dict[str, Any]:
     return {
-        'url': '', 'num_classes': 1000, 'input_size': (3, 224, 224), 'pool_size': (7, 7), 'fixed_input_size': False,
-        'crop_pct': 0.875, 'interpolation': 'bilinear', 'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
-        'first_conv': 'conv1', 'classifier': 'fc', 'license': 'apache-2.0', **kwargs,
+        'url': '',
+        'num_classes': 1000,
+        'input_size': (3, 224, 224),
+        'pool_size': (7, 7),
+        'fixed_input_size': False,
+        'crop_pct': 0.875,
+        'interpolation': 'bilinear',
+        'mean': IMAGENET_DEFAULT_MEAN,
+        'std': IMAGENET_DEFAULT_STD,
+        'first_conv': 'conv1',
+        'classifier': 'fc',
+        'license': 'apache-2.0',
+        **kwargs,
     }
 
 
@@ -75,5 +91,11 @@ def glmc_resnet50(pretrained: bool = False, **kwargs) -> TwoBranchResNet:
 def glmc_resnext50_32x4d(pretrained: bool = False, **kwargs) -> TwoBranchResNet:
     """ResNeXt-50 32x4d with GLMC's re-balanced classifier; `branches=True` adds its three other layers, 256 wide."""
     model_args = dict(
-        kind='glmc', cosine_scale=None, block=Bottleneck, layers=(3, 4, 6, 3), cardinality=32, base_width=4)
+        kind='glmc',
+        cosine_scale=None,
+        block=Bottleneck,
+        layers=(3, 4, 6, 3),
+        cardinality=32,
+        base_width=4,
+    )
     return _create_two_branch_resnet('glmc_resnext50_32x4d', pretrained, **dict(model_args, **kwargs))

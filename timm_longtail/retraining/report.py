@@ -5,7 +5,6 @@ from typing import Any
 import torch
 
 from ..data import create_sampler
-from ..evaluation.evaluators import GROUPS, format_table
 from ..evaluation.plots.figures import (
     plot_class_accuracy,
     plot_confusion,
@@ -14,9 +13,10 @@ from ..evaluation.plots.figures import (
     plot_weight_norms,
     require_matplotlib,
 )
+from ..evaluation.tables import GROUPS, format_table, write_per_class
 from ..export.folder import export_model
 from ..training import provenance
-from ..training.outputs import license_of, write_per_class
+from ..training.outputs import license_of
 from ..utils.errors import UserError
 from ..utils.files import writing
 from .classifiers import Classifier

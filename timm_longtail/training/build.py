@@ -17,7 +17,7 @@ from ..config.data_options import dataset_options
 from ..data import EpochSampler, Preprocessing, create_loader, create_sampler, create_splits
 from ..methods import Method, create_method, default_options, method_class
 from ..utils.errors import UserError
-from ..utils.folder import create_folder, hold_folder, join_folder
+from ..utils.output_lock import create_folder, hold_folder, join_folder
 from .accelerator import memory_format, usable_cores
 from .checkpoint import find_checkpoint, read_checkpoint
 from .optim import create_optimizers

@@ -29,7 +29,6 @@ from ..utils.files import LAST, PREVIOUS, reading, require_regular_file, writing
 __all__ = [
     'check_architecture',
     'check_fields',
-    'check_finite',
     'find_checkpoint',
     'load_method_state',
     'method_state',
@@ -331,19 +330,6 @@ def read_input_config(path: Path) -> dict[str, Any] | None:
         return dict(content['about']['preprocessing'])
     except Exception:  # no archive, a pickle of something else, another program's
         return None
-
-
-def check_finite(weights: Mapping[str, torch.Tensor], source: object):
-    """Raise a `UserError` that names the first tensor with a value that is not a number, or is infinite.
-
-    Args:
-        weights: Tensors by name.
-        source: Where they are from, for the message.
-    """
-    for name, tensor in weights.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            count = int((~torch.isfinite(tensor)).sum())
-            raise UserError(f'{source}: {name} has {count} of {tensor.numel()} values that are NaN or infinite')
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -12,10 +12,10 @@ import torch
 from timm.utils import distribute_bn
 from torch import nn
 
-from ..evaluation.evaluators import NotFinite, trained_tensors
 from ..methods import Batch
 from ..utils.errors import UserError
 from ..utils.files import last_state
+from ..utils.finite import NotFinite, trained_tensors
 from ..utils.signals import Interrupted, Stopped, on_stop_signal
 from .progress import Progress
 from .run import Run, TrainBatches

@@ -12,7 +12,7 @@ from torch import nn
 from ..data import create_loader
 from ..data.file_state import first_changed_file
 from ..data.longtail import shot_groups
-from ..evaluation.evaluators import GROUPS, format_table
+from ..evaluation.tables import GROUPS, format_table, write_per_class
 from ..export.card import is_ours
 from ..export.folder import deploy, export_model
 from ..methods import tells_classes
@@ -27,7 +27,7 @@ from .run import Run
 from .weights import architecture_of
 
 __all__ = [
-    'finish', 'license_of', 'note_changed_file', 'rehearse', 'report', 'start_lines', 'write_per_class', 'write_start',
+    'finish', 'license_of', 'note_changed_file', 'rehearse', 'report', 'start_lines', 'write_start',
     'write_summary',
 ]
 
@@ -367,23 +367,3 @@ def _provenance(row: dict[str, Any]) -> dict[str, Any]:
     start = Path(row['initial_checkpoint'])
     provenance['initial_checkpoint'] = start.parent.name if start.name == 'export' else start.name
     return provenance
-
-
-def write_per_class(path: Path, class_names, class_counts, shot_counts, metrics: dict[str, Any]):
-    """Write one row a class: name, training images, group, correct, total, accuracy.
-
-    Args:
-        path: CSV file.
-        class_names: C names.
-        class_counts: Images of each class that were trained on [C].
-        shot_counts: Those that define the groups [C].
-        metrics: From `LongTailEvaluator.compute`.
-    """
-    groups = shot_groups(shot_counts)
-    group_of = {int(c): name for name, classes in groups.items() for c in classes}
-    with create_text(path) as f:
-        writer = csv.writer(f)
-        writer.writerow(['class', 'name', 'train_images', 'group', 'correct', 'total', 'accuracy'])
-        columns = class_names, class_counts, metrics['class_correct'], metrics['class_total']
-        for c, (name, count, correct, total) in enumerate(zip(*columns, strict=True)):
-            writer.writerow([c, name, count, group_of[c], correct, total, metrics['class_accuracy'][c]])

@@ -1,7 +1,8 @@
 """The border between this program and the disk: every file is read and written through here.
 
-Whatever a library raises about a file (safetensors, json, yaml, zipfile, the operating system, a wrong encoding)
-becomes one line that names the file. Text is UTF-8 everywhere, whatever the locale says.
+Whatever a library raises about a file (safetensors, json, yaml, zipfile, the operating system, a
+wrong encoding) becomes one line that names the file. Text is UTF-8 everywhere, whatever the locale
+says.
 """
 import json
 import os
@@ -24,6 +25,7 @@ __all__ = [
     'read_text',
     'read_yaml',
     'reading',
+    'require_place',
     'require_regular_file',
     'write_json',
     'write_text',
@@ -37,7 +39,7 @@ BEST = 'model_best.pth.tar'
 
 
 def last_state(folder: Path | None) -> str:
-    """Return, for an error message, where the last good state of an output folder is; '' where there is none."""
+    """Say, in an error message, where the last good state of a folder is; '' for none."""
     if folder is None:
         return ''
 
@@ -70,11 +72,30 @@ def require_regular_file(path: Path, kind: str = 'file'):
         raise UserError(f'{path} is not a regular file')
 
 
+def require_place(folder: Path):
+    """Refuse a folder in which nothing can be written, without making it.
+
+    Args:
+        folder: The folder, which may not exist yet.
+
+    Raises:
+        UserError: What is there in the place of the folder, or of one that it lies in, is no
+            folder or is read-only.
+    """
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+
+    if not there.is_dir():
+        raise UserError(f'cannot write {folder}: {there} is not a folder')
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f'cannot write {folder}: {there} is read-only')
+
+
 @contextmanager
 def reading(path: Path, kind: str = 'file') -> Iterator[None]:
     """Turn whatever goes wrong while a file is read into one line that names it.
 
-    Keep the block small: every exception in it is taken for the file's fault.
+    Keep the block small: every exception in it counts as the file's fault.
 
     Args:
         path: File that the block reads.
@@ -100,6 +121,10 @@ def reading(path: Path, kind: str = 'file') -> Iterator[None]:
 def read_text(path: Path, kind: str = 'text file') -> str:
     """Return the text of a UTF-8 file, without a byte order mark.
 
+    Args:
+        path: The file.
+        kind: What it should be, for the message.
+
     Raises:
         UserError: The file is missing, cannot be read, or is not UTF-8.
     """
@@ -109,6 +134,10 @@ def read_text(path: Path, kind: str = 'text file') -> str:
 
 def read_json(path: Path, kind: str = 'JSON file') -> dict[str, Any]:
     """Return the object that a JSON file holds.
+
+    Args:
+        path: The file.
+        kind: What it should be, for the message.
 
     Raises:
         UserError: The file is missing, is not JSON, or holds something else than an object.
@@ -125,8 +154,13 @@ def read_json(path: Path, kind: str = 'JSON file') -> dict[str, Any]:
 def read_yaml(path: Path, kind: str = 'YAML file') -> dict[str, Any]:
     """Return the mapping that a YAML file holds, read as `yaml_loader` says; {} of an empty file.
 
+    Args:
+        path: The file.
+        kind: What it should be, for the message.
+
     Raises:
-        UserError: The file is missing, is not YAML, names a key twice, or holds something else than a mapping.
+        UserError: The file is missing, is not YAML, names a key twice, or holds something else
+            than a mapping.
     """
     text = read_text(path, kind)
     with reading(path, kind):
@@ -150,6 +184,7 @@ def writing(path: Path) -> Iterator[None]:
         UserError: Names `path`, the reason, and the checkpoint that stands beside it.
     """
     from safetensors import SafetensorError
+
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as e:
@@ -164,9 +199,14 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def create_text(path: Path, mode: str = 'w') -> Iterator[IO[str]]:
-    """Open a text file for writing: UTF-8 whatever the locale, line ends as given (`csv` writes its own).
+    """Open a text file for writing: UTF-8 whatever the locale, line ends as given.
 
-    A name that is not valid UTF-8, such as that of an old class folder, is written with its bytes escaped.
+    `csv` writes line ends of its own. A name that is not valid UTF-8, such as that of an old class
+    folder, is written with its bytes escaped.
+
+    Args:
+        path: The file.
+        mode: As that of `open`: `w` for a new file, `a` to append.
 
     Raises:
         UserError: The disk refuses.
@@ -178,10 +218,15 @@ def create_text(path: Path, mode: str = 'w') -> Iterator[IO[str]]:
 def write_text(path: Path, text: str):
     """Write a text file so that a crash leaves the former file whole.
 
+    Args:
+        path: The file; its folder is made where it is missing.
+        text: All of its text.
+
     Raises:
         UserError: The disk refuses.
     """
     temporary = path.with_name(path.name + '.tmp')
+
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
@@ -190,6 +235,10 @@ def write_text(path: Path, text: str):
 
 def write_json(path: Path, value: Any):
     """Write JSON so that a crash leaves the former file whole.
+
+    Args:
+        path: The file; its folder is made where it is missing.
+        value: What `json` can write.
 
     Raises:
         UserError: The disk refuses.

@@ -1,9 +1,9 @@
-"""Kinds and ranges of options: one object serves the command line, recipes and the options of methods.
+"""Kinds and ranges of options, for the command line, recipes and the options of methods.
 
     parser.add_argument('--crop-pct', type=Number(float, '(0, 1]'))
 
-The same `Number` reads the text that was typed and the value that a YAML file holds, checks it, and says in the help
-and in the error what is allowed.
+The same `Number` reads the text that was typed and the value that a YAML file holds, checks it,
+and says in the help and in the error what is allowed.
 """
 import argparse
 import inspect
@@ -26,14 +26,15 @@ def shown(value: Any) -> str:
 
 
 class Number:
-    """A kind of number and the interval that it lies in; it may be the `type` of an argparse option.
+    """A kind of number and the interval that it lies in, also as `type` of an argparse option.
 
     Args:
         kind: `int` or `float`.
-        interval: In mathematical notation: `[0, 1)` holds 0 and not 1. An end at `inf` means `LIMIT`.
+        interval: In mathematical notation: `[0, 1)` holds 0 and not 1. An end at `inf` means
+            `LIMIT`.
     """
 
-    def __init__(self, kind: type, interval: str):
+    def __init__(self, kind: type[int] | type[float], interval: str):
         self.kind = kind
         self.interval = interval
 
@@ -56,10 +57,10 @@ class Number:
         return f'above {self.low:g}'
 
     def complaint(self, value: Any) -> str | None:
-        """Return what is wrong with a value, or None. Text is not a number here, nor is 64.0 a whole number."""
+        """Return what is wrong with a value, or None; text is no number, 64.0 no whole one."""
+        kind = 'a whole number' if self.kind is int else 'a number'
         is_kind = isinstance(value, (int, self.kind)) and not isinstance(value, bool)
         if not is_kind:
-            kind = 'a whole number' if self.kind is int else 'a number'
             return f'must be {kind}, {self.words}, got {shown(value)}'
 
         # a comparison with nan is false
@@ -67,62 +68,72 @@ class Number:
         is_below = value <= self.high if self.holds_high else value < self.high
         if is_above and is_below:
             return None
+
         words = self.words
         if value > LIMIT and not self.is_bounded:
             words = f'{words} and at most {LIMIT:g}'
         return f'must be {words}, got {shown(value)}'
 
     def check(self, what: str, value: Any):
-        """Raise a `UserError` that begins with `what` unless a value is of this kind and in the interval."""
+        """Raise a `UserError` that begins with `what` unless a value fits."""
         complaint = self.complaint(value)
         if complaint:
             raise UserError(f'{what} {complaint}')
 
     def __call__(self, value: Any) -> int | float:
-        """Return the number that was typed, or that YAML holds: `200`, `'200'`, `200.0` and `'2e2'` are 200.
+        """Return the number that was typed, or that YAML holds.
+
+        `200`, `'200'`, `200.0` and `'2e2'` are all 200.
 
         Raises:
             argparse.ArgumentTypeError: Another kind of value, or one outside of the interval.
         """
         number = self._convert(value)
-        complaint = self.complaint(value if number is None else number)
+        complaint = self.complaint(number)
         if complaint:
             raise argparse.ArgumentTypeError(complaint)
         return number
 
-    def _convert(self, value: Any) -> int | float | None:
-        """Return the number that a value stands for, None where it stands for none."""
+    def _convert(self, value: Any) -> Any:
+        """Return the number of this kind that a value stands for, else the value itself."""
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-            return None
+            return value
 
-        if self.kind is int:
+        if self.kind is int and not isinstance(value, float):
             try:
-                return int(value) if not isinstance(value, float) else _whole(value)
+                return int(value)
             except ValueError:
                 pass  # text such as 2e2, or none of a number
+
         try:
             number = float(value)
         except OverflowError:  # a whole number beyond all floats, which the interval refuses
             return value
         except ValueError:
-            return None
-        return _whole(number) if self.kind is int else number
+            return value
+
+        if self.kind is float:
+            return number
+        return int(number) if number.is_integer() else value
 
 
-def _whole(value: float) -> int | None:
-    return int(value) if value.is_integer() else None
-
-
-def check_option(what: str, name: str, value: Any, parameter: inspect.Parameter, intervals: Mapping[str, str]):
-    """Check a value for a parameter of a function: its kind by the annotation, its range by the name.
+def check_option(
+        what: str,
+        name: str,
+        value: Any,
+        parameter: inspect.Parameter,
+        intervals: Mapping[str, str],
+):
+    """Check a value for a parameter: its kind by the annotation, its range by the name.
 
     Args:
         what: How the message begins, such as `option 'tau' of method 'lws'`.
         name: Name of the parameter.
         value: Value to check.
-        parameter: The parameter. Its annotation is the kind; without one it is the kind of its default.
-        intervals: Range of a parameter by its name, or by the end of its name: `temperature` is also the range of
-            `key_temperature`. A number without a range must be finite.
+        parameter: The parameter. Its annotation is the kind; without one it is the kind of its
+            default.
+        intervals: Range of a parameter by its name, or by the end of its name: `temperature` is
+            also the range of `key_temperature`. A number without a range must be finite.
 
     Raises:
         UserError: The value is of another kind, or out of range.
@@ -130,6 +141,7 @@ def check_option(what: str, name: str, value: Any, parameter: inspect.Parameter,
     annotation = parameter.annotation
     if annotation is parameter.empty:
         annotation = type(parameter.default)
+
     kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
 
     if value is None and NoneType in kinds:

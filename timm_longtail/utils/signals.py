@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop: Ctrl-C, SIGTERM, and the SIGHUP of a terminal that was closed."""
+"""Signals that ask a process to stop: Ctrl-C, SIGTERM, the SIGHUP of a closed terminal."""
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ class Interrupted(Exception):
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal stopped this process at once, wherever it was; nothing was saved for it. `signum` is the signal."""
+    """A signal stopped this process at once, with nothing saved. `signum` is the signal."""
 
     def __init__(self, signum: int):
         super().__init__(f'stopped by {signal.Signals(signum).name}')
@@ -24,11 +24,12 @@ class Stopped(KeyboardInterrupt):
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that end a run: SIGINT, SIGTERM, and SIGHUP unless it is ignored, as under `nohup`."""
+    """Return the signals that end a run: SIGINT, SIGTERM, and SIGHUP but under `nohup`."""
     signals = signal.SIGINT, signal.SIGTERM
     hangup = getattr(signal, 'SIGHUP', None)  # Windows has none
     if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN:
         return signals
+
     return *signals, hangup
 
 
@@ -50,4 +51,5 @@ def on_stop_signal(handle: Callable[[int, object], None]) -> Iterator[None]:
         yield
     finally:
         for signum, handler in previous.items():
-            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+            # None: whoever put it there was not Python, and cannot be put back by it
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)

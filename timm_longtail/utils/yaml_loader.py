@@ -1,12 +1,15 @@
-"""YAML as its version 1.2 reads it, and strictly: what a recipe says in two ways, or in none, is refused.
+"""YAML as its version 1.2 reads it, and strictly: what is said twice is refused.
 
-PyYAML follows version 1.1, where `no` is false, `5e-4` is text and `1:30` is 90. Here plain words are booleans, numbers
-or nothing as in the core schema of version 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema), and text otherwise.
+PyYAML follows version 1.1, where `no` is false, `5e-4` is text and `1:30` is 90. Here plain words
+are booleans, numbers or nothing as in the core schema of version 1.2
+(https://yaml.org/spec/1.2.2/#103-core-schema), and text otherwise.
 """
 import re
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 __all__ = ['StrictLoader', 'load_yaml']
 
@@ -14,7 +17,7 @@ MAX_VALUES = 10_000
 """Values that a file may hold, where each alias counts as all that it stands for."""
 
 MAX_DEPTH = 30
-"""Lists and mappings that may lie in one another; the time that PyYAML takes grows with the square of it."""
+"""Levels of lists and mappings; the time that PyYAML takes grows with the square of it."""
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -27,7 +30,9 @@ class StrictLoader(yaml.SafeLoader):
         self.depth += 1
         if self.depth > MAX_DEPTH:
             mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, f'it is nested more than {MAX_DEPTH} levels deep', mark)
+            words = f'it is nested more than {MAX_DEPTH} levels deep'
+            raise ComposerError(None, None, words, mark)
+
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -36,38 +41,47 @@ class StrictLoader(yaml.SafeLoader):
         keys = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            mark = key_node.start_mark
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f'the key {key!r} is not text', key_node.start_mark)
+                raise ConstructorError(None, None, f'the key {key!r} is not text', mark)
             if key in keys:
-                raise yaml.constructor.ConstructorError(None, None, f'{key!r} is there twice', key_node.start_mark)
+                raise ConstructorError(None, None, f'{key!r} is there twice', mark)
             keys.add(key)
 
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node) -> int:
         text = self.construct_scalar(node)
-        return int(text, 0) if text[:2] in ('0x', '0o') else int(text)
+        if text.startswith(('0x', '0o')):
+            return int(text, 0)
+        return int(text)
 
 
-for _tag, _pattern, _first in (
-        ('null', r'~|null|Null|NULL|', '~nN'),
-        ('bool', r'true|True|TRUE|false|False|FALSE', 'tTfF'),
-        ('int', r'[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+', '-+0123456789'),
-        ('float', r'[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)',
-         '-+.0123456789'),
-):
+_NUMBER = r'[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?'
+
+# what plain words are: the kind, its pattern, and the letters that it may begin with
+_RESOLVERS = (
     # the empty scalar, as behind `lr:`, has no first letter
-    _letters = [*_first, ''] if _tag == 'null' else list(_first)
-    StrictLoader.add_implicit_resolver(f'tag:yaml.org,2002:{_tag}', re.compile(f'^(?:{_pattern})$'), _letters)
+    ('null', r'~|null|Null|NULL|', [*'~nN', '']),
+    ('bool', r'true|True|TRUE|false|False|FALSE', [*'tTfF']),
+    ('int', r'[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+', [*'-+0123456789']),
+    ('float', rf'{_NUMBER}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)', [*'-+.0123456789']),
+)
+for _tag, _pattern, _letters in _RESOLVERS:
+    _regexp = re.compile(f'^(?:{_pattern})$')
+    StrictLoader.add_implicit_resolver(f'tag:yaml.org,2002:{_tag}', _regexp, _letters)
 StrictLoader.add_constructor('tag:yaml.org,2002:int', StrictLoader.construct_yaml_int)
 
 
 def load_yaml(text: str) -> Any:
     """Return what a YAML document holds.
 
+    Args:
+        text: The document.
+
     Raises:
-        yaml.YAMLError: The text is not YAML, a key is there twice or is not text, lists are nested too deeply, or
-            aliases stand for too many values.
+        yaml.YAMLError: The text is not YAML, a key is there twice or is not text, lists are nested
+            too deeply, or aliases stand for too many values.
     """
     value = yaml.load(text, StrictLoader)
     _count_values(value)
