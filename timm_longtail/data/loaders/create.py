@@ -11,7 +11,8 @@ from ...utils.errors import UserError
 from ..dataset import LongTailDataset
 from ..samplers import EpochSampler, UniformSampler
 from ..views.view import View, create_view
-from .loader import DeviceLoader, Loader
+from .loader import Loader
+from .resident import DeviceLoader
 from .sharding import ShardedBatches
 from .workers import WorkerLoader
 

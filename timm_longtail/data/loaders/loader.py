@@ -13,7 +13,7 @@ from ..samplers import EpochSampler
 from ..views.view import View
 from .sharding import ShardedBatches
 
-__all__ = ['Batch', 'DeviceLoader', 'Loader']
+__all__ = ['Batch', 'Loader']
 
 Batch = tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]
 
@@ -115,46 +115,3 @@ class Loader:
             size = (self.img_size, self.img_size)
             pixels = F.interpolate(pixels, size, mode='bilinear', antialias=True, align_corners=False)
         return pixels.div_(255).sub_(self._mean).div_(self._std)
-
-
-class DeviceLoader(Loader):
-    """A loader over images that lie on the device as uint8.
-
-    Views are computed for a chunk of images at a time and normalised batch by batch.
-
-    Args:
-        images: uint8 [N,3,H,H].
-        chunk_size: Images to compute views of at once.
-        **kwargs: As `Loader`.
-    """
-
-    def __init__(self, images: torch.Tensor, *, chunk_size: int, **kwargs):
-        super().__init__(**kwargs)
-        self.images = images.to(self.device)
-        self.chunk_size = chunk_size
-
-    def __iter__(self) -> Iterator[Batch]:
-        order = self._order()
-        group = max(1, self.chunk_size // self.batches.batch_size)
-        for first in range(self.start_batch, len(self), group):
-            spans = [self.batches.span(batch) for batch in range(first, min(first + group, len(self)))]
-            positions = np.concatenate([np.arange(*span) for span in spans])
-            index = torch.from_numpy(order[positions]).to(self.device)
-            views = [self._compute(number, index, positions) for number in range(len(self.views))]
-            sizes = [last - start for start, last in spans]
-            for rows, *pixels in zip(index.split(sizes), *(view.split(sizes) for view in views), strict=True):
-                yield tuple(self._normalise(view) for view in pixels), self.targets[rows], rows
-
-    def _compute(self, number: int, index: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
-        """Return one view of the images at some positions, uint8."""
-        view = self.views[number]
-        uniforms = self._uniforms(number, positions)
-        parts = [
-            view.apply(self.images[rows], view.sample(numbers))
-            for rows, numbers in zip(
-                index.split(self.chunk_size),
-                np.split(uniforms, range(self.chunk_size, len(uniforms), self.chunk_size)),
-                strict=True,
-            )
-        ]
-        return torch.cat(parts)

@@ -2,17 +2,123 @@
 
 N rows, C classes. The training split defines the classes; other splits are matched to it by name.
 """
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from ...utils.errors import UserError, one_line
-from .parquet import FileLabels, Tables, read_file_labels, read_numbers, require_columns
+from .parquet import Tables, require_columns
 
-__all__ = ['read_targets']
+__all__ = ['FileLabels', 'read_file_labels', 'read_labels', 'read_numbers', 'read_targets']
 
 # a column of as many different numbers as rows is no column of classes, unless the set is tiny
 _TINY = 1000
+
+
+@dataclass
+class FileLabels:
+    """What one file of a table says of a label column.
+
+    Attributes:
+        path: File, or its address on the Hub.
+        num_rows: Rows in the file.
+        names: Class names that its numbers stand for; None where they are plain numbers.
+    """
+    path: str
+    num_rows: int
+    names: list[str] | None = field(default=None)
+
+
+def read_file_labels(tables: Tables, split: str, column: str) -> list[FileLabels]:
+    """Return what each file of a split says of a label column; nothing for files without a schema.
+
+    `datasets` takes the names of the first file for all of them, of other splits too.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    import fsspec
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    found = []
+    for path in tables.table_files(split):
+        try:
+            with fsspec.open(_cached_copy(path), 'rb') as file:
+                if path.endswith('.parquet'):
+                    parquet = pq.ParquetFile(file)
+                    schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
+                else:
+                    schema, num_rows = _read_arrow_schema(pa, file)
+        except Exception as error:  # Arrow, the file system and the network each raise their own kinds
+            raise UserError(f'cannot read the class names of {path}: {one_line(error)}') from error
+        found.append(FileLabels(path, num_rows, _schema_names(schema, column)))
+    return found
+
+
+def _cached_copy(path: str) -> str:
+    """Return the copy in the Hub's cache of a file on the Hub, which spares a request; else the path as it is."""
+    from huggingface_hub import try_to_load_from_cache
+    address = re.fullmatch('hf://datasets/([^/@]+/[^/@]+)@([^/]+)/(.+)', path)
+    if address is None:
+        return path
+    repository, revision, name = address.groups()
+    found = try_to_load_from_cache(repository, name, revision=revision, repo_type='dataset')
+    return found if isinstance(found, str) else path
+
+
+def _read_arrow_schema(pa, file) -> tuple[Any, int]:
+    """Return the schema and the number of rows of an Arrow stream or file."""
+    try:
+        reader = pa.ipc.open_stream(file)
+        return reader.schema, sum(batch.num_rows for batch in reader)
+    except pa.ArrowInvalid:
+        reader = pa.ipc.open_file(file)
+        return reader.schema, sum(reader.get_batch(n).num_rows for n in range(reader.num_record_batches))
+
+
+def _schema_names(schema, column: str) -> list[str] | None:
+    import datasets
+    feature = datasets.Features.from_arrow_schema(schema).get(column)
+    return getattr(feature, 'names', None)
+
+
+def read_labels(table, column: str, place: str, num_classes: int) -> tuple[np.ndarray, list[str]]:
+    """Return labels, int64 [N] (without decoding an image), and class names.
+
+    Args:
+        table: A `datasets.Dataset`.
+        column: Name of the label column.
+        place: What the table is called in an error.
+        num_classes: C, for a column of integers that names no class.
+
+    Raises:
+        UserError: A column that does not hold one integer in each row.
+    """
+    targets = read_numbers(table, column, place)
+    if not np.issubdtype(targets.dtype, np.integer):
+        raise UserError(f'{place}: column {column} holds {targets.dtype}, not one integer label a row')
+    names = getattr(table.features[column], 'names', None)
+    return targets.astype(np.int64), list(names or map(str, range(num_classes)))
+
+
+def read_numbers(table, column: str, place: str) -> np.ndarray:
+    """Return a column of integers or of truth values, [N], in its own type.
+
+    Raises:
+        UserError: A column of another kind, several values a row, or a row without a value.
+    """
+    missing = table.data.column(column).null_count
+    if missing:
+        raise UserError(f'{place}: {missing} of {len(table)} rows have no label (column {column})')
+    values = table.with_format('numpy')[column][:]
+    if getattr(table.features[column], 'dtype', '') == 'uint64':
+        values = values.astype(np.uint64)  # the library makes int64 of them, so that large ones were negative
+    if values.ndim != 1 or values.dtype.kind not in 'iub':
+        several = f'{values.ndim - 1} dimensions of ' if values.ndim > 1 else ''
+        raise UserError(f'{place}: column {column} holds {several}{values.dtype}, not one integer label a row')
+    return values
 
 
 @dataclass

@@ -4,10 +4,8 @@ N images, C classes.
 """
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,8 @@ import numpy as np
 
 from ...utils.errors import UserError, one_line
 from ..images import EncodedImages
-from .registry import Source, SourceOptions, refuse_options, register_dataset
 
-__all__ = [
-    'DATA_VARIABLE',
-    'FileLabels',
-    'TableImages',
-    'Tables',
-    'find_copy',
-    'load_table',
-    'open_table',
-    'read_file_labels',
-    'read_labels',
-    'read_numbers',
-    'require_columns',
-]
+__all__ = ['DATA_VARIABLE', 'TableImages', 'Tables', 'find_copy', 'load_table', 'open_table', 'require_columns']
 
 DATA_VARIABLE = 'TIMM_LONGTAIL_DATA'
 
@@ -40,15 +25,6 @@ _COPY_HINT = f'name a local copy with --data-dir or ${DATA_VARIABLE}'
 
 # files that hold a table with its schema, and so may hold the names of its classes
 _TABLE_ENDS = ('.parquet', '.arrow')
-
-
-# first labels of the original releases (Krizhevsky, 2009): ten labels tell a shuffled copy from the original order
-_ORIGINAL_LABELS = {
-    ('cifar10', 'train'): [6, 9, 9, 4, 1, 1, 2, 7, 8, 3],
-    ('cifar10', 'test'): [3, 8, 8, 0, 6, 6, 1, 6, 3, 1],
-    ('cifar100', 'train'): [19, 29, 0, 11, 1, 86, 90, 28, 23, 31],
-    ('cifar100', 'test'): [49, 33, 72, 51, 71, 92, 15, 14, 23, 0],
-}
 
 
 class Tables(dict):
@@ -401,176 +377,8 @@ def open_table(repository: str, split: str, data_dir: Path | None) -> tuple[Tabl
     return splits, name
 
 
-@dataclass
-class FileLabels:
-    """What one file of a table says of a label column.
-
-    Attributes:
-        path: File, or its address on the Hub.
-        num_rows: Rows in the file.
-        names: Class names that its numbers stand for; None where they are plain numbers.
-    """
-    path: str
-    num_rows: int
-    names: list[str] | None = field(default=None)
-
-
-def read_file_labels(tables: Tables, split: str, column: str) -> list[FileLabels]:
-    """Return what each file of a split says of a label column; nothing for files without a schema.
-
-    `datasets` takes the names of the first file for all of them, of other splits too.
-
-    Raises:
-        UserError: A file cannot be read.
-    """
-    import fsspec
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    found = []
-    for path in tables.table_files(split):
-        try:
-            with fsspec.open(_cached_copy(path), 'rb') as file:
-                if path.endswith('.parquet'):
-                    parquet = pq.ParquetFile(file)
-                    schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
-                else:
-                    schema, num_rows = _read_arrow_schema(pa, file)
-        except Exception as error:  # Arrow, the file system and the network each raise their own kinds
-            raise UserError(f'cannot read the class names of {path}: {one_line(error)}') from error
-        found.append(FileLabels(path, num_rows, _schema_names(schema, column)))
-    return found
-
-
-def _cached_copy(path: str) -> str:
-    """Return the copy in the Hub's cache of a file on the Hub, which spares a request; else the path as it is."""
-    from huggingface_hub import try_to_load_from_cache
-    address = re.fullmatch('hf://datasets/([^/@]+/[^/@]+)@([^/]+)/(.+)', path)
-    if address is None:
-        return path
-    repository, revision, name = address.groups()
-    found = try_to_load_from_cache(repository, name, revision=revision, repo_type='dataset')
-    return found if isinstance(found, str) else path
-
-
-def _read_arrow_schema(pa, file) -> tuple[Any, int]:
-    """Return the schema and the number of rows of an Arrow stream or file."""
-    try:
-        reader = pa.ipc.open_stream(file)
-        return reader.schema, sum(batch.num_rows for batch in reader)
-    except pa.ArrowInvalid:
-        reader = pa.ipc.open_file(file)
-        return reader.schema, sum(reader.get_batch(n).num_rows for n in range(reader.num_record_batches))
-
-
-def _schema_names(schema, column: str) -> list[str] | None:
-    import datasets
-    feature = datasets.Features.from_arrow_schema(schema).get(column)
-    return getattr(feature, 'names', None)
-
-
-def read_labels(table, column: str, place: str, num_classes: int) -> tuple[np.ndarray, list[str]]:
-    """Return labels, int64 [N] (without decoding an image), and class names.
-
-    Args:
-        table: A `datasets.Dataset`.
-        column: Name of the label column.
-        place: What the table is called in an error.
-        num_classes: C, for a column of integers that names no class.
-
-    Raises:
-        UserError: A column that does not hold one integer in each row.
-    """
-    targets = read_numbers(table, column, place)
-    if not np.issubdtype(targets.dtype, np.integer):
-        raise UserError(f'{place}: column {column} holds {targets.dtype}, not one integer label a row')
-    names = getattr(table.features[column], 'names', None)
-    return targets.astype(np.int64), list(names or map(str, range(num_classes)))
-
-
-def read_numbers(table, column: str, place: str) -> np.ndarray:
-    """Return a column of integers or of truth values, [N], in its own type.
-
-    Raises:
-        UserError: A column of another kind, several values a row, or a row without a value.
-    """
-    missing = table.data.column(column).null_count
-    if missing:
-        raise UserError(f'{place}: {missing} of {len(table)} rows have no label (column {column})')
-    values = table.with_format('numpy')[column][:]
-    if getattr(table.features[column], 'dtype', '') == 'uint64':
-        values = values.astype(np.uint64)  # the library makes int64 of them, so that large ones were negative
-    if values.ndim != 1 or values.dtype.kind not in 'iub':
-        several = f'{values.ndim - 1} dimensions of ' if values.ndim > 1 else ''
-        raise UserError(f'{place}: column {column} holds {several}{values.dtype}, not one integer label a row')
-    return values
-
-
 def require_columns(table, columns: tuple[str, ...], place: str):
     """Raise a `UserError` that lists the columns, where one is missing."""
     for column in columns:
         if column not in table.column_names:
             raise UserError(f'{place} has no column {column!r}; its columns are {", ".join(table.column_names)}')
-
-
-def _require_same_names(tables: Tables, column: str):
-    """Refuse a copy of a benchmark whose files do not give the same names to the same numbers."""
-    files = [found for split in tables for found in read_file_labels(tables, split, column)]
-    for found in files:
-        if found.names != files[0].names:
-            raise UserError(f'{found.path} gives other names to the labels of column {column} than {files[0].path}')
-
-
-def _load_published(
-        repository: str,
-        split: str,
-        options: SourceOptions,
-        image: str,
-        label: str,
-        num_classes: int,
-        **constants: tuple[float, ...],
-) -> Source:
-    """Open a split of a benchmark that lies on the Hub."""
-    refuse_options(repository, options, ('train_split', 'test_split', 'input_key', 'target_key'))
-    tables, name = open_table(repository, split, options.data_dir)
-    table, place = tables[name], tables.place
-    require_columns(table, (image, label), place)
-    _require_same_names(tables, label)
-    targets, class_names = read_labels(table, label, place, num_classes)
-    first = _ORIGINAL_LABELS.get((repository.split('/')[1], split))
-    return Source(
-        targets, class_names, tables.images(name, image, place),
-        original_order=first is not None and targets[:len(first)].tolist() == first,
-        published=True, hub_id=repository, **constants)
-
-
-@register_dataset('cifar10')
-@register_dataset('cifar10_lt', imbalance_factor=100)
-def _cifar10(split: str, options: SourceOptions) -> Source:
-    """CIFAR-10, 10 classes, 32x32; the Hub repository `uoft-cs/cifar10` or a local copy."""
-    return _load_published(
-        'uoft-cs/cifar10', split, options, image='img', label='label', num_classes=10,
-        mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
-    )
-
-
-@register_dataset('cifar100')
-@register_dataset('cifar100_lt', imbalance_factor=100)
-def _cifar100(split: str, options: SourceOptions) -> Source:
-    """CIFAR-100, 100 classes, 32x32; the Hub repository `uoft-cs/cifar100` or a local copy."""
-    return _load_published(
-        'uoft-cs/cifar100', split, options, image='img', label='fine_label', num_classes=100,
-        mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762),
-    )
-
-
-@register_dataset('tiny_imagenet')
-@register_dataset('tiny_imagenet_lt', imbalance_factor=100)
-def _tiny_imagenet(split: str, options: SourceOptions) -> Source:
-    """Tiny ImageNet, 200 classes, 64x64; the Hub repository `zh-plus/tiny-imagenet` or a local copy."""
-    # the labels of the original test split were never released: `valid` is what everybody reports; the constants are
-    # those in wide use, not measured here
-    return _load_published(
-        'zh-plus/tiny-imagenet', 'valid' if split == 'test' else split, options,
-        image='image', label='label', num_classes=200,
-        mean=(0.4802, 0.4481, 0.3975), std=(0.2770, 0.2691, 0.2821),
-    )
