@@ -15,6 +15,7 @@ from .sharding import ShardedBatches
 
 __all__ = ['Batch', 'Loader']
 
+# views, float32 [B,3,S,S] each (or features, float [B,D]); target, int64 [B]; index, int64 [B]
 Batch = tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]
 
 
@@ -29,10 +30,11 @@ class Loader:
         targets: Class of each image, int64 [N].
         views: Views of each image.
         sampler: Order of an epoch; None is the order of the data set.
-        batches: How positions are dealt.
-        mean, std: Per-channel constants for pixels in [0, 1].
-        img_size: S; what is of another size is resized, bilinear with antialiasing.
-        device: Where batches are.
+        batches: Rule by which positions are dealt to processes and batches.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
+        img_size: S; views of another size are resized, bilinear with antialiasing.
+        device: Device of the batches.
         seed: Training seed of the views.
         stream: Data stream of the views.
     """
@@ -58,8 +60,9 @@ class Loader:
         self.device = device
         self.seed = seed
         self.stream = stream
-        self._mean, self._std = (
-            torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1) for values in (mean, std))
+        self._mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        self._std = torch.tensor(std, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
         self.bad_images: dict[str, str] = {}
         self.set_epoch(0)
 
@@ -74,15 +77,17 @@ class Loader:
         return self.batches.num_samples
 
     def __len__(self) -> int:
-        """Batches of a whole epoch on this process."""
+        """Number of batches of a whole epoch on this process."""
         return len(self.batches)
 
     def set_epoch(self, epoch: int, start_batch: int = 0):
-        """Choose the epoch that iteration gives, and the batch to start at: a resumed epoch skips what was trained on.
+        """Choose the epoch that iteration gives, and the batch to start at.
+
+        A resumed epoch skips the batches that were trained on.
 
         Args:
-            epoch: Epoch, from 0.
-            start_batch: First batch; skipped ones cost nothing, and later ones are the same to the bit.
+            epoch: Number of the epoch, from 0.
+            start_batch: First batch; skipped ones cost nothing, and later ones are bit-identical.
         """
         self.epoch = epoch
         self.start_batch = start_batch
@@ -93,23 +98,36 @@ class Loader:
         raise NotImplementedError
 
     def _order(self) -> np.ndarray:
-        return np.arange(self.num_samples) if self.sampler is None else self.sampler.order()
+        """Return the index into the data set at each position of the global epoch, int64 [n]."""
+        if self.sampler is None:
+            return np.arange(self.num_samples)
+        return self.sampler.order()
 
     def _uniforms(self, number: int, positions: np.ndarray) -> np.ndarray:
         """Return the rows of the global epoch's uniforms [n,num_uniforms] at some positions.
 
-        PCG64 spends one step a number, so a generator moved ahead gives the same rows as drawing all that come before.
+        PCG64 takes one step a number, so a generator that is moved ahead gives the same rows as one that
+        draws all rows before them.
+
+        Args:
+            number: Position of the view in `views`.
+            positions: Increasing positions in the global epoch, int64 [b].
         """
         width = self.views[number].num_uniforms
-        runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
+
+        # runs of neighbouring positions: one jump of the generator for each
+        ends = np.flatnonzero(np.diff(positions) != 1) + 1
         rows = []
-        for run in runs:
+        for run in np.split(positions, ends):
             random = generator(self.seed, self.epoch, self.stream, f'view{number}')
-            random.bit_generator.advance(int(run[0]) * width)
+            bits = random.bit_generator
+            assert isinstance(bits, np.random.PCG64)
+            bits.advance(int(run[0]) * width)
             rows.append(random.random((len(run), width)))
         return np.concatenate(rows)
 
     def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return uint8 [B,3,H,H] as normalised float32 [B,3,S,S]."""
         pixels = pixels.float()
         if pixels.shape[-1] != self.img_size:
             size = (self.img_size, self.img_size)

@@ -1,8 +1,9 @@
 """The loader of decoded images: they lie on the device, and so do their views.
 
-n samples of an epoch over all processes.
+N images of H x H pixels, n of them at a time.
 """
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,38 +19,50 @@ class DeviceLoader(Loader):
     Views are computed for a chunk of images at a time and normalised batch by batch.
 
     Args:
-        images: uint8 [N,3,H,H].
-        chunk_size: Images to compute views of at once.
-        **kwargs: As `Loader`.
+        images: Images of the data set, uint8 [N,3,H,H].
+        chunk_size: Number of images whose views are computed at once.
+        **kwargs: Arguments of `Loader`.
     """
 
-    def __init__(self, images: torch.Tensor, *, chunk_size: int, **kwargs):
+    def __init__(self, images: torch.Tensor, *, chunk_size: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.images = images.to(self.device)
         self.chunk_size = chunk_size
 
     def __iter__(self) -> Iterator[Batch]:
         order = self._order()
+
+        # as many whole batches at a time as a chunk holds
         group = max(1, self.chunk_size // self.batches.batch_size)
         for first in range(self.start_batch, len(self), group):
-            spans = [self.batches.span(batch) for batch in range(first, min(first + group, len(self)))]
+            last = min(first + group, len(self))
+            spans = [self.batches.span(batch) for batch in range(first, last)]
             positions = np.concatenate([np.arange(*span) for span in spans])
             index = torch.from_numpy(order[positions]).to(self.device)
             views = [self._compute(number, index, positions) for number in range(len(self.views))]
-            sizes = [last - start for start, last in spans]
-            for rows, *pixels in zip(index.split(sizes), *(view.split(sizes) for view in views), strict=True):
-                yield tuple(self._normalise(view) for view in pixels), self.targets[rows], rows
+
+            # cut the group into its batches
+            sizes = [end - start for start, end in spans]
+            split_views = [view.split(sizes) for view in views]
+            for rows, *pixels in zip(index.split(sizes), *split_views, strict=True):
+                batch_views = tuple(self._normalise(view) for view in pixels)
+                yield batch_views, self.targets[rows], rows
 
     def _compute(self, number: int, index: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
-        """Return one view of the images at some positions, uint8."""
+        """Return one view of some images, uint8 [n,3,H,H].
+
+        Args:
+            number: Position of the view in `views`.
+            index: Positions of the images in the data set, int64 [n].
+            positions: Positions of the images in the global epoch, int64 [n].
+        """
         view = self.views[number]
         uniforms = self._uniforms(number, positions)
-        parts = [
-            view.apply(self.images[rows], view.sample(numbers))
-            for rows, numbers in zip(
-                index.split(self.chunk_size),
-                np.split(uniforms, range(self.chunk_size, len(uniforms), self.chunk_size)),
-                strict=True,
-            )
-        ]
+
+        # a batch may be larger than a chunk
+        parts = []
+        for first in range(0, len(index), self.chunk_size):
+            chunk = slice(first, first + self.chunk_size)
+            params = view.sample(uniforms[chunk])
+            parts.append(view.apply(self.images[index[chunk]], params))
         return torch.cat(parts)

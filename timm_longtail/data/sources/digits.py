@@ -1,6 +1,7 @@
 """scikit-learn's digits: a small data set that needs no download."""
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from ...utils.errors import UserError
 from .registry import Source, SourceOptions, hold_out_split, register_dataset
@@ -10,12 +11,17 @@ from .registry import Source, SourceOptions, hold_out_split, register_dataset
 def _digits(split: str, options: SourceOptions) -> Source:
     """scikit-learn's 8x8 digits, up-sampled to 32x32 RGB; 20 % of each class are the test split."""
     from sklearn.datasets import load_digits
+
     if options.data_dir is not None:
-        raise UserError('digits_lt comes with scikit-learn; it takes no --data-dir (--dataset folder takes one)')
+        raise UserError(
+            'digits_lt comes with scikit-learn; it takes no --data-dir (--dataset folder takes one)')
+
     digits = load_digits()
     rows = hold_out_split(digits.target, split)
+
+    # levels 0 to 16
     grey = torch.from_numpy(digits.images[rows]).float() * (255 / 16)
-    large = torch.nn.functional.interpolate(grey[:, None], size=(32, 32), mode='bilinear', align_corners=False)
+    large = F.interpolate(grey[:, None], size=(32, 32), mode='bilinear', align_corners=False)
     return Source(
         targets=digits.target[rows].astype(np.int64),
         class_names=[str(digit) for digit in range(10)],

@@ -4,7 +4,17 @@ S side of the square image.
 """
 from .autoaugment import AutoAugment
 from .randaugment import OnImage, RandAugment
-from .steps import CentreCrop, ColorJitter, Cutout, Flip, GaussianBlur, Grayscale, PadCrop, ResizedCrop
+from .steps import (
+    CentreCrop,
+    ColorJitter,
+    Cutout,
+    Flip,
+    GaussianBlur,
+    GeometryStep,
+    Grayscale,
+    PadCrop,
+    ResizedCrop,
+)
 from .view import Steps, register_view
 
 
@@ -14,17 +24,26 @@ def crop_flip(size: int, padding: int | None = None) -> Steps:
 
     `padding` is in pixels on each side; None is an eighth of the image, 4 of 32. Image files: see `PadCrop`.
     """
-    return [PadCrop(size // 8 if padding is None else padding, size), Flip()], []
+    if padding is None:
+        padding = size // 8
+    return [PadCrop(padding, size), Flip()], []
 
 
 @register_view
-def autoaugment(size: int, padding: int | None = None, cutout: int | None = None, fill: int = 128) -> Steps:
-    """Crop, flip, AutoAugment's CIFAR-10 policy, Cutout: the classification view of BCL and its relatives on CIFAR.
+def autoaugment(
+        size: int,
+        padding: int | None = None,
+        cutout: int | None = None,
+        fill: int = 128,
+) -> Steps:
+    """Crop, flip, AutoAugment's CIFAR-10 policy, Cutout: the classification view of BCL on CIFAR.
 
     `padding` as in `crop_flip`; `cutout` is the side of the hole, None is half of the image, 16 of 32.
     """
+    if cutout is None:
+        cutout = size // 2
     geometry, _ = crop_flip(size, padding)
-    return geometry, [AutoAugment(size, fill), Cutout(size, size // 2 if cutout is None else cutout)]
+    return geometry, [AutoAugment(size, fill), Cutout(size, cutout)]
 
 
 @register_view
@@ -45,18 +64,22 @@ def sim_blur(size: int, scale: float = 0.2) -> Steps:
 
 @register_view
 def rrc(size: int, scale: float = 0.08, jitter: float = 0.) -> Steps:
-    """Random resized crop and flip: Decoupling (Kang et al., ICLR 2020), with `jitter=0.4` except on iNaturalist.
+    """Random resized crop and flip (Decoupling, Kang et al., ICLR 2020).
 
-    `jitter` is the reach of brightness, contrast and saturation, of every image. `scale` as in `sim`.
+    `jitter` is the reach of brightness, contrast and saturation, of every image: 0.4 in the paper, except
+    on iNaturalist. `scale` as in `sim`.
     """
-    return [ResizedCrop(size, (scale, 1.)), Flip()], [ColorJitter(jitter, jitter, jitter, 0., p=1.)] if jitter else []
+    geometry: list[GeometryStep] = [ResizedCrop(size, (scale, 1.)), Flip()]
+    if not jitter:
+        return geometry, []
+    return geometry, [ColorJitter(jitter, jitter, jitter, 0., p=1.)]
 
 
 @register_view
 def glmc(size: int, scale: float = 0.08) -> Steps:
-    """GLMC's view on ImageNet-LT and iNaturalist (Du et al., CVPR 2023): `rrc(jitter=0.4)`, then grey 0.2, blur 0.5.
+    """GLMC's view on ImageNet-LT and iNaturalist (Du et al., CVPR 2023).
 
-    The released code flips last, which commutes with the rest.
+    `rrc(jitter=0.4)`, then grey with probability 0.2 and blur with probability 0.5. The released code flips last, which commutes with the rest.
     """
     geometry, photometry = rrc(size, scale, jitter=0.4)
     return geometry, [*photometry, Grayscale(), GaussianBlur(size)]
@@ -70,7 +93,8 @@ def rand(size: int, n: int = 2, m: int = 10, mstd: float = 0.5, jitter: float = 
     since RandAugment comes last and moves pixels too.
     """
     geometry, photometry = rrc(size, jitter=jitter)
-    return [*geometry, *map(OnImage, photometry), RandAugment(n, m, mstd)], []
+    colours = [OnImage(step) for step in photometry]
+    return [*geometry, *colours, RandAugment(n, m, mstd)], []
 
 
 @register_view
@@ -81,5 +105,5 @@ def flip(size: int, crop_pct: float = 0.875) -> Steps:
 
 @register_view
 def eval(size: int, crop_pct: float = 0.875, interpolation: str = 'bilinear') -> Steps:
-    """The image as it is; the centre of an image file, `crop_pct` of its shorter side, as timm evaluates."""
+    """The image as it is; of an image file the centre, `crop_pct` of its shorter side, as in timm."""
     return [CentreCrop(size, crop_pct, interpolation)], []

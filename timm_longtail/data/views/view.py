@@ -7,6 +7,7 @@ Uniforms are drawn for the whole global epoch and sliced, so the pixels of a pos
 or the device. n images, S side of the square image.
 """
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,13 +20,16 @@ from .steps import GeometryStep, Step
 __all__ = ['Steps', 'View', 'create_view', 'list_views', 'register_view']
 
 
+AnyStep = TypeVar('AnyStep', bound=Step)
+
+
 class View:
     """Geometry (where pixels go), then photometry (what they become).
 
     Args:
-        name: What it was created by.
-        geometry: Steps that move pixels. For image files the first one makes them S x S.
-        photometry: Steps that change them.
+        name: Text that the view was created from.
+        geometry: Steps that move pixels. The first one brings an image file to S x S.
+        photometry: Steps that change the levels of pixels.
     """
 
     def __init__(self, name: str, geometry: Sequence[GeometryStep] = (), photometry: Sequence[Step] = ()):
@@ -44,7 +48,7 @@ class View:
 
     @property
     def num_uniforms(self) -> int:
-        """Numbers in [0, 1) that decide the view of one image: those of the geometry, then of the photometry."""
+        """How many numbers in [0, 1) decide the view of one image: geometry first, then photometry."""
         return sum(step.num_uniforms for step in self.steps)
 
     @property
@@ -78,17 +82,17 @@ class View:
 
         Args:
             image: RGB, of any size; it is not changed.
-            uniforms: float64 [num_place_uniforms].
+            uniforms: Numbers in [0, 1), float64 [num_place_uniforms].
 
         Returns:
-            uint8 [S,S,3], in memory of its own.
+            Pixels, uint8 [S,S,3], in memory of their own.
         """
         for step, numbers in _deal(self.geometry, uniforms):
             image = step.place(image, numbers)
         return np.array(image)
 
 
-def _deal(steps: Sequence[Step], uniforms: np.ndarray) -> Iterator[tuple[Step, np.ndarray]]:
+def _deal(steps: Sequence[AnyStep], uniforms: np.ndarray) -> Iterator[tuple[AnyStep, np.ndarray]]:
     """Yield each step with its share of the last axis of the uniforms."""
     first = 0
     for step in steps:
@@ -96,6 +100,7 @@ def _deal(steps: Sequence[Step], uniforms: np.ndarray) -> Iterator[tuple[Step, n
         first += step.num_uniforms
 
 
+# what builds a view returns: its geometry and its photometry
 Steps = tuple[Sequence[GeometryStep], Sequence[Step]]
 
 _REGISTRY: dict[str, Callable[..., Steps]] = {}
@@ -116,10 +121,11 @@ def create_view(name: str, img_size: int) -> View:
     """Build a view from its name, with arguments like a call if need be: `sim`, `sim(scale=0.08)`.
 
     Args:
-        name: One of `list_views()`, or that with keyword arguments in brackets.
+        name: One of `list_views()`, perhaps followed by keyword arguments in brackets.
         img_size: S, side of the image in pixels.
 
     Raises:
         UserError: An unknown view or argument, or a text that is not a name or a call.
     """
-    return View(name, *call_by_name('view', name, _REGISTRY, img_size))
+    geometry, photometry = call_by_name('view', name, _REGISTRY, img_size)
+    return View(name, geometry, photometry)
