@@ -83,19 +83,21 @@ def create_dataset(
             20 for digits, the natural counts for a set of your own). A class that has fewer images
             than its share keeps all it has.
         seed: Data seed that chooses the images; training has a seed of its own.
-        subset_order: `file` applies LDAM's rule to the rows as stored; `content` sorts the images by
-            pixel digest first, which gives the same subset whatever the storage order.
+        subset_order: `file` applies LDAM's rule to the rows as stored; `content` sorts the images
+            by pixel digest first, which gives the same subset whatever the storage order.
         profile: Shape of the cut, `exp` or `step`.
         loader: `resident` decodes all images into memory (one square size), `worker` leaves them
             encoded for the workers of a loader; `auto` keeps square images of one size up to 96
             pixels resident.
         skip_bad_images: Whether unreadable images of a resident set are left out; False raises.
         **storage: Names in the storage, see `SourceOptions`: `train_split`, `test_split`,
-            `input_key`, `target_key`; and for the test split of a folder, `class_names` and `whole`.
+            `input_key`, `target_key`; and for the test split of a folder, `class_names` and
+            `whole`.
 
     Raises:
-        UserError: An unknown name, split, order or profile; missing files or columns; a factor below
-            1; a label out of range; a training class without images; an image that cannot be read.
+        UserError: An unknown name, split, order or profile; missing files or columns; a factor
+            below 1; a label out of range; a training class without images; an image that cannot be
+            read.
     """
     if split not in SPLITS:
         raise unknown_name('split', split, SPLITS)
@@ -141,7 +143,8 @@ def create_dataset(
 def create_splits(name: str, **options: Any) -> tuple[LongTailDataset, LongTailDataset]:
     """Load the training and the test split, both in memory or both left to the workers of a loader.
 
-    How an image is processed must not depend on its split; alone, each would decide by its own images.
+    How an image is processed must not depend on its split; alone, each would decide by its own
+    images.
 
     Args:
         name: One of `list_datasets()`.

@@ -25,14 +25,15 @@ class LongTailDataset:
     """A labelled set of images: small ones of one size decoded, others as they are stored.
 
     Attributes:
-        name: Name it was created by, as one line; a folder or a file of others may hold any characters.
+        name: Name it was created by, as one line; a folder or a file of others may hold any
+            characters.
         split: `train` or `test`.
         images: uint8 [N,3,H,W], or None for a set of files.
         targets: Class of each image, int64 [N].
         class_names: C names.
         class_counts: Images of each class in this very set [C].
-        shot_counts: Training images of each class before any hold-out [C]: what Many / Medium / Few are defined by.
-            The training set owns them; None on a test split.
+        shot_counts: Training images of each class before any hold-out [C]: what Many / Medium / Few
+            are defined by. The training set owns them; None on a test split.
         indices: Row of each image in the source as stored, int64 [N].
         source_names: File name of each image, as the source has it.
         mean, std: Per-channel constants of the set, for pixels in [0, 1].
@@ -45,8 +46,8 @@ class LongTailDataset:
         bad_images: Names of images that could not be read and were left out.
         hub_id: The Hub's name of the data set, where it has one.
         note: A line that the user should read at the start, or ''.
-        file_state: State of the files when the set was created; None of a set in memory. A part of the set keeps that
-            of the whole.
+        file_state: State of the files when the set was created; None of a set in memory. A part of
+            the set keeps that of the whole.
     """
     name: str
     split: str
@@ -131,8 +132,8 @@ class LongTailDataset:
     def hash(self) -> str:
         """Fingerprint, 12 hexadecimal digits, whatever the order of the rows.
 
-        Of pixels and labels where the set is resident (container and codec do not matter), of names, lengths and labels
-        where it is one of files.
+        Of pixels and labels where the set is resident (container and codec do not matter), of
+        names, lengths and labels where it is one of files.
         """
         if self.images is not None:
             return subset_hash(self.images, self.targets)
@@ -141,7 +142,8 @@ class LongTailDataset:
     def changed_file(self) -> str | None:
         """Return a file that is no longer as it was when the set was created, or None.
 
-        A run asks at its end. A set in memory has been read already, so that nothing of it can change.
+        A run asks at its end. A set in memory has been read already, so that nothing of it can
+        change.
         """
         if self.file_state is None:
             return None
@@ -175,8 +177,8 @@ class LongTailDataset:
         """Split a validation part off: `(rest, held)`, both with the `shot_counts` of the whole.
 
         Args:
-            fraction: Share of each class to hold out, at least one image of each class that has two;
-                the only image of a class stays in the rest.
+            fraction: Share of each class to hold out, at least one image of each class that has
+                two; the only image of a class stays in the rest.
             seed: Data seed.
 
         Raises:

@@ -1,6 +1,7 @@
 """One encoded image to 8-bit RGB, as a viewer shows it: open raster formats, turned upright, deep greys scaled.
 
-Nothing here remembers an image: what comes out depends on the bytes that go in, and on nothing that was decoded before.
+Nothing here remembers an image: what comes out depends on the bytes that go in, and on nothing that
+was decoded before.
 """
 import io
 import struct
@@ -12,8 +13,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 __all__ = ['decode_rgb', 'image_extensions', 'read_size']
 
-# Raster formats that Pillow decodes in this process, the usual ones first. EPS and WMF stay out, which other programs
-# draw, and so does whatever Pillow recognises by trial alone; TGA, which has no signature, is tried last.
+# Raster formats that Pillow decodes in this process, the usual ones first. EPS and WMF stay out,
+# which other programs draw, and so does whatever Pillow recognises by trial alone; TGA, which has
+# no signature, is tried last.
 _FORMATS = (
     'PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000', 'QOI', 'DIB', 'ICO', 'PCX', 'SGI', 'SUN',
     'DDS', 'TGA',
@@ -58,7 +60,8 @@ def _formats() -> tuple[str, ...]:
 @cache
 def image_extensions() -> frozenset[str]:
     """Return the lower-case extensions of the formats that are decoded."""
-    # an MPO, a JPEG of several pictures, has an extension but no entry in the list: it is opened as a JPEG
+    # an MPO, a JPEG of several pictures, has an extension but no entry in the list: it is opened as
+    # a JPEG
     decoded = {*_formats(), 'MPO'}
     return frozenset(end for end, name in Image.registered_extensions().items() if name in decoded)
 
@@ -66,11 +69,12 @@ def image_extensions() -> frozenset[str]:
 def decode_rgb(data: bytes) -> Image.Image:
     """Decode an image as a viewer shows it.
 
-    An EXIF orientation is applied. Grey levels of more than 8 bits are scaled by what the file says their range is:
-    BitsPerSample, SampleFormat and MaxSampleValue of a TIFF, sBIT of a PNG, the maximum of a PGM, the precision of a
-    JPEG 2000. Where nothing is said, the range is that of the 16 or 32 bits they are stored in; an image that uses
-    less than a sixteenth of it is refused, since it would become nearly black. Clipping, as Pillow and torchvision do,
-    would be right for levels up to 255 and turn 12 bits white; taking the range from the largest level would give each
+    An EXIF orientation is applied. Grey levels of more than 8 bits are scaled by what the file says
+    their range is: BitsPerSample, SampleFormat and MaxSampleValue of a TIFF, sBIT of a PNG, the
+    maximum of a PGM, the precision of a JPEG 2000. Where nothing is said, the range is that of the
+    16 or 32 bits they are stored in; an image that uses less than a sixteenth of it is refused,
+    since it would become nearly black. Clipping, as Pillow and torchvision do, would be right for
+    levels up to 255 and turn 12 bits white; taking the range from the largest level would give each
     image of a set another brightness.
 
     Args:
@@ -209,8 +213,8 @@ def _grey_bits(image: Image.Image, data: bytes, largest: int) -> tuple[int, bool
         if white is None:
             return whole, bits not in (16, 32)
 
-        # Many writers put the largest level of the very image there. Its bits are those of the whole
-        # set, where a division by it would give each image its own brightness.
+        # Many writers put the largest level of the very image there. Its bits are those of the
+        # whole set, where a division by it would give each image its own brightness.
         if isinstance(white, tuple):
             white = max(white)
         return min(int(white).bit_length(), whole) or whole, True
@@ -238,7 +242,8 @@ def _refuse_dark_colours(image: Image.Image, rgb: Image.Image, data: bytes):
     """Refuse colours of 16 bits that Pillow, which keeps the upper 8, has made nearly black."""
     deep = False
     if image.format == 'PNG':
-        # the depth is the byte behind both sides in the header; sBIT of 16 says that all of it is meant
+        # the depth is the byte behind both sides in the header; sBIT of 16 says that all of it is
+        # meant
         deep = data[24] == 16 and _png_significant_bits(data) != 16
     elif isinstance(image, TiffImageFile):
         deep = max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) == 16

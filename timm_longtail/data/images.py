@@ -15,7 +15,14 @@ from ..utils.errors import UserError, one_line
 from ..utils.files import reading
 from .decoding import decode_rgb, read_size
 
-__all__ = ['EncodedImages', 'FileImages', 'decode_images', 'encoded_digests', 'files_hash', 'read_file']
+__all__ = [
+    'EncodedImages',
+    'FileImages',
+    'decode_images',
+    'encoded_digests',
+    'files_hash',
+    'read_file',
+]
 
 
 class EncodedImages:
@@ -161,7 +168,8 @@ def read_file(path: Path) -> bytes:
     """Return the bytes of an image file.
 
     Raises:
-        UserError: There is none, or it is not a regular file: a named pipe or a device would be read for ever.
+        UserError: There is none, or it is not a regular file: a named pipe or a device would be
+            read for ever.
     """
     with reading(path, 'image file'):
         return path.read_bytes()
@@ -214,8 +222,8 @@ def decode_images(encoded: EncodedImages, skip_bad: bool = False) -> tuple[torch
         skip_bad: Whether images that cannot be read are left out; False raises.
 
     Returns:
-        Pixels, uint8 [n,3,H,W], and positions of the n images, int64 [n]; n = N unless some were left
-        out.
+        Pixels, uint8 [n,3,H,W], and positions of the n images, int64 [n]; n = N unless some were
+        left out.
 
     Raises:
         UserError: An image that cannot be read, or of another size than the first; no image.
@@ -265,7 +273,8 @@ def encoded_digests(encoded: EncodedImages) -> np.ndarray:
 def files_hash(names: Sequence[str], sizes: np.ndarray, targets: np.ndarray) -> str:
     """Return a fingerprint of a labelled set of files that ignores their order.
 
-    It is one of names, lengths and labels, not of pixels: decoding a large set to name it would take longer than an epoch.
+    It is one of names, lengths and labels, not of pixels: decoding a large set to name it would
+    take longer than an epoch.
 
     Args:
         names: File name of each image [N], relative to the root of the set.

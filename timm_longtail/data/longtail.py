@@ -1,7 +1,7 @@
 """What makes a data set long-tailed: class counts, the images that stay, their fingerprint, shot groups, the hold-out.
 
-The exponential profile and its index rule are those of LDAM (Cao et al., NeurIPS 2019, https://arxiv.org/abs/1906.07413)
-which most later papers share. N images, C classes.
+The exponential profile and its index rule are those of LDAM (Cao et al., NeurIPS 2019,
+https://arxiv.org/abs/1906.07413) which most later papers share. N images, C classes.
 """
 import hashlib
 from collections.abc import Sequence
@@ -42,17 +42,20 @@ def long_tail_counts(
 ) -> list[int]:
     """Return how many images each class keeps, by LDAM's rules, truncated.
 
-    `exp`: `int(max_count * imbalance_factor ** (-c / (C - 1)))`. `step`: the first half of the classes (the larger half
-    of an odd number) keeps `max_count`, the others `int(max_count / imbalance_factor)`.
+    `exp`: `int(max_count * imbalance_factor ** (-c / (C - 1)))`. `step`: the first half of the
+    classes (the larger half of an odd number) keeps `max_count`, the others `int(max_count /
+    imbalance_factor)`.
 
     Args:
         max_count: Number of images of class 0, the largest.
         num_classes: C, number of classes.
-        imbalance_factor: Largest count over smallest, at least 1 (1 keeps every class at `max_count`).
+        imbalance_factor: Largest count over smallest, at least 1 (1 keeps every class at
+            `max_count`).
         profile: Shape of the decay, `exp` or `step`; `exp` is the one of the CIFAR-LT benchmarks.
 
     Returns:
-        C counts in label order, never increasing. A factor too large for `max_count` gives zeros: the caller decides.
+        C counts in label order, never increasing. A factor too large for `max_count` gives zeros:
+        the caller decides.
 
     Raises:
         UserError: A factor below 1, a count or a number of classes below 1, an unknown profile.
@@ -77,8 +80,9 @@ def long_tail_indices(
 ) -> np.ndarray:
     """Choose the images that stay, by LDAM's rule: shuffle each class's indices, take the first `n_c`.
 
-    One `np.random.RandomState(seed)` serves all classes in label order, so the choice depends on the order of the rows
-    but on nothing else; on the original CIFAR order and seed 0 it is the subset that LDAM, BCL and ProCo train on.
+    One `np.random.RandomState(seed)` serves all classes in label order, so the choice depends on
+    the order of the rows but on nothing else; on the original CIFAR order and seed 0 it is the
+    subset that LDAM, BCL and ProCo train on.
 
     Args:
         targets: Class of each image [N].
@@ -124,7 +128,8 @@ def image_digests(images: torch.Tensor) -> np.ndarray:
 def subset_hash(images: torch.Tensor, targets: Sequence[int] | np.ndarray) -> str:
     """Return a fingerprint of a labelled set that ignores row order, container and (lossless) codec.
 
-    The sorted sha256 of every (label as 8 little-endian bytes, uint8 HWC pixels) are hashed by sha256 again.
+    The sorted sha256 of every (label as 8 little-endian bytes, uint8 HWC pixels) are hashed by
+    sha256 again.
 
     Args:
         images: uint8 [N,3,H,W].

@@ -1,24 +1,25 @@
 """One safetensors file a data set: encoded images of both splits, labels, names, digests and where it all comes from.
 
-A way to carry or publish an exact subset. Decoded images are stored as lossless WebP, files byte for byte. Tensors of a
-split: `bytes` (uint8, the images end to end), `offsets` (int64 [N+1] into them), `targets` (int64 [N]), `indices`
-(int64 [N], rows of the source), `digests` (uint8 [N,32], sha256 of the pixels), `byte_digests` (uint8 [N,32], sha256 of
-the encoded image) and `names` (uint8, UTF-8, parted by NUL). The rest is JSON in the file's header. Reading needs no
-`datasets`.
+A way to carry or publish an exact subset. Decoded images are stored as lossless WebP, files byte
+for byte. Tensors of a split: `bytes` (uint8, the images end to end), `offsets` (int64 [N+1] into
+them), `targets` (int64 [N]), `indices` (int64 [N], rows of the source), `digests` (uint8 [N,32],
+sha256 of the pixels), `byte_digests` (uint8 [N,32], sha256 of the encoded image) and `names`
+(uint8, UTF-8, parted by NUL). The rest is JSON in the file's header. Reading needs no `datasets`.
 
 Nothing that is used is trusted:
 
-- When a split is opened, its `checksum` is compared: a sha256 over the header and every tensor but `bytes`. That is
-  fast however large the images are.
-- When an image is read, in this process or in a worker, its bytes are compared with its byte digest, which the checksum
-  covers. An image that is never read is never checked.
-- When a split is decoded into memory, the pixels are compared with their digests, so that another decoder is noticed.
+- When a split is opened, its `checksum` is compared: a sha256 over the header and every tensor but
+  `bytes`. That is fast however large the images are.
+- When an image is read, in this process or in a worker, its bytes are compared with its byte
+  digest, which the checksum covers. An image that is never read is never checked.
+- When a split is decoded into memory, the pixels are compared with their digests, so that another
+  decoder is noticed.
 - The subset hash in the header is compared with the hash of what was read.
 
-Files of format 1 have no checksum and no byte digests. Their labels and images are checked by the subset hash: in
-memory of labels and pixels, for workers of labels, names and lengths; a set that was packed from memory is decoded once
-for that. What the subset hash does not know (means, class names, and the bytes of files read by workers) is not checked
-there: pack the set again.
+Files of format 1 have no checksum and no byte digests. Their labels and images are checked by the
+subset hash: in memory of labels and pixels, for workers of labels, names and lengths; a set that
+was packed from memory is decoded once for that. What the subset hash does not know (means, class
+names, and the bytes of files read by workers) is not checked there: pack the set again.
 """
 import hashlib
 import io
@@ -45,13 +46,28 @@ _KIND = 'packed data set'
 _FORMATS = {'timm_longtail.packed/1': 1, 'timm_longtail.packed/2': 2}
 _FORMAT = 'timm_longtail.packed/2'
 
+# fields of `LongTailDataset` that both splits share
 _SHARED = (
-    'name', 'class_names', 'mean', 'std', 'imbalance_factor', 'seed', 'subset_order', 'original_order', 'profile',
+    'name',
+    'class_names',
+    'mean',
+    'std',
+    'imbalance_factor',
+    'seed',
+    'subset_order',
+    'original_order',
+    'profile',
     'hub_id',
 )
 
 # what the first files of format 1 do not say
-_DEFAULTS = {'resident': True, 'profile': 'exp', 'hub_id': None, 'subset_order': 'file', 'original_order': True}
+_DEFAULTS = {
+    'resident': True,
+    'profile': 'exp',
+    'hub_id': None,
+    'subset_order': 'file',
+    'original_order': True,
+}
 
 # dtype and number of dimensions of each tensor; those of format 1 have no byte digests
 _TENSORS = {
@@ -206,8 +222,8 @@ def write_packed(
         The path.
 
     Raises:
-        UserError: The splits have other classes or are swapped; `path` is there already, and may be what is read; an
-            image cannot be read, or changed while it was packed; the disk refuses.
+        UserError: The splits have other classes or are swapped; `path` is there already, and may be
+            what is read; an image cannot be read, or changed while it was packed; the disk refuses.
     """
     from safetensors.numpy import save_file
 
@@ -454,7 +470,8 @@ def read_packed(path: str | Path, split: str, loader: str = 'auto') -> LongTailD
     Args:
         path: File that `write_packed` wrote.
         split: `train` or `test`.
-        loader: `resident` or `worker`, see `create_dataset`; `auto` is what the set was packed from.
+        loader: `resident` or `worker`, see `create_dataset`; `auto` is what the set was packed
+            from.
 
     Raises:
         UserError: No file, not a packed file, a damaged one, or an image that cannot be read.

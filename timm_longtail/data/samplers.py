@@ -1,10 +1,11 @@
 """Orders of an epoch. A sampler gives the global order; `ShardedBatches` cuts it for the processes.
 
-A sampler keeps no generator: its order is a function of (seed, epoch, stream), so every process computes the same one
-and a resumed run needs no state. `create_loader` sets `seed` and `stream`.
+A sampler keeps no generator: its order is a function of (seed, epoch, stream), so every process
+computes the same one and a resumed run needs no state. `create_loader` sets `seed` and `stream`.
 
-The four samplings of Kang et al., `Decoupling Representation and Classifier for Long-Tailed Recognition`, ICLR 2020,
-https://arxiv.org/abs/1910.09217, section 3: instance-balanced, class-balanced, square-root, progressively-balanced.
+The four samplings of Kang et al., `Decoupling Representation and Classifier for Long-Tailed
+Recognition`, ICLR 2020, https://arxiv.org/abs/1910.09217, section 3: instance-balanced,
+class-balanced, square-root, progressively-balanced.
 
 N images, C classes, n_j images of class j, n samples of an epoch over all processes.
 """
@@ -104,8 +105,8 @@ def class_probabilities(class_counts: Sequence[int] | np.ndarray, q: float) -> n
 class ClassSampler(EpochSampler):
     """Draws a class from `class_probabilities`, then an image of it.
 
-    Classes are drawn independently of each other. Within a class every image is visited evenly: over an epoch the
-    numbers of visits of two images of one class differ by at most one.
+    Classes are drawn independently of each other. Within a class every image is visited evenly:
+    over an epoch the numbers of visits of two images of one class differ by at most one.
 
     Args:
         targets: Class of each image, [N].
@@ -214,7 +215,8 @@ class InstanceSampler(PowerSampler):
 class ProgressiveSampler(ClassSampler):
     """Instance-balanced at first, class-balanced at the end: p_j(t) = (1 - t/T) p_j^IB + (t/T) p_j^CB (equation 2).
 
-    t is the epoch from 0 and T their number, as the paper writes it; its released code divides by T - 1.
+    t is the epoch from 0 and T their number, as the paper writes it; its released code divides by T
+    - 1.
 
     Args:
         targets: Class of each image, [N].
@@ -249,8 +251,8 @@ def epoch_samples(class_counts: Sequence[int] | np.ndarray, length: str = 'natur
 
     Args:
         class_counts: Number of images n_j of each class, [C].
-        length: `natural` is N; `class-aware` is C times the largest n_j, so that even a class-balanced
-            epoch sees every image.
+        length: `natural` is N; `class-aware` is C times the largest n_j, so that even a
+            class-balanced epoch sees every image.
 
     Raises:
         UserError: An unknown length.
@@ -311,7 +313,8 @@ def create_sampler(
     """Build a sampler from its name.
 
     Args:
-        name: One of `list_samplers()`; `power` takes its exponent, `power(q=-0.5)`, and is 1 / n_j without one.
+        name: One of `list_samplers()`; `power` takes its exponent, `power(q=-0.5)`, and is 1 / n_j
+            without one.
         targets: Class of each image, [N].
         num_epochs: Number of epochs of the run, which shapes the progressive sampler.
         length: Length of an epoch, see `epoch_samples`.

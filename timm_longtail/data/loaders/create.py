@@ -28,8 +28,10 @@ class Preprocessing:
         img_size: S, side of the model's input.
         mean: Mean of each channel, for pixels in [0, 1].
         std: Standard deviation of each channel, for pixels in [0, 1].
-        crop_pct: Share of the shorter side that evaluation looks at; images in memory are looked at whole.
-        interpolation: How evaluation resizes files; training is bilinear, and so are images in memory.
+        crop_pct: Share of the shorter side that evaluation looks at; images in memory are looked at
+            whole.
+        interpolation: How evaluation resizes files; training is bilinear, and so are images in
+            memory.
     """
     img_size: int
     mean: tuple[float, ...]
@@ -77,20 +79,21 @@ def create_loader(
             views are computed.
         mean: Mean of each channel, for pixels in [0, 1]; None takes the data set's.
         std: Standard deviation of each channel, for pixels in [0, 1]; None takes the data set's.
-        img_size: S, side of a view. Views of resident images are computed at the size of the images,
-            which is the default, and then resized to S; files have no size of their own and need one.
+        img_size: S, side of a view. Views of resident images are computed at the size of the
+            images, which is the default, and then resized to S; files have no size of their own and
+            need one.
         training: Whether the loader is for training. False gives the order of the data set, every
             image exactly once over all processes, and a last batch that may be smaller.
         chunk_size: Number of resident images whose views are computed at once; changes memory and
             speed, never a pixel. None is 512 on a CPU and 8192 elsewhere.
-        num_workers: Number of processes that decode files; changes memory and speed, never a pixel. 0
-            decodes in this process.
-        skip_bad_images: Whether images that cannot be read are replaced (in training) or left out (in
-            evaluation), see `WorkerLoader`; False raises.
+        num_workers: Number of processes that decode files; changes memory and speed, never a pixel.
+            0 decodes in this process.
+        skip_bad_images: Whether images that cannot be read are replaced (in training) or left out
+            (in evaluation), see `WorkerLoader`; False raises.
 
     Raises:
-        UserError: An unknown view, no complete batch, a sampler in evaluation, resident images that are not square,
-            files without a size.
+        UserError: An unknown view, no complete batch, a sampler in evaluation, resident images that
+            are not square, files without a size.
     """
     if not training and sampler is not None:
         raise UserError('evaluation visits every image once in order and takes no sampler')

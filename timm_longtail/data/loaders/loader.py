@@ -1,6 +1,7 @@
 """Loaders: batches of views of a data set, the same for any number of processes, workers and chunks.
 
-B batch of one process, W processes, N images, n samples of an epoch over all processes, S side of a view.
+B batch of one process, W processes, N images, n samples of an epoch over all processes, S side of a
+view.
 """
 from collections.abc import Iterator, Sequence
 
@@ -22,9 +23,9 @@ Batch = tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]
 class Loader:
     """Base of the loaders: epochs, order, random numbers, normalisation.
 
-    Iteration gives `(views, target, index)`: a tuple of normalised float32 [B,3,S,S], one a view; int64 [B] and int64
-    [B], `index` into the data set; all on the device. What an image looks like depends on seed, epoch, stream, view and
-    its position in the global epoch: on nothing else.
+    Iteration gives `(views, target, index)`: a tuple of normalised float32 [B,3,S,S], one a view;
+    int64 [B] and int64 [B], `index` into the data set; all on the device. What an image looks like
+    depends on seed, epoch, stream, view and its position in the global epoch: on nothing else.
 
     Args:
         targets: Class of each image, int64 [N].
@@ -106,8 +107,8 @@ class Loader:
     def _uniforms(self, number: int, positions: np.ndarray) -> np.ndarray:
         """Return the rows of the global epoch's uniforms [n,num_uniforms] at some positions.
 
-        PCG64 takes one step a number, so a generator that is moved ahead gives the same rows as one that
-        draws all rows before them.
+        PCG64 takes one step a number, so a generator that is moved ahead gives the same rows as one
+        that draws all rows before them.
 
         Args:
             number: Position of the view in `views`.

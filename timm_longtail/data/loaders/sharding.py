@@ -14,9 +14,10 @@ __all__ = ['ShardedBatches']
 class ShardedBatches:
     """Cuts the positions 0..n-1 of a global epoch into batches of one process.
 
-    Training: global batch b is positions `b * W * B` on, cut in W equal parts; the incomplete last one
-    is dropped, so all processes take the same number of steps. Evaluation: each process takes one
-    contiguous part, every position exactly once without padding; parts differ by at most one position.
+    Training: global batch b is positions `b * W * B` on, cut in W equal parts; the incomplete last
+    one is dropped, so all processes take the same number of steps. Evaluation: each process takes
+    one contiguous part, every position exactly once without padding; parts differ by at most one
+    position.
 
     Attributes:
         num_samples: n, samples of an epoch over all processes.

@@ -52,8 +52,8 @@ class _PlacedImages(Dataset):
             item: Position in the data set, and the uniforms of each view.
 
         Returns:
-            The G views, uint8 [S,S,3] each, None where no image can be read; the position of the image
-            that they show; reasons by position of the images that cannot be read.
+            The G views, uint8 [S,S,3] each, None where no image can be read; the position of the
+            image that they show; reasons by position of the images that cannot be read.
         """
         first, uniforms = item
         bad: dict[int, str] = {}
@@ -86,9 +86,9 @@ def _collate(rows: list) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor
         rows: Results of `_PlacedImages`, [B].
 
     Returns:
-        The G views of the b images that could be read, uint8 [b,S,S,3] each, none where b is 0; their
-        positions in the data set, int64 [b]; their rows in the batch, int64 [b]; reasons by position of
-        the images that cannot be read.
+        The G views of the b images that could be read, uint8 [b,S,S,3] each, none where b is 0;
+        their positions in the data set, int64 [b]; their rows in the batch, int64 [b]; reasons by
+        position of the images that cannot be read.
     """
     placed: list[list[np.ndarray]] = []
     positions: list[int] = []
@@ -154,8 +154,8 @@ class WorkerLoader(Loader):
     Args:
         encoded: N encoded images.
         num_workers: Number of processes that decode, started for each epoch; 0 decodes in this one.
-        skip_bad_images: Whether an image that cannot be read is replaced by another of its class, in
-            training, or left out, in evaluation. `bad_images` then holds names and reasons.
+        skip_bad_images: Whether an image that cannot be read is replaced by another of its class,
+            in training, or left out, in evaluation. `bad_images` then holds names and reasons.
         **kwargs: Arguments of `Loader`.
     """
 

@@ -7,7 +7,8 @@ from .labels import read_file_labels, read_labels
 from .parquet import Tables, open_table, require_columns
 from .registry import Source, SourceOptions, refuse_options, register_dataset
 
-# first labels of the original releases (Krizhevsky, 2009): ten labels tell a shuffled copy from the original order
+# first labels of the original releases (Krizhevsky, 2009): ten labels tell a shuffled copy from the
+# original order
 _ORIGINAL_LABELS = {
     ('cifar10', 'train'): [6, 9, 9, 4, 1, 1, 2, 7, 8, 3],
     ('cifar10', 'test'): [3, 8, 8, 0, 6, 6, 1, 6, 3, 1],

@@ -60,8 +60,9 @@ def list_class_folders(folder: Path) -> list[str]:
 def list_files(folder: Path) -> Listing:
     """Return the files below a folder, at any depth, sorted.
 
-    Hidden files and folders are left out, links are followed. What only looks like an image by its name, such as a
-    named pipe or a link to nothing, is listed as one: it is named where it cannot be read.
+    Hidden files and folders are left out, links are followed. What only looks like an image by its
+    name, such as a named pipe or a link to nothing, is listed as one: it is named where it cannot
+    be read.
 
     Raises:
         UserError: A folder that cannot be read, or a link that leads back to a folder above it.
@@ -184,8 +185,8 @@ def _find_splits(
 ) -> tuple[str | None, str, str] | None:
     """Return the names of the train and the test folder, and a note.
 
-    None where the classes lie in `root` itself. The train folder is None where there is none and the
-    classes of the test split are known without it.
+    None where the classes lie in `root` itself. The train folder is None where there is none and
+    the classes of the test split are known without it.
     """
     below = {name: list_class_folders(root / name) for name in list_class_folders(root)}
     classes_known = split == 'test' and options.class_names is not None
@@ -227,7 +228,8 @@ def _check_flat(root: Path, below: dict[str, list[str]], classes_known: bool):
     Args:
         root: Folder of the class folders.
         below: Sub-folders of each class folder, by its name.
-        classes_known: Whether a trained model says which classes there are: then one of them is enough.
+        classes_known: Whether a trained model says which classes there are: then one of them is
+            enough.
     """
     folders = list(below)
     if not folders:
@@ -269,8 +271,8 @@ def _list_rows(root: Path, class_names: Sequence[str]) -> tuple[list[str], np.nd
     """List the images below the class folders, class after class.
 
     Returns:
-        Paths of the images relative to `root`, [N]; their classes, int64 [N]; a note that counts the files
-        that are not used, '' where there are none.
+        Paths of the images relative to `root`, [N]; their classes, int64 [N]; a note that counts
+        the files that are not used, '' where there are none.
     """
     paths: list[str] = []
     others: list[str] = []

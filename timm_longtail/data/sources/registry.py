@@ -56,12 +56,12 @@ class Source:
         class_names: Names of the classes, [C].
         images: Images, encoded, or decoded as uint8 [N,3,S,S].
         names: File name of each row, where `images` is a tensor.
-        mean: Mean of each channel, for pixels in [0, 1]; None leaves both constants to be measured or to
-            be ImageNet's.
+        mean: Mean of each channel, for pixels in [0, 1]; None leaves both constants to be measured
+            or to be ImageNet's.
         std: Standard deviation of each channel, for pixels in [0, 1].
         original_order: Whether the rows are stored in the order of the original release.
-        published: Whether it is a benchmark of one small size, decoded into memory without looking at
-            every header.
+        published: Whether it is a benchmark of one small size, decoded into memory without looking
+            at every header.
         hub_id: Name of the data set on the Hub, where it has one.
         note: Line that the user should read at the start, or ''.
         title: Name in file names and messages; '' takes the registered one.
@@ -90,10 +90,10 @@ class SourceOptions:
         test_split: Name of the test split in the storage; None takes the usual names.
         input_key: Column of the image; None finds it.
         target_key: Column of the label; None finds it.
-        class_names: Classes of a trained model that the labels of a test split are to stand for; a folder
-            then needs no training split. None takes those of the training split.
-        whole: Whether the test split of a set without splits is all of it, for a model that was trained
-            on other images.
+        class_names: Classes of a trained model that the labels of a test split are to stand for; a
+            folder then needs no training split. None takes those of the training split.
+        whole: Whether the test split of a set without splits is all of it, for a model that was
+            trained on other images.
     """
     argument: str = ''
     data_dir: Path | None = None
@@ -111,8 +111,8 @@ class RegisteredDataset:
 
     Attributes:
         load: `(split, options) -> Source`, split `train` or `test`.
-        imbalance_factor: Default factor; 1 is a set that is never cut, None one of natural counts that is
-            cut on request.
+        imbalance_factor: Default factor; 1 is a set that is never cut, None one of natural counts
+            that is cut on request.
     """
     load: Callable[[str, SourceOptions], Source]
     imbalance_factor: float | None
@@ -223,7 +223,8 @@ def choose_test_split(
         Its name, None where there is none; and a line to read where there was a choice, or ''.
 
     Raises:
-        UserError: The split asked for is not there, or is the training split; one split in two spellings.
+        UserError: The split asked for is not there, or is the training split; one split in two
+            spellings.
     """
     if asked is not None:
         if asked not in known:

@@ -1,9 +1,10 @@
 """AutoAugment's CIFAR-10 policy on a batch, one sub-policy an image.
 
-Cubuk et al., AutoAugment: Learning Augmentation Strategies from Data, CVPR 2019, https://arxiv.org/abs/1805.09501.
-The policy is torchvision's table. Magnitudes are discrete, so torchvision's own operations are run once, on an image of
-pixel numbers and on one of all 256 levels: a geometric operation becomes a map of pixels, a point operation a table of
-levels, and a batch needs one look-up for each, exact on any device. n images, S side of the square image.
+Cubuk et al., AutoAugment: Learning Augmentation Strategies from Data, CVPR 2019,
+https://arxiv.org/abs/1805.09501. The policy is torchvision's table. Magnitudes are discrete, so
+torchvision's own operations are run once, on an image of pixel numbers and on one of all 256
+levels: a geometric operation becomes a map of pixels, a point operation a table of levels, and a
+batch needs one look-up for each, exact on any device. n images, S side of the square image.
 """
 import math
 from collections.abc import Sequence
@@ -35,7 +36,8 @@ _SIGNED = (
     'Sharpness',
 )
 
-# operations that look at more than one pixel: those with a factor of their own for each image, and those without
+# operations that look at more than one pixel: those with a factor of their own for each image, and
+# those without
 _BLENDS = {
     'Color': ops.adjust_saturation,
     'Contrast': ops.adjust_contrast,
@@ -112,8 +114,8 @@ class _Actions:
         size: S.
 
     Attributes:
-        kinds: What each action is: `map`, `table`, or the name of an operation that has neither. Action 0
-            does nothing.
+        kinds: What each action is: `map`, `table`, or the name of an operation that has neither.
+            Action 0 does nothing.
         arguments: Argument of each action: a row of `maps` or of `tables`, or a factor.
         maps: Source of each pixel, from 1, and 0 for none: int64 [S*S] each.
         tables: New value of each level, uint8 [256] each.
@@ -170,7 +172,8 @@ class AutoAugment:
 
     Args:
         size: S, side of the images.
-        fill: Level outside the moved image. The long-tailed code bases use 128; torchvision's default is 0.
+        fill: Level outside the moved image. The long-tailed code bases use 128; torchvision's
+            default is 0.
     """
     num_uniforms = 5
 

@@ -1,8 +1,9 @@
 """Pixel operations on a batch of uint8 images with parameters of their own for each image, on any device.
 
-Every function takes uint8 [n,3,H,W] and returns a new uint8 [n,3,h,w]; torchvision's functional operations on single
-images are the reference. Sums are either integers or exact in float64, and everything else works pixel by pixel, so an
-image's result depends neither on the images beside it nor on the device. n images, S side of a square.
+Every function takes uint8 [n,3,H,W] and returns a new uint8 [n,3,h,w]; torchvision's functional
+operations on single images are the reference. Sums are either integers or exact in float64, and
+everything else works pixel by pixel, so an image's result depends neither on the images beside it
+nor on the device. n images, S side of a square.
 """
 from collections.abc import Callable
 
@@ -26,11 +27,12 @@ __all__ = [
     'resize_weights',
 ]
 
-# weights are rounded to 22 binary digits: a pixel (8) weighed twice (2 x 22) fits the 53 of a float64, so the sums in
-# `resample` are exact in any order of summation
+# weights are rounded to 22 binary digits: a pixel (8) weighed twice (2 x 22) fits the 53 of a
+# float64, so the sums in `resample` are exact in any order of summation
 _WEIGHT_SCALE = 2.0 ** 22
 
-# of images in double precision and their weights at any one time: 585 images of 32 pixels, 11 of 224
+# of images in double precision and their weights at any one time: 585 images of 32 pixels, 11 of
+# 224
 _PART_BYTES = 128 * 2 ** 20
 
 
@@ -80,7 +82,8 @@ def adjust_sharpness(images: torch.Tensor, factors) -> torch.Tensor:
     rows = pixels[:, :, :-2] + pixels[:, :, 1:-1] + pixels[:, :, 2:]
     total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * pixels[:, :, 1:-1, 1:-1]
     smooth = images.clone()
-    # 13 is odd, so a sum is never half-way between two levels: integer rounding equals torchvision's
+    # 13 is odd, so a sum is never half-way between two levels: integer rounding equals
+    # torchvision's
     smooth[:, :, 1:-1, 1:-1] = ((total + 6) // 13).to(torch.uint8)
     return _blend(images, smooth, factors)
 
@@ -88,8 +91,8 @@ def adjust_sharpness(images: torch.Tensor, factors) -> torch.Tensor:
 def adjust_hue(images: torch.Tensor, shifts) -> torch.Tensor:
     """Turn the hue by `shifts` [n], in turns of the colour circle (-0.5 to 0.5).
 
-    A closed form of RGB -> HSV -> RGB: with hexagonal hue h in [0,6), value v and chroma c, the channels are
-    `v - c * clamp(min(k, 4 - k), 0, 1)` for k = (n + h) mod 6 and n = 5, 3, 1.
+    A closed form of RGB -> HSV -> RGB: with hexagonal hue h in [0,6), value v and chroma c, the
+    channels are `v - c * clamp(min(k, 4 - k), 0, 1)` for k = (n + h) mod 6 and n = 5, 3, 1.
     """
     pixels = images.float() / 255
     red, green, blue = pixels.unbind(1)
@@ -151,8 +154,8 @@ def erase_boxes(images: torch.Tensor, centre_y, centre_x, side: int) -> torch.Te
 def resize_weights(start, length, size: int, out_size: int, device=None) -> torch.Tensor:
     """Return the matrices that crop and resize one axis with the triangle filter, antialiased.
 
-    Output pixel i has its centre at `(i + 0.5) * length / out_size` of the crop; its filter reaches one output pixel,
-    at least one input pixel, and is normalised over the crop's pixels.
+    Output pixel i has its centre at `(i + 0.5) * length / out_size` of the crop; its filter reaches
+    one output pixel, at least one input pixel, and is normalised over the crop's pixels.
 
     Args:
         start: First input pixel of each crop [n].
@@ -168,7 +171,8 @@ def resize_weights(start, length, size: int, out_size: int, device=None) -> torc
     length = torch.as_tensor(length).to(device, torch.float64)[:, None, None]
     scale = length / out_size
 
-    # centres of the output pixels and numbers of the input pixels, both counted from the crop's start
+    # centres of the output pixels and numbers of the input pixels, both counted from the crop's
+    # start
     centre = (torch.arange(out_size, dtype=torch.float64, device=device)[:, None] + 0.5) * scale
     pixel = torch.arange(size, dtype=torch.float64, device=device) - start
 
@@ -241,8 +245,8 @@ def resample_in_parts(
 
     Args:
         images: Images, uint8 [n,3,H,W].
-        weights: Function that builds the vertical [m,h,H] and the horizontal [m,w,W] weights of a part of
-            the batch.
+        weights: Function that builds the vertical [m,h,H] and the horizontal [m,w,W] weights of a
+            part of the batch.
         out_size: Larger one of h and w.
 
     Returns:

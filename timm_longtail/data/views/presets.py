@@ -22,7 +22,8 @@ from .view import Steps, register_view
 def crop_flip(size: int, padding: int | None = None) -> Steps:
     """Pad, random crop, flip: the CIFAR recipe of ResNet (He et al., CVPR 2016).
 
-    `padding` is in pixels on each side; None is an eighth of the image, 4 of 32. Image files: see `PadCrop`.
+    `padding` is in pixels on each side; None is an eighth of the image, 4 of 32. Image files: see
+    `PadCrop`.
     """
     if padding is None:
         padding = size // 8
@@ -38,7 +39,8 @@ def autoaugment(
 ) -> Steps:
     """Crop, flip, AutoAugment's CIFAR-10 policy, Cutout: the classification view of BCL on CIFAR.
 
-    `padding` as in `crop_flip`; `cutout` is the side of the hole, None is half of the image, 16 of 32.
+    `padding` as in `crop_flip`; `cutout` is the side of the hole, None is half of the image, 16 of
+    32.
     """
     if cutout is None:
         cutout = size // 2
@@ -66,8 +68,8 @@ def sim_blur(size: int, scale: float = 0.2) -> Steps:
 def rrc(size: int, scale: float = 0.08, jitter: float = 0.) -> Steps:
     """Random resized crop and flip (Decoupling, Kang et al., ICLR 2020).
 
-    `jitter` is the reach of brightness, contrast and saturation, of every image: 0.4 in the paper, except
-    on iNaturalist. `scale` as in `sim`.
+    `jitter` is the reach of brightness, contrast and saturation, of every image: 0.4 in the paper,
+    except on iNaturalist. `scale` as in `sim`.
     """
     geometry: list[GeometryStep] = [ResizedCrop(size, (scale, 1.)), Flip()]
     if not jitter:
@@ -79,7 +81,8 @@ def rrc(size: int, scale: float = 0.08, jitter: float = 0.) -> Steps:
 def glmc(size: int, scale: float = 0.08) -> Steps:
     """GLMC's view on ImageNet-LT and iNaturalist (Du et al., CVPR 2023).
 
-    `rrc(jitter=0.4)`, then grey with probability 0.2 and blur with probability 0.5. The released code flips last, which commutes with the rest.
+    `rrc(jitter=0.4)`, then grey with probability 0.2 and blur with probability 0.5. The released
+    code flips last, which commutes with the rest.
     """
     geometry, photometry = rrc(size, scale, jitter=0.4)
     return geometry, [*photometry, Grayscale(), GaussianBlur(size)]
@@ -89,8 +92,8 @@ def glmc(size: int, scale: float = 0.08) -> Steps:
 def rand(size: int, n: int = 2, m: int = 10, mstd: float = 0.5, jitter: float = 0.4) -> Steps:
     """The classification view of BCL on ImageNet-LT (Zhu et al., CVPR 2022), for image files only.
 
-    Random resized crop from 0.08 on, flip, `jitter` as in `rrc`, then timm's RandAugment; all of it in the worker,
-    since RandAugment comes last and moves pixels too.
+    Random resized crop from 0.08 on, flip, `jitter` as in `rrc`, then timm's RandAugment; all of it
+    in the worker, since RandAugment comes last and moves pixels too.
     """
     geometry, photometry = rrc(size, jitter=jitter)
     colours = [OnImage(step) for step in photometry]

@@ -1,7 +1,8 @@
 """Steps that run on one image file in the worker: timm's RandAugment, and what has to come before it.
 
-Cubuk et al., RandAugment: Practical Automated Data Augmentation with a Reduced Search Space, CVPR Workshops 2020,
-https://arxiv.org/abs/1909.13719. Magnitudes are Gaussian in timm's form, so there is no table of them to batch by.
+Cubuk et al., RandAugment: Practical Automated Data Augmentation with a Reduced Search Space, CVPR
+Workshops 2020, https://arxiv.org/abs/1909.13719. Magnitudes are Gaussian in timm's form, so there
+is no table of them to batch by.
 """
 import random
 from collections.abc import Iterator
@@ -56,8 +57,9 @@ class OnImage:
 class RandAugment:
     """timm's `rand-n{n}-m{m}-mstd{mstd}` on one image file.
 
-    It draws from the global generators of Python and numpy; they are seeded with the one uniform while
-    it runs, so the pixels depend on that number alone. Shifts are relative, at most 0.45 of the side.
+    It draws from the global generators of Python and numpy; they are seeded with the one uniform
+    while it runs, so the pixels depend on that number alone. Shifts are relative, at most 0.45 of
+    the side.
 
     Args:
         n: Number of operations an image, each with probability 0.5.

@@ -1,8 +1,8 @@
 """Steps of a view: each maps uniform numbers to parameters of every image, and applies them to a batch.
 
-`sample` is NumPy on the CPU; `apply` is torch on the images' device, uint8 [n,3,S,S] to the same, and leaves its input
-as it was. A step of geometry also has `place`, for one image file of any size. The number of uniforms never depends on
-their values. n images, S side of the square image.
+`sample` is NumPy on the CPU; `apply` is torch on the images' device, uint8 [n,3,S,S] to the same,
+and leaves its input as it was. A step of geometry also has `place`, for one image file of any size.
+The number of uniforms never depends on their values. n images, S side of the square image.
 """
 import math
 from typing import Any, Protocol
@@ -43,8 +43,9 @@ class Step(Protocol):
 class GeometryStep(Step, Protocol):
     """A step that moves pixels.
 
-    The first one of a view brings an image file to S x S, later ones keep that size. A step that works
-    on image files only, whose `sample` and `apply` cannot be called, says `files_only = True`.
+    The first one of a view brings an image file to S x S, later ones keep that size. A step that
+    works on image files only, whose `sample` and `apply` cannot be called, says `files_only =
+    True`.
     """
 
     def place(self, image: Image.Image, uniforms: np.ndarray) -> Image.Image:
@@ -64,7 +65,8 @@ def _resize_shorter_side(
 class PadCrop:
     """Pad with zeros on all sides and cut the original size out at a uniform offset.
 
-    An image file is not padded: its shorter side is resized to 8/7 S (256 for 224) and the crop's offset is uniform.
+    An image file is not padded: its shorter side is resized to 8/7 S (256 for 224) and the crop's
+    offset is uniform.
 
     Args:
         padding: Pixels on each side of resident images.
@@ -146,8 +148,9 @@ class Flip:
 class ResizedCrop:
     """Cut a box of random area and aspect ratio and resize it to S x S, bilinear with antialiasing.
 
-    As torchvision: ten tries of (area, ratio), the first box that fits; else the largest central box whose ratio is in
-    the range, which is all of a square image. All ten are always drawn, so that the count of uniforms is fixed.
+    As torchvision: ten tries of (area, ratio), the first box that fits; else the largest central
+    box whose ratio is in the range, which is all of a square image. All ten are always drawn, so
+    that the count of uniforms is fixed.
 
     Args:
         size: S.
@@ -308,10 +311,10 @@ class Grayscale:
 class GaussianBlur:
     """Blur with a standard deviation uniform in `sigma`, in pixels; taps reach three times the largest.
 
-    A Gaussian with the border mirrored, as torchvision's. PIL's `GaussianBlur(radius)`, which code bases
-    for ImageNet use, takes the same number as its standard deviation, but sums three box filters and
-    repeats the border. The range is the same for any size: 0.1 to 2 is meant for 224 pixels (SimCLR,
-    MoCo v2).
+    A Gaussian with the border mirrored, as torchvision's. PIL's `GaussianBlur(radius)`, which code
+    bases for ImageNet use, takes the same number as its standard deviation, but sums three box
+    filters and repeats the border. The range is the same for any size: 0.1 to 2 is meant for 224
+    pixels (SimCLR, MoCo v2).
 
     Args:
         size: S.
@@ -346,8 +349,8 @@ class GaussianBlur:
 class Cutout:
     """Set a square to zero (DeVries and Taylor, 2017, https://arxiv.org/abs/1708.04552).
 
-    The centre is uniform over the image's pixels and the square is clipped at the border; zero is black,
-    before the normalisation.
+    The centre is uniform over the image's pixels and the square is clipped at the border; zero is
+    black, before the normalisation.
 
     Args:
         size: S.

@@ -1,10 +1,11 @@
 """Views of an image, by name: geometry (where pixels go), then photometry (what they become).
 
-Resident images, a batch of S x S pixels, go through `sample` and `apply`. An image file of any size goes through
-`place` in a worker, which is the geometry, then in a batch through `photometry_view`; both spend the same uniforms.
+Resident images, a batch of S x S pixels, go through `sample` and `apply`. An image file of any size
+goes through `place` in a worker, which is the geometry, then in a batch through `photometry_view`;
+both spend the same uniforms.
 
-Uniforms are drawn for the whole global epoch and sliced, so the pixels of a position do not depend on chunks, processes
-or the device. n images, S side of the square image.
+Uniforms are drawn for the whole global epoch and sliced, so the pixels of a position do not depend
+on chunks, processes or the device. n images, S side of the square image.
 """
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -32,7 +33,12 @@ class View:
         photometry: Steps that change the levels of pixels.
     """
 
-    def __init__(self, name: str, geometry: Sequence[GeometryStep] = (), photometry: Sequence[Step] = ()):
+    def __init__(
+            self,
+            name: str,
+            geometry: Sequence[GeometryStep] = (),
+            photometry: Sequence[Step] = (),
+    ):
         self.name = name
         self.geometry = tuple(geometry)
         self.photometry = tuple(photometry)
