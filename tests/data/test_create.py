@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from timm_longtail.data import create_dataset, list_datasets, long_tail_counts, read_packed, write_packed
-from timm_longtail.data.sources.parquet import _ORIGINAL_LABELS, DATA_VARIABLE
+from timm_longtail.data.sources.benchmarks import _ORIGINAL_LABELS
+from timm_longtail.data.sources.parquet import DATA_VARIABLE
 from timm_longtail.utils.errors import UserError
 
 from ..support import forks

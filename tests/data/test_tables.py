@@ -14,7 +14,8 @@ import train
 from timm_longtail.cli import pack
 from timm_longtail.data import create_dataset, create_splits, hold_out_indices
 from timm_longtail.data.file_state import first_changed_file
-from timm_longtail.data.sources.parquet import TableImages, _cached_copy, load_table
+from timm_longtail.data.sources.labels import _cached_copy
+from timm_longtail.data.sources.parquet import TableImages, load_table
 from timm_longtail.training import outputs, provenance
 from timm_longtail.utils.errors import UserError
 

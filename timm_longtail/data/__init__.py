@@ -2,7 +2,8 @@
 from .create import create_dataset, create_splits, default_imbalance_factor, list_datasets
 from .dataset import LongTailDataset
 from .loaders.create import Preprocessing, create_loader
-from .loaders.loader import DeviceLoader
+from .loaders.loader import Batch
+from .loaders.resident import DeviceLoader
 from .loaders.sharding import ShardedBatches
 from .loaders.workers import WorkerLoader
 from .longtail import (
@@ -26,11 +27,17 @@ from .samplers import (
     create_sampler,
     list_samplers,
 )
-from .sources import folder, hub, lists, parquet  # noqa: F401  they register their data sets
+
+# every file that registers data sets; one that is not imported here has no names
+from .sources import benchmarks, digits, folder, hub, lists  # noqa: F401
 from .sources.registry import find_dataset, register_dataset
+
+# the file that registers views
+from .views import presets  # noqa: F401
 from .views.view import View, create_view, list_views, register_view
 
 __all__ = [
+    'Batch',
     'ClassSampler',
     'DeviceLoader',
     'EpochSampler',

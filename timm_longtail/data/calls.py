@@ -9,7 +9,7 @@ from ..utils.ranges import check_option, shown
 
 __all__ = ['call_by_name', 'parse_call']
 
-# of an argument by its name, whatever view or sampler takes it
+# range of an argument by its name, whatever view or sampler takes it
 _INTERVALS = {
     'q': '[-10, 10]',  # a power of class counts
     'scale': '(0, 1]',
@@ -28,25 +28,30 @@ def call_by_name(kind: str, text: str, known: Mapping[str, Callable], *args: Any
     """Call the function that a text names, with the keyword arguments that stand in its brackets.
 
     Args:
-        kind: What the functions make, for messages: `view`.
-        text: A name, or that with keyword arguments in brackets.
+        kind: Kind of object that the functions make, for messages, such as `view`.
+        text: Name of a function, perhaps followed by keyword arguments in brackets.
         known: Functions by name.
-        *args: Their positional arguments, which the text cannot give.
+        *args: Positional arguments of the function, which the text cannot give.
 
     Raises:
-        UserError: An unknown name or argument, a value of another kind, out of range or that the function refuses, or a
-            text that is not a call.
+        UserError: An unknown name or argument, a value of another kind, a value out of range or one
+            that the function refuses, or a text that is not a call.
     """
     name, arguments = parse_call(kind, text)
     if name not in known:
         raise unknown_name(kind, name, known)
 
+    # the first parameters are those that `args` fill
     parameters = inspect.signature(known[name]).parameters
     taken = list(parameters)[len(args):]
+
     for argument, value in arguments.items():
         if argument not in taken:
-            raise UserError(f'{kind} {name} takes {", ".join(taken) or "no arguments"}; got {shown(argument)}')
-        check_option(f'{kind} {shown(text)}: {argument}', argument, value, parameters[argument], _INTERVALS)
+            known_arguments = ', '.join(taken) or 'no arguments'
+            raise UserError(f'{kind} {name} takes {known_arguments}; got {shown(argument)}')
+
+        what = f'{kind} {shown(text)}: {argument}'
+        check_option(what, argument, value, parameters[argument], _INTERVALS)
 
     try:
         return known[name](*args, **arguments)
@@ -68,13 +73,23 @@ def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
         tree = ast.parse(text.strip(), mode='eval').body
         if isinstance(tree, ast.Name):
             return tree.id, {}
-
-        is_call = isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args
-        if is_call:
-            words = [word.arg for word in tree.keywords]
-            is_clear = None not in words and len(set(words)) == len(words)  # `**` has no name
-            if is_clear:
-                return tree.func.id, {word.arg: ast.literal_eval(word.value) for word in tree.keywords}
+        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:
+            return tree.func.id, _read_keywords(tree.keywords)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        pass
-    raise UserError(f'cannot read the {kind} {shown(text)}; write a name or name(argument=value), e.g. sim(scale=0.08)')
+        pass  # whatever is wrong with the text, the message is the same
+    raise UserError(
+        f'cannot read the {kind} {shown(text)}; write a name or name(argument=value), e.g. sim(scale=0.08)')
+
+
+def _read_keywords(keywords: list[ast.keyword]) -> dict[str, Any]:
+    """Return the keyword arguments of a call, which are literals.
+
+    Raises:
+        ValueError: An argument that is no literal, is given twice or is `**`.
+    """
+    arguments: dict[str, Any] = {}
+    for keyword in keywords:
+        if keyword.arg is None or keyword.arg in arguments:
+            raise ValueError('each argument has a name of its own')
+        arguments[keyword.arg] = ast.literal_eval(keyword.value)
+    return arguments

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..utils.errors import UserError
 from .file_state import FileState
@@ -24,14 +25,15 @@ class LongTailDataset:
     """A labelled set of images: small ones of one size decoded, others as they are stored.
 
     Attributes:
-        name: Name it was created by, as one line; a folder or a file of others may hold any characters.
+        name: Name it was created by, as one line; a folder or a file of others may hold any
+            characters.
         split: `train` or `test`.
         images: uint8 [N,3,H,W], or None for a set of files.
         targets: Class of each image, int64 [N].
         class_names: C names.
         class_counts: Images of each class in this very set [C].
-        shot_counts: Training images of each class before any hold-out [C]: what Many / Medium / Few are defined by.
-            The training set owns them; None on a test split.
+        shot_counts: Training images of each class before any hold-out [C]: what Many / Medium / Few
+            are defined by. The training set owns them; None on a test split.
         indices: Row of each image in the source as stored, int64 [N].
         source_names: File name of each image, as the source has it.
         mean, std: Per-channel constants of the set, for pixels in [0, 1].
@@ -44,8 +46,8 @@ class LongTailDataset:
         bad_images: Names of images that could not be read and were left out.
         hub_id: The Hub's name of the data set, where it has one.
         note: A line that the user should read at the start, or ''.
-        file_state: State of the files when the set was created; None of a set in memory. A part of the set keeps that
-            of the whole.
+        file_state: State of the files when the set was created; None of a set in memory. A part of
+            the set keeps that of the whole.
     """
     name: str
     split: str
@@ -92,67 +94,91 @@ class LongTailDataset:
     @property
     def input_size(self) -> tuple[int, int, int] | None:
         """(3, H, W), or None for a set of files of any size."""
-        return tuple(self.images.shape[1:]) if self.resident else None
+        if self.images is None:
+            return None
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     @property
     def real_imbalance_factor(self) -> float:
         """Largest class over smallest."""
-        return max(self.class_counts) / max(min(self.class_counts), 1)
+        smallest = max(min(self.class_counts), 1)
+        return max(self.class_counts) / smallest
 
-    def decode(self, position: int):
+    def require_encoded(self) -> EncodedImages:
+        """Return the encoded images of a set of files; a set in memory has none."""
+        assert self.encoded is not None, 'a set in memory has no files'
+        return self.encoded
+
+    def decode(self, position: int) -> Image.Image:
         """Return one image of a set of files, a Pillow image in RGB.
 
         Raises:
             UserError: It cannot be read; names it.
         """
-        return self.encoded.image(position)
+        return self.require_encoded().image(position)
 
     @cached_property
     def digests(self) -> np.ndarray:
-        """sha256 of each image's uint8 HWC pixels, uint8 [N,32]; a set of files is decoded for it, image by image."""
-        return image_digests(self.images) if self.resident else encoded_digests(self.encoded)
+        """sha256 of each image's uint8 HWC pixels, uint8 [N,32].
+
+        A set of files is decoded for it, image by image.
+        """
+        if self.images is not None:
+            return image_digests(self.images)
+        return encoded_digests(self.require_encoded())
 
     @cached_property
     def hash(self) -> str:
         """Fingerprint, 12 hexadecimal digits, whatever the order of the rows.
 
-        Of pixels and labels where the set is resident (container and codec do not matter), of names, lengths and labels
-        where it is one of files.
+        Of pixels and labels where the set is resident (container and codec do not matter), of
+        names, lengths and labels where it is one of files.
         """
-        if self.resident:
+        if self.images is not None:
             return subset_hash(self.images, self.targets)
-        return files_hash(self.source_names, self.encoded.sizes(), self.targets)
+        return files_hash(self.source_names, self.require_encoded().sizes(), self.targets)
 
     def changed_file(self) -> str | None:
         """Return a file that is no longer as it was when the set was created, or None.
 
-        A run asks at its end. A set in memory has been read already, so that nothing of it can change.
+        A run asks at its end. A set in memory has been read already, so that nothing of it can
+        change.
         """
-        return None if self.file_state is None else self.file_state.first_changed()
+        if self.file_state is None:
+            return None
+        return self.file_state.first_changed()
 
     @property
     def order(self) -> int:
         """Checksum of which row stands at which position; two orders of one set share a `hash`."""
         return zlib.crc32(self.indices.tobytes() + self.targets.tobytes())
 
-    def subset(self, indices: Sequence[int]) -> 'LongTailDataset':
-        """Return the set of the given positions; `indices` of the result still count rows of the source."""
+    def subset(self, indices: Sequence[int] | np.ndarray) -> 'LongTailDataset':
+        """Return the set of the given positions; `indices` of the result still count source rows."""
         rows = np.asarray(indices, np.int64)
+
+        images, encoded = None, None
+        if self.images is not None:
+            images = self.images[torch.from_numpy(rows)]
+        else:
+            encoded = self.require_encoded().take(rows)
+
         return replace(
             self,
-            images=self.images[torch.from_numpy(rows)] if self.resident else None,
-            encoded=None if self.resident else self.encoded.take(rows),
+            images=images,
+            encoded=encoded,
             targets=self.targets[rows],
             indices=self.indices[rows],
             source_names=[self.source_names[row] for row in rows],
         )
 
     def hold_out(self, fraction: float, seed: int) -> tuple['LongTailDataset', 'LongTailDataset']:
-        """Cut a validation part off: `(rest, held)`, both with the `shot_counts` of the whole.
+        """Split a validation part off: `(rest, held)`, both with the `shot_counts` of the whole.
 
         Args:
-            fraction: Share of each class, at least one image of each class that has two; the image of a class that
-                has one only stays in the rest.
+            fraction: Share of each class to hold out, at least one image of each class that has
+                two; the only image of a class stays in the rest.
             seed: Data seed.
 
         Raises:
@@ -166,5 +192,8 @@ class LongTailDataset:
 def check_labels(name: str, targets: np.ndarray, num_classes: int):
     """Raise a `UserError` that names the first row whose class is not in [0, num_classes)."""
     wrong = np.flatnonzero((targets < 0) | (targets >= num_classes))
-    if len(wrong):
-        raise UserError(f'{name}: row {wrong[0]} has label {targets[wrong[0]]}, outside 0..{num_classes - 1}')
+    if not len(wrong):
+        return
+
+    row = wrong[0]
+    raise UserError(f'{name}: row {row} has label {targets[row]}, outside 0..{num_classes - 1}')

@@ -1,6 +1,7 @@
 """One encoded image to 8-bit RGB, as a viewer shows it: open raster formats, turned upright, deep greys scaled.
 
-Nothing here remembers an image: what comes out depends on the bytes that go in, and on nothing that was decoded before.
+Nothing here remembers an image: what comes out depends on the bytes that go in, and on nothing that
+was decoded before.
 """
 import io
 import struct
@@ -8,11 +9,13 @@ from functools import cache
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 __all__ = ['decode_rgb', 'image_extensions', 'read_size']
 
-# Raster formats that Pillow decodes in this process, the usual ones first. EPS and WMF stay out, which other programs
-# draw, and so does whatever Pillow recognises by trial alone; TGA, which has no signature, is tried last.
+# Raster formats that Pillow decodes in this process, the usual ones first. EPS and WMF stay out,
+# which other programs draw, and so does whatever Pillow recognises by trial alone; TGA, which has
+# no signature, is tried last.
 _FORMATS = (
     'PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000', 'QOI', 'DIB', 'ICO', 'PCX', 'SGI', 'SUN',
     'DDS', 'TGA',
@@ -35,8 +38,10 @@ _ORIENTATION = 0x0112
 _ORIENTED_BY = ('exif', 'xmp', 'XML:com.adobe.xmp', 'Raw profile type exif')
 
 # TIFF tags
-_BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT = 258, 281, 339
-_UNSIGNED = 1
+_BITS_PER_SAMPLE = 258
+_MAX_SAMPLE_VALUE = 281
+_SAMPLE_FORMAT = 339
+_UNSIGNED = 1  # a sample format
 
 # brands of HEIC and HEIF, which Pillow does not decode
 _HEIC = {b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1'}
@@ -55,7 +60,8 @@ def _formats() -> tuple[str, ...]:
 @cache
 def image_extensions() -> frozenset[str]:
     """Return the lower-case extensions of the formats that are decoded."""
-    # an MPO, a JPEG of several pictures, has an extension but no entry in the list: it is opened as a JPEG
+    # an MPO, a JPEG of several pictures, has an extension but no entry in the list: it is opened as
+    # a JPEG
     decoded = {*_formats(), 'MPO'}
     return frozenset(end for end, name in Image.registered_extensions().items() if name in decoded)
 
@@ -63,11 +69,12 @@ def image_extensions() -> frozenset[str]:
 def decode_rgb(data: bytes) -> Image.Image:
     """Decode an image as a viewer shows it.
 
-    An EXIF orientation is applied. Grey levels of more than 8 bits are scaled by what the file says their range is:
-    BitsPerSample, SampleFormat and MaxSampleValue of a TIFF, sBIT of a PNG, the maximum of a PGM, the precision of a
-    JPEG 2000. Where nothing is said, the range is that of the 16 or 32 bits they are stored in; an image that uses
-    less than a sixteenth of it is refused, since it would become nearly black. Clipping, as Pillow and torchvision do,
-    would be right for levels up to 255 and turn 12 bits white; taking the range from the largest level would give each
+    An EXIF orientation is applied. Grey levels of more than 8 bits are scaled by what the file says
+    their range is: BitsPerSample, SampleFormat and MaxSampleValue of a TIFF, sBIT of a PNG, the
+    maximum of a PGM, the precision of a JPEG 2000. Where nothing is said, the range is that of the
+    16 or 32 bits they are stored in; an image that uses less than a sixteenth of it is refused,
+    since it would become nearly black. Clipping, as Pillow and torchvision do, would be right for
+    levels up to 255 and turn 12 bits white; taking the range from the largest level would give each
     image of a set another brightness.
 
     Args:
@@ -86,12 +93,17 @@ def decode_rgb(data: bytes) -> Image.Image:
         raise ValueError('its pixels are floating-point numbers, of unknown range: store it with 8 or 16 bits')
     if image.mode.startswith('I'):
         rgb = _scale_greys(image, data).convert('RGB')
+    elif image.mode == 'RGB':
+        rgb = image
+        _refuse_dark_colours(image, rgb, data)
     else:
-        rgb = image if image.mode == 'RGB' else image.convert('RGB')
+        rgb = image.convert('RGB')
         _refuse_dark_colours(image, rgb, data)
 
     method = _UPRIGHT.get(_orientation(image))
-    return rgb if method is None else rgb.transpose(method)
+    if method is None:
+        return rgb
+    return rgb.transpose(method)
 
 
 def read_size(data: bytes) -> tuple[int, int]:
@@ -108,6 +120,11 @@ def read_size(data: bytes) -> tuple[int, int]:
 
 
 def _open(data: bytes) -> Image.Image:
+    """Read the header of an image.
+
+    Raises:
+        ValueError: No format fits; says why.
+    """
     try:
         return Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError as error:
@@ -149,6 +166,7 @@ def _scale_greys(image: Image.Image, data: bytes) -> Image.Image:
     if lowest < 0:
         raise ValueError(f'its grey levels reach down to {lowest}: store it with levels from 0')
 
+    # which level is white
     bits, stated = _grey_bits(image, data, largest)
     white = 2 ** bits - 1
     if largest > white:
@@ -166,7 +184,11 @@ def _scale_greys(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _stores_unsigned(image: Image.Image) -> bool:
-    return image.format == 'TIFF' and image.tag_v2.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED
+    """Whether an image is a TIFF of unsigned numbers, which is what a TIFF holds by default."""
+    if not isinstance(image, TiffImageFile):
+        return False
+    sample_format = image.tag_v2.get(_SAMPLE_FORMAT, (_UNSIGNED,))
+    return sample_format[0] == _UNSIGNED
 
 
 def _grey_bits(image: Image.Image, data: bytes, largest: int) -> tuple[int, bool]:
@@ -184,15 +206,17 @@ def _grey_bits(image: Image.Image, data: bytes, largest: int) -> tuple[int, bool
         # the standard has the encoder scale the levels to all 16 bits; many do not
         return (16 if largest >= 2 ** bits else bits), True
 
-    if image.format == 'TIFF':
+    if isinstance(image, TiffImageFile):
         bits = image.tag_v2[_BITS_PER_SAMPLE][0]
-        whole = bits if _stores_unsigned(image) else bits - 1
+        whole = bits if _stores_unsigned(image) else bits - 1  # one bit is the sign
         white = image.tag_v2.get(_MAX_SAMPLE_VALUE)
         if white is None:
             return whole, bits not in (16, 32)
-        # Many writers put the largest level of the very image there. Its bits are those of the whole set, where a
-        # division by it would give each image its own brightness.
-        white = max(white) if isinstance(white, tuple) else white
+
+        # Many writers put the largest level of the very image there. Its bits are those of the
+        # whole set, where a division by it would give each image its own brightness.
+        if isinstance(white, tuple):
+            white = max(white)
         return min(int(white).bit_length(), whole) or whole, True
 
     # Pillow scales a PGM by its maximum, and JPEG 2000 by its precision, to 16 bits
@@ -201,25 +225,32 @@ def _grey_bits(image: Image.Image, data: bytes, largest: int) -> tuple[int, bool
 
 def _png_significant_bits(data: bytes) -> int | None:
     """Return the bits of a PNG's first channel that are significant, by its sBIT chunk; None without one."""
-    start = 8
+    start = 8  # behind the signature
     while start + 8 <= len(data):
+        # a chunk is length, kind, content and a checksum
         length, kind = struct.unpack_from('>I4s', data, start)
         if kind == b'sBIT' and length > 0:
             bits = data[start + 8]
             return bits if 1 <= bits <= 16 else None
         if kind in (b'IDAT', b'IEND'):
-            return None
+            return None  # sBIT stands before the pixels
         start += 12 + length
     return None
 
 
 def _refuse_dark_colours(image: Image.Image, rgb: Image.Image, data: bytes):
     """Refuse colours of 16 bits that Pillow, which keeps the upper 8, has made nearly black."""
+    deep = False
     if image.format == 'PNG':
-        # the depth is the byte behind both sides in the header; sBIT of 16 says that all of it is meant
+        # the depth is the byte behind both sides in the header; sBIT of 16 says that all of it is
+        # meant
         deep = data[24] == 16 and _png_significant_bits(data) != 16
-    else:
-        deep = image.format == 'TIFF' and max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) == 16
+    elif isinstance(image, TiffImageFile):
+        deep = max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,))) == 16
+    if not deep:
+        return
 
-    if deep and max(high for _, high in rgb.getextrema()) < 2 ** (8 - _SPARE_BITS):
-        raise ValueError('its levels use less than a sixteenth of their 16 bits: store it with 8 bits, or scale them')
+    brightest = np.asarray(rgb).max()
+    if brightest < 2 ** (8 - _SPARE_BITS):
+        raise ValueError(
+            'its levels use less than a sixteenth of their 16 bits: store it with 8 bits, or scale them')

@@ -11,9 +11,10 @@ __all__ = ['FileState', 'first_changed_file']
 class FileState:
     """Size and modification time of the files that a data set reads while it trains.
 
-    The hash of a set of files knows names, lengths and labels. An image that is overwritten by another of the same
-    length keeps that hash, and one that changes in the middle of a run belongs to no hash at all. A set that is decoded
-    in memory needs no such state: it reads its files once, and its hash is that of the pixels it holds.
+    The hash of a set of files knows names, lengths and labels. An image that is overwritten by
+    another of the same length keeps that hash, and one that changes in the middle of a run belongs
+    to no hash at all. A set that is decoded in memory needs no such state: it reads its files once,
+    and its hash is that of the pixels it holds.
 
     Args:
         images: Encoded images of the set; looked at once here, and again by `first_changed`.

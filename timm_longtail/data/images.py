@@ -9,12 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..utils.errors import UserError, one_line
 from ..utils.files import reading
 from .decoding import decode_rgb, read_size
 
-__all__ = ['EncodedImages', 'FileImages', 'decode_images', 'encoded_digests', 'files_hash', 'read_file']
+__all__ = [
+    'EncodedImages',
+    'FileImages',
+    'decode_images',
+    'encoded_digests',
+    'files_hash',
+    'read_file',
+]
 
 
 class EncodedImages:
@@ -23,12 +31,12 @@ class EncodedImages:
     Objects travel to worker processes, so they hold paths and offsets, never open files.
 
     Args:
-        place: What the storage is called in an error.
-        num_rows: Rows that are stored.
+        place: Name of the storage in an error.
+        num_rows: Number of stored rows.
     """
 
     block_size = 1
-    """Images to read at once where many are: a table reads 512 as fast as ten."""
+    """How many images are read at once: a table reads 512 as fast as ten."""
 
     def __init__(self, place: str, num_rows: int):
         self.place = place
@@ -66,14 +74,15 @@ class EncodedImages:
     def describe(self, position: int) -> str:
         """Return what one image is called in an error."""
         row = self.rows[position]
-        return f'{self.place}, row {row} ({self._names(self.rows[position:position + 1])[0]})'
+        name = self._names(self.rows[position:position + 1])[0]
+        return f'{self.place}, row {row} ({name})'
 
-    def image(self, position: int, data: bytes | None = None):
+    def image(self, position: int, data: bytes | None = None) -> Image.Image:
         """Return one image decoded and upright, a Pillow image in RGB.
 
         Args:
-            position: Which one.
-            data: Its bytes, where they have been read.
+            position: Position of the image.
+            data: Bytes of the image, where they have been read already.
 
         Raises:
             UserError: It cannot be read; names it.
@@ -82,28 +91,34 @@ class EncodedImages:
             if data is None:
                 data = self.read([position])[0]
         except OSError as error:
-            raise UserError(f'cannot read the image of {self.describe(position)}: {_reason(error)}') from error
+            raise self._unreadable(position, _reason(error)) from error
 
         if data is None:
-            raise UserError(f'cannot read the image of {self.describe(position)}: there is none')
+            raise self._unreadable(position, 'there is none')
 
         try:
             return decode_rgb(data)
         except Exception as error:  # Pillow's plugins have no error in common
-            raise UserError(f'cannot read the image of {self.describe(position)}: {_reason(error)}') from error
+            raise self._unreadable(position, _reason(error)) from error
 
     def image_sizes(self) -> Iterator[tuple[int, int]]:
-        """Yield (width, height) of each image from its header; those that cannot be read are left out."""
+        """Yield (width, height) of each image from its header, without those that cannot be read."""
         for start in range(0, len(self), self.block_size):
             try:
                 block = self.read(range(start, min(start + self.block_size, len(self))))
             except (OSError, UserError):
                 continue
-            for data in filter(None, block):
+
+            for data in block:
+                if not data:
+                    continue
                 try:
                     yield read_size(data)
                 except Exception:  # as above; decoding will name it
                     continue
+
+    def _unreadable(self, position: int, reason: str) -> UserError:
+        return UserError(f'cannot read the image of {self.describe(position)}: {reason}')
 
     def _read(self, rows: np.ndarray) -> list[bytes | None]:
         raise NotImplementedError
@@ -112,15 +127,20 @@ class EncodedImages:
         raise NotImplementedError
 
     def _sizes(self, rows: np.ndarray) -> np.ndarray:
-        return np.array([len(data or b'') for row in rows for data in self._read(np.array([row]))], np.int64)
+        # one image at a time: together they may not fit into memory
+        sizes = []
+        for row in rows:
+            data = self._read(np.array([row]))[0]
+            sizes.append(len(data or b''))
+        return np.array(sizes, np.int64)
 
 
 class FileImages(EncodedImages):
     """Image files under one folder.
 
     Args:
-        root: The folder.
-        paths: Paths of the files, relative to it.
+        root: Folder of the files.
+        paths: Paths of the files relative to `root`, [N].
     """
 
     def __init__(self, root: str | Path, paths: Sequence[str]):
@@ -134,7 +154,7 @@ class FileImages(EncodedImages):
     def describe(self, position: int) -> str:
         return str(self.root / self.paths[self.rows[position]])
 
-    def _read(self, rows: np.ndarray) -> list[bytes]:
+    def _read(self, rows: np.ndarray) -> list[bytes | None]:
         return [read_file(self.root / self.paths[row]) for row in rows]
 
     def _names(self, rows: np.ndarray) -> list[str]:
@@ -148,7 +168,8 @@ def read_file(path: Path) -> bytes:
     """Return the bytes of an image file.
 
     Raises:
-        UserError: There is none, or it is not a regular file: a named pipe or a device would be read for ever.
+        UserError: There is none, or it is not a regular file: a named pipe or a device would be
+            read for ever.
     """
     with reading(path, 'image file'):
         return path.read_bytes()
@@ -170,11 +191,14 @@ def _decoded(encoded: EncodedImages, skip_bad: bool) -> Iterator[tuple[int, np.n
     """Yield the position and the pixels, uint8 [H,W,3], of each image that can be read."""
     block: list[bytes | None] = []
     for position in range(len(encoded)):
-        if encoded.block_size > 1 and position % encoded.block_size == 0:
-            block = _read_block(encoded, position)[::-1]
+        offset = position % encoded.block_size
+        if encoded.block_size > 1 and offset == 0:
+            block = _read_block(encoded, position)
 
+        # a block that could not be read has nothing at any offset: each image is read by itself
+        data = block[offset] if block else None
         try:
-            image = encoded.image(position, block.pop() if block else None)
+            image = encoded.image(position, data)
         except UserError:
             if not skip_bad:
                 raise
@@ -194,29 +218,34 @@ def decode_images(encoded: EncodedImages, skip_bad: bool = False) -> tuple[torch
     """Decode images of one size.
 
     Args:
-        encoded: N images.
-        skip_bad: Leave images out that cannot be read, instead of raising.
+        encoded: N encoded images.
+        skip_bad: Whether images that cannot be read are left out; False raises.
 
     Returns:
-        uint8 [n,3,H,W], and the positions of the n images, int64; n = N unless some were left out.
+        Pixels, uint8 [n,3,H,W], and positions of the n images, int64 [n]; n = N unless some were
+        left out.
 
     Raises:
         UserError: An image that cannot be read, or of another size than the first; no image.
     """
-    images, kept = None, []
+    images: np.ndarray | None = None
+    kept: list[int] = []
     for position, pixels in _decoded(encoded, skip_bad):
+        # the first image says how much room all of them need
         if images is None:
             images = _allocate(encoded, pixels.shape)
+
         if pixels.shape != images.shape[1:]:
             raise UserError(
                 f'{encoded.describe(position)} is {pixels.shape[1]}x{pixels.shape[0]}, the first image '
                 f'{images.shape[2]}x{images.shape[1]}: a resident data set has one size')
         images[len(kept)] = pixels
         kept.append(position)
+
     if images is None:
         raise UserError(f'{encoded.place}: there is no image to decode')
-    pixels = torch.from_numpy(images[:len(kept)]).permute(0, 3, 1, 2).contiguous()
-    return pixels, np.array(kept, np.int64)
+    decoded = torch.from_numpy(images[:len(kept)]).permute(0, 3, 1, 2).contiguous()
+    return decoded, np.array(kept, np.int64)
 
 
 def _allocate(encoded: EncodedImages, shape: tuple[int, ...]) -> np.ndarray:
@@ -235,14 +264,17 @@ def encoded_digests(encoded: EncodedImages) -> np.ndarray:
     Raises:
         UserError: An image that cannot be read.
     """
-    digests = b''.join(hashlib.sha256(pixels.tobytes()).digest() for _, pixels in _decoded(encoded, skip_bad=False))
-    return np.frombuffer(digests, np.uint8).reshape(-1, 32).copy()
+    digests = bytearray()
+    for _, pixels in _decoded(encoded, skip_bad=False):
+        digests += hashlib.sha256(pixels.tobytes()).digest()
+    return np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32).copy()
 
 
 def files_hash(names: Sequence[str], sizes: np.ndarray, targets: np.ndarray) -> str:
-    """Return a fingerprint of a labelled set of files that ignores their order: names, lengths, labels, no pixels.
+    """Return a fingerprint of a labelled set of files that ignores their order.
 
-    Decoding a large set to name it would take longer than an epoch.
+    It is one of names, lengths and labels, not of pixels: decoding a large set to name it would
+    take longer than an epoch.
 
     Args:
         names: File name of each image [N], relative to the root of the set.
@@ -252,5 +284,10 @@ def files_hash(names: Sequence[str], sizes: np.ndarray, targets: np.ndarray) -> 
     Returns:
         The first 12 hexadecimal digits of the sha256 over the sorted lines `label length name`.
     """
-    lines = sorted(f'{label} {size} {name}\n' for name, size, label in zip(names, sizes, targets, strict=True))
-    return hashlib.sha256(''.join(lines).encode(errors='surrogateescape')).hexdigest()[:12]
+    lines = []
+    for name, size, label in zip(names, sizes, targets, strict=True):
+        lines.append(f'{label} {size} {name}\n')
+
+    # paths are bytes to the file system, and may not be UTF-8
+    text = ''.join(sorted(lines)).encode(errors='surrogateescape')
+    return hashlib.sha256(text).hexdigest()[:12]

@@ -1,7 +1,7 @@
 """What makes a data set long-tailed: class counts, the images that stay, their fingerprint, shot groups, the hold-out.
 
-The exponential profile and its index rule are those of LDAM (Cao et al., NeurIPS 2019, https://arxiv.org/abs/1906.07413)
-which most later papers share. N images, C classes.
+The exponential profile and its index rule are those of LDAM (Cao et al., NeurIPS 2019,
+https://arxiv.org/abs/1906.07413) which most later papers share. N images, C classes.
 """
 import hashlib
 from collections.abc import Sequence
@@ -42,17 +42,20 @@ def long_tail_counts(
 ) -> list[int]:
     """Return how many images each class keeps, by LDAM's rules, truncated.
 
-    `exp`: `int(max_count * imbalance_factor ** (-c / (C - 1)))`. `step`: the first half of the classes (the larger half
-    of an odd number) keeps `max_count`, the others `int(max_count / imbalance_factor)`.
+    `exp`: `int(max_count * imbalance_factor ** (-c / (C - 1)))`. `step`: the first half of the
+    classes (the larger half of an odd number) keeps `max_count`, the others `int(max_count /
+    imbalance_factor)`.
 
     Args:
-        max_count: Images of class 0, the largest.
-        num_classes: C.
-        imbalance_factor: Largest count over smallest, at least 1 (1 keeps every class at `max_count`).
+        max_count: Number of images of class 0, the largest.
+        num_classes: C, number of classes.
+        imbalance_factor: Largest count over smallest, at least 1 (1 keeps every class at
+            `max_count`).
         profile: Shape of the decay, `exp` or `step`; `exp` is the one of the CIFAR-LT benchmarks.
 
     Returns:
-        C counts in label order, never increasing. A factor too large for `max_count` gives zeros: the caller decides.
+        C counts in label order, never increasing. A factor too large for `max_count` gives zeros:
+        the caller decides.
 
     Raises:
         UserError: A factor below 1, a count or a number of classes below 1, an unknown profile.
@@ -60,35 +63,44 @@ def long_tail_counts(
     if profile not in _PROFILES:
         raise unknown_name('profile', profile, _PROFILES)
     if not imbalance_factor >= 1:
-        raise UserError(f'the imbalance factor is the largest class over the smallest: >= 1, got {imbalance_factor}')
+        raise UserError(
+            f'the imbalance factor is the largest class over the smallest: >= 1, got {imbalance_factor}')
     if max_count < 1 or num_classes < 1:
-        raise UserError(f'need at least one image and one class, got {max_count} images and {num_classes} classes')
+        raise UserError(
+            f'need at least one image and one class, got {max_count} images and {num_classes} classes')
+
     decay = _PROFILES[profile]
     return [int(max_count * decay(c, num_classes, imbalance_factor)) for c in range(num_classes)]
 
 
-def long_tail_indices(targets: Sequence[int], counts: Sequence[int], seed: int = 0) -> np.ndarray:
+def long_tail_indices(
+        targets: Sequence[int] | np.ndarray,
+        counts: Sequence[int],
+        seed: int = 0,
+) -> np.ndarray:
     """Choose the images that stay, by LDAM's rule: shuffle each class's indices, take the first `n_c`.
 
-    One `np.random.RandomState(seed)` serves all classes in label order, so the choice depends on the order of the rows
-    but on nothing else; on the original CIFAR order and seed 0 it is the subset that LDAM, BCL and ProCo train on.
+    One `np.random.RandomState(seed)` serves all classes in label order, so the choice depends on
+    the order of the rows but on nothing else; on the original CIFAR order and seed 0 it is the
+    subset that LDAM, BCL and ProCo train on.
 
     Args:
         targets: Class of each image [N].
-        counts: Images to keep of each class [C]; a class that has fewer gives all it has.
+        counts: Number of images to keep of each class [C]; a class that has fewer gives all it has.
         seed: Data seed (not the training seed).
 
     Returns:
         Row numbers, int64, class after class.
     """
-    targets = np.asarray(targets)
+    labels = np.asarray(targets)
     random = np.random.RandomState(seed)
-    chosen = []
+
+    chosen = [np.empty(0, np.int64)]  # no class, no rows
     for label, count in enumerate(counts):
-        rows = np.where(targets == label)[0]
+        rows = np.where(labels == label)[0]
         random.shuffle(rows)
         chosen.append(rows[:count])
-    return np.concatenate(chosen).astype(np.int64) if chosen else np.empty(0, np.int64)
+    return np.concatenate(chosen).astype(np.int64)
 
 
 def _pixels(images: torch.Tensor) -> np.ndarray:
@@ -107,14 +119,17 @@ def image_digests(images: torch.Tensor) -> np.ndarray:
     Returns:
         uint8 [N,32], one digest a row.
     """
-    digests = b''.join(hashlib.sha256(image).digest() for image in _pixels(images))
-    return np.frombuffer(digests, np.uint8).reshape(-1, 32).copy()
+    digests = bytearray()
+    for image in _pixels(images):
+        digests += hashlib.sha256(image).digest()
+    return np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32).copy()
 
 
-def subset_hash(images: torch.Tensor, targets: Sequence[int]) -> str:
+def subset_hash(images: torch.Tensor, targets: Sequence[int] | np.ndarray) -> str:
     """Return a fingerprint of a labelled set that ignores row order, container and (lossless) codec.
 
-    The sorted sha256 of every (label as 8 little-endian bytes, uint8 HWC pixels) are hashed by sha256 again.
+    The sorted sha256 of every (label as 8 little-endian bytes, uint8 HWC pixels) are hashed by
+    sha256 again.
 
     Args:
         images: uint8 [N,3,H,W].
@@ -124,11 +139,13 @@ def subset_hash(images: torch.Tensor, targets: Sequence[int]) -> str:
         The first 12 hexadecimal digits.
     """
     labels = np.asarray(targets).astype('<i8')
-    rows = sorted(
-        hashlib.sha256(label.tobytes() + image.tobytes()).digest()
-        for label, image in zip(labels, _pixels(images), strict=True)
-    )
-    return hashlib.sha256(b''.join(rows)).hexdigest()[:12]
+
+    rows = []
+    for label, image in zip(labels, _pixels(images), strict=True):
+        rows.append(hashlib.sha256(label.tobytes() + image.tobytes()).digest())
+
+    # sorted: the order of the rows does not matter
+    return hashlib.sha256(b''.join(sorted(rows))).hexdigest()[:12]
 
 
 def shot_groups(
@@ -140,18 +157,23 @@ def shot_groups(
     """Split classes by training images: Many > `many`, Few < `few`, Medium the rest.
 
     Args:
-        class_counts: Training images of each class [C].
-        many: Above this a class is Many (OLTR's 100).
-        few: Below this a class is Few (OLTR's 20).
-        few_inclusive: Count a class of exactly `few` images as Few, as GLMC's code does (`<= 20`).
+        class_counts: Number of training images of each class [C].
+        many: Count above which a class is Many (OLTR's 100).
+        few: Count below which a class is Few (OLTR's 20).
+        few_inclusive: Whether a class of exactly `few` images is Few, as in GLMC's code (`<= 20`).
 
     Returns:
         Class ids of `many`, `medium` and `few`; a group may be empty.
     """
     groups: dict[str, list[int]] = {'many': [], 'medium': [], 'few': []}
     for label, count in enumerate(class_counts):
-        is_few = count <= few if few_inclusive else count < few
-        groups['many' if count > many else 'few' if is_few else 'medium'].append(label)
+        if count > many:
+            group = 'many'
+        elif count < few or (few_inclusive and count == few):
+            group = 'few'
+        else:
+            group = 'medium'
+        groups[group].append(label)
     return groups
 
 
@@ -159,19 +181,26 @@ def head_tail_groups(class_counts: Sequence[int], head: int = 100) -> dict[str, 
     """Split classes in two: Head has at least `head` training images, Tail fewer.
 
     Args:
-        class_counts: Training images of each class [C].
-        head: Smallest count of a head class.
+        class_counts: Number of training images of each class [C].
+        head: Smallest count of a Head class.
 
     Returns:
         Class ids of `head` and `tail`.
     """
     groups: dict[str, list[int]] = {'head': [], 'tail': []}
     for label, count in enumerate(class_counts):
-        groups['head' if count >= head else 'tail'].append(label)
+        if count >= head:
+            groups['head'].append(label)
+        else:
+            groups['tail'].append(label)
     return groups
 
 
-def hold_out_indices(targets: Sequence[int], fraction: float, seed: int) -> np.ndarray:
+def hold_out_indices(
+        targets: Sequence[int] | np.ndarray,
+        fraction: float,
+        seed: int,
+) -> np.ndarray:
     """Choose a validation part: `max(1, floor(fraction * n_c))` images of each class that has at least two.
 
     The one image of a class that has no other stays in training: such a class is not validated.
@@ -189,16 +218,21 @@ def hold_out_indices(targets: Sequence[int], fraction: float, seed: int) -> np.n
     """
     if not 0 < fraction < 1:
         raise UserError(f'the fraction to hold out must lie between 0 and 1, got {fraction}')
-    targets = np.asarray(targets)
+
+    labels = np.asarray(targets)
     random = generator(seed, purpose='hold_out')
+
     held = []
-    for label in np.unique(targets):
-        rows = random.permutation(np.where(targets == label)[0])
-        if len(rows) >= 2:
-            # the tiny term undoes 0.29 * 100 = 28.999999999999996; n - 1 keeps it from emptying a class
-            share = max(1, int(fraction * len(rows) + 1e-9))
-            held.append(rows[:min(share, len(rows) - 1)])
+    for label in np.unique(labels):
+        rows = random.permutation(np.where(labels == label)[0])
+        if len(rows) < 2:
+            continue
+
+        # the tiny term undoes 0.29 * 100 = 28.999999999999996; n - 1 keeps it from emptying a class
+        share = max(1, int(fraction * len(rows) + 1e-9))
+        held.append(rows[:min(share, len(rows) - 1)])
 
     if not held:
-        raise UserError('no class has two images: nothing can be held out (the one image of a class stays in training)')
+        raise UserError(
+            'no class has two images: nothing can be held out (the one image of a class stays in training)')
     return np.sort(np.concatenate(held)).astype(np.int64)

@@ -1,34 +1,37 @@
 """One safetensors file a data set: encoded images of both splits, labels, names, digests and where it all comes from.
 
-A way to carry or publish an exact subset. Decoded images are stored as lossless WebP, files byte for byte. Tensors of a
-split: `bytes` (uint8, the images end to end), `offsets` (int64 [N+1] into them), `targets` (int64 [N]), `indices`
-(int64 [N], rows of the source), `digests` (uint8 [N,32], sha256 of the pixels), `byte_digests` (uint8 [N,32], sha256 of
-the encoded image) and `names` (uint8, UTF-8, parted by NUL). The rest is JSON in the file's header. Reading needs no
-`datasets`.
+A way to carry or publish an exact subset. Decoded images are stored as lossless WebP, files byte
+for byte. Tensors of a split: `bytes` (uint8, the images end to end), `offsets` (int64 [N+1] into
+them), `targets` (int64 [N]), `indices` (int64 [N], rows of the source), `digests` (uint8 [N,32],
+sha256 of the pixels), `byte_digests` (uint8 [N,32], sha256 of the encoded image) and `names`
+(uint8, UTF-8, parted by NUL). The rest is JSON in the file's header. Reading needs no `datasets`.
 
 Nothing that is used is trusted:
 
-- When a split is opened, its `checksum` is compared: a sha256 over the header and every tensor but `bytes`. That is
-  fast however large the images are.
-- When an image is read, in this process or in a worker, its bytes are compared with its byte digest, which the checksum
-  covers. An image that is never read is never checked.
-- When a split is decoded into memory, the pixels are compared with their digests, so that another decoder is noticed.
+- When a split is opened, its `checksum` is compared: a sha256 over the header and every tensor but
+  `bytes`. That is fast however large the images are.
+- When an image is read, in this process or in a worker, its bytes are compared with its byte
+  digest, which the checksum covers. An image that is never read is never checked.
+- When a split is decoded into memory, the pixels are compared with their digests, so that another
+  decoder is noticed.
 - The subset hash in the header is compared with the hash of what was read.
 
-Files of format 1 have no checksum and no byte digests. Their labels and images are checked by the subset hash: in
-memory of labels and pixels, for workers of labels, names and lengths; a set that was packed from memory is decoded once
-for that. What the subset hash does not know (means, class names, and the bytes of files read by workers) is not checked
-there: pack the set again.
+Files of format 1 have no checksum and no byte digests. Their labels and images are checked by the
+subset hash: in memory of labels and pixels, for workers of labels, names and lengths; a set that
+was packed from memory is decoded once for that. What the subset hash does not know (means, class
+names, and the bytes of files read by workers) is not checked there: pack the set again.
 """
 import hashlib
 import io
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..utils.errors import UserError
 from ..utils.files import reading, writing
@@ -43,13 +46,28 @@ _KIND = 'packed data set'
 _FORMATS = {'timm_longtail.packed/1': 1, 'timm_longtail.packed/2': 2}
 _FORMAT = 'timm_longtail.packed/2'
 
+# fields of `LongTailDataset` that both splits share
 _SHARED = (
-    'name', 'class_names', 'mean', 'std', 'imbalance_factor', 'seed', 'subset_order', 'original_order', 'profile',
+    'name',
+    'class_names',
+    'mean',
+    'std',
+    'imbalance_factor',
+    'seed',
+    'subset_order',
+    'original_order',
+    'profile',
     'hub_id',
 )
 
 # what the first files of format 1 do not say
-_DEFAULTS = {'resident': True, 'profile': 'exp', 'hub_id': None, 'subset_order': 'file', 'original_order': True}
+_DEFAULTS = {
+    'resident': True,
+    'profile': 'exp',
+    'hub_id': None,
+    'subset_order': 'file',
+    'original_order': True,
+}
 
 # dtype and number of dimensions of each tensor; those of format 1 have no byte digests
 _TENSORS = {
@@ -64,7 +82,6 @@ _TENSORS = {
 
 def _encode(image: np.ndarray) -> bytes:
     """Compress [H,W,3] pixels without loss."""
-    from PIL import Image
     buffer = io.BytesIO()
     # effort 2 of 6 gives the smallest files on 32x32 images and takes half a millisecond
     Image.fromarray(image).save(buffer, 'WEBP', lossless=True, method=2, quality=50)
@@ -75,7 +92,7 @@ class PackedImages(EncodedImages):
     """The encoded images of one split of a packed file.
 
     Args:
-        path: Packed file.
+        path: Path of the packed file.
         split: `train` or `test`.
         offsets: Start of each image in the bytes of the split, int64 [N+1].
         names: File name of each image.
@@ -108,19 +125,22 @@ class PackedImages(EncodedImages):
     def _describe_row(self, row: int) -> str:
         return f'{self.place} row {row} ({self.stored_names[row]})'
 
-    def _read(self, rows: np.ndarray) -> list[bytes]:
+    def _read(self, rows: np.ndarray) -> list[bytes | None]:
         from safetensors import safe_open
+
         images = []
         with reading(self.path, _KIND), safe_open(self.path, framework='numpy') as file:
             data = file.get_slice(self.key)
             for row in rows:
-                images.append(data[int(self.offsets[row]):int(self.offsets[row + 1])].tobytes())
+                first, last = int(self.offsets[row]), int(self.offsets[row + 1])
+                images.append(data[first:last].tobytes())
 
         if self.byte_digests is not None:
             for row, image in zip(rows, images, strict=True):
                 if hashlib.sha256(image).digest() != self.byte_digests[row].tobytes():
-                    raise UserError(f'{self._describe_row(row)} differs from its digest: the file is damaged')
-        return images
+                    raise UserError(
+                        f'{self._describe_row(row)} differs from its digest: the file is damaged')
+        return [*images]
 
     def _names(self, rows: np.ndarray) -> list[str]:
         return [self.stored_names[row] for row in rows]
@@ -133,16 +153,29 @@ class PackedImages(EncodedImages):
 
 def _encoded_images(dataset: LongTailDataset) -> list[bytes]:
     """Return the encoded images of a data set: those in memory as lossless WebP, files as they are."""
-    if dataset.resident:
-        return [_encode(image) for image in dataset.images.permute(0, 2, 3, 1).contiguous().numpy()]
-    return [dataset.encoded.read([position])[0] for position in range(len(dataset))]
+    if dataset.images is not None:
+        pixels = dataset.images.permute(0, 2, 3, 1).contiguous().numpy()
+        return [_encode(image) for image in pixels]
+
+    images = []
+    for position in range(len(dataset)):
+        image = dataset.require_encoded().read([position])[0]
+        assert image is not None, 'the image has just been decoded'
+        images.append(image)
+    return images
 
 
 def _split_tensors(dataset: LongTailDataset) -> dict[str, np.ndarray]:
     """Return the tensors of a split by name."""
-    digests = dataset.digests  # of files too: every image is decoded once, so none that is packed is unreadable
+    # every image is decoded for its digest, also one of a file, so that none is packed unreadable
+    digests = dataset.digests
+
     encoded = _encoded_images(dataset)
-    byte_digests = b''.join(hashlib.sha256(image).digest() for image in encoded)
+    byte_digests = bytearray()
+    for image in encoded:
+        byte_digests += hashlib.sha256(image).digest()
+
+    # NUL parts the names
     names = '\0'.join(name.replace('\0', ' ') for name in dataset.source_names)
     return {
         'bytes': np.frombuffer(b''.join(encoded), np.uint8),
@@ -150,13 +183,16 @@ def _split_tensors(dataset: LongTailDataset) -> dict[str, np.ndarray]:
         'targets': np.ascontiguousarray(dataset.targets, np.int64),
         'indices': np.ascontiguousarray(dataset.indices, np.int64),
         'digests': digests,
-        'byte_digests': np.frombuffer(byte_digests, np.uint8).reshape(-1, 32),
+        'byte_digests': np.frombuffer(bytes(byte_digests), np.uint8).reshape(-1, 32),
         'names': np.frombuffer(names.encode(errors='surrogateescape'), np.uint8),
     }
 
 
 def _checksum(metadata: dict[str, str], split: str, tensors: dict[str, np.ndarray]) -> str:
-    """Return the sha256 over the header and the tensors of a split but `bytes`, whose digests are among them."""
+    """Return the sha256 over the header and the tensors of a split.
+
+    `bytes` are left out: their digests are among the tensors.
+    """
     digest = hashlib.sha256()
     for key in ('format', 'data', 'provenance'):
         text = metadata[key].encode()
@@ -186,10 +222,11 @@ def write_packed(
         The path.
 
     Raises:
-        UserError: The splits have other classes or are swapped; `path` is there already, and may be what is read; an
-            image cannot be read, or changed while it was packed; the disk refuses.
+        UserError: The splits have other classes or are swapped; `path` is there already, and may be
+            what is read; an image cannot be read, or changed while it was packed; the disk refuses.
     """
     from safetensors.numpy import save_file
+
     path = Path(path)
     if (train.split, test.split) != ('train', 'test') or train.class_names != test.class_names:
         raise UserError('a packed file holds a train and a test split of the same classes')
@@ -199,20 +236,28 @@ def write_packed(
         raise UserError(f'{path} is there already; move it away or name another')
 
     header = {key: getattr(train, key) for key in _SHARED}
-    header |= {'resident': train.resident, 'shot_counts': train.shot_counts}
-    header |= {'hash': {'train': train.hash, 'test': test.hash}}
-    metadata = {'format': _FORMAT, 'data': json.dumps(header), 'provenance': json.dumps(provenance)}
+    header['resident'] = train.resident
+    header['shot_counts'] = train.shot_counts
+    header['hash'] = {'train': train.hash, 'test': test.hash}
+    metadata = {
+        'format': _FORMAT,
+        'data': json.dumps(header),
+        'provenance': json.dumps(provenance),
+    }
 
-    tensors, checksums = {}, {}
+    tensors: dict[str, np.ndarray] = {}
+    checksums: dict[str, str] = {}
     for dataset in (train, test):
         own = _split_tensors(dataset)
         changed = dataset.changed_file()
         if changed is not None:
             raise UserError(f'{changed} changed while it was packed')
         checksums[dataset.split] = _checksum(metadata, dataset.split, own)
-        tensors |= {f'{dataset.split}.{key}': value for key, value in own.items()}
+        for key, value in own.items():
+            tensors[f'{dataset.split}.{key}'] = value
     metadata['checksum'] = json.dumps(checksums)
 
+    # whole or not at all: what is read under `path` was written to its end
     temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
         with writing(path):
@@ -226,6 +271,7 @@ def write_packed(
 # ------------------------------------------------------------------------------------------------ reading
 
 def _damaged(path: Path, reason: str) -> UserError:
+    """Build the error for a file that is not as `write_packed` wrote it."""
     return UserError(f'{path} is damaged or not a {_KIND}: {reason}')
 
 
@@ -242,11 +288,13 @@ def packed_data(path: str | Path) -> tuple[str, float]:
 def _open_split(path: Path, split: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the tensors of a split but `bytes`, and the header, both checked."""
     from safetensors import safe_open
+
     with reading(path, _KIND), safe_open(path, framework='numpy') as file:
         metadata = file.metadata() or {}
-        version = _FORMATS.get(metadata.get('format'))
+        stated = metadata.get('format')
+        version = None if stated is None else _FORMATS.get(stated)
         if version is None:
-            raise UserError(f'{path} is not a {_KIND} (its format is {metadata.get("format")!r})')
+            raise UserError(f'{path} is not a {_KIND} (its format is {stated!r})')
 
         header = _read_header(path, metadata)
         tensors = {}
@@ -254,6 +302,7 @@ def _open_split(path: Path, split: str) -> tuple[dict[str, np.ndarray], dict[str
             if key != 'byte_digests' or version > 1:
                 tensors[key] = file.get_tensor(f'{split}.{key}')
 
+        # kind and length of the images, which are not read here
         images = file.get_slice(f'{split}.bytes')
         dtype, shape = images.get_dtype(), images.get_shape()
 
@@ -272,22 +321,7 @@ def _read_header(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         raise _damaged(path, 'its header holds no object')
     header = {**_DEFAULTS, **header}
 
-    expected = {
-        'name': ('a string', _is_string),
-        'class_names': ('a list of strings', lambda value: _is_list(value, _is_string) and len(value) > 0),
-        'mean': ('three numbers', lambda value: _is_list(value, _is_number) and len(value) == 3),
-        'std': ('three numbers above zero', lambda value: _is_list(value, _is_positive) and len(value) == 3),
-        'imbalance_factor': ('a number of at least 1', lambda value: _is_number(value) and value >= 1),
-        'seed': ('an integer', _is_integer),
-        'subset_order': ('a string', _is_string),
-        'original_order': ('true or false', lambda value: isinstance(value, bool)),
-        'profile': ('a string', _is_string),
-        'hub_id': ('a string or null', lambda value: value is None or _is_string(value)),
-        'resident': ('true or false', lambda value: isinstance(value, bool)),
-        'shot_counts': ('one count a class', lambda value: _is_list(value, _is_integer)),
-        'hash': ('one hash a split', lambda value: isinstance(value, dict) and _is_list([*value.values()], _is_string)),
-    }
-    for key, (kind, is_kind) in expected.items():
+    for key, (kind, is_kind) in _HEADER.items():
         if key not in header:
             raise _damaged(path, f'its header has no {key}')
         if not is_kind(header[key]):
@@ -302,6 +336,14 @@ def _is_string(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_string_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -314,12 +356,68 @@ def _is_positive(value: Any) -> bool:
     return _is_number(value) and value > 0
 
 
-def _is_list(value: Any, is_member) -> bool:
+def _is_factor(value: Any) -> bool:
+    return _is_number(value) and value >= 1
+
+
+def _is_list(value: Any, is_member: Callable[[Any], bool]) -> bool:
     return isinstance(value, list) and all(map(is_member, value))
 
 
-def _check_tensors(path: Path, split: str, tensors: dict[str, np.ndarray], num_bytes: int, num_classes: int):
-    """Raise a `UserError` for a tensor of another kind or length, and for values that point outside."""
+def _is_names(value: Any) -> bool:
+    return _is_list(value, _is_string) and len(value) > 0
+
+
+def _is_channels(value: Any) -> bool:
+    return _is_list(value, _is_number) and len(value) == 3
+
+
+def _is_positive_channels(value: Any) -> bool:
+    return _is_list(value, _is_positive) and len(value) == 3
+
+
+def _is_counts(value: Any) -> bool:
+    return _is_list(value, _is_integer)
+
+
+def _is_hashes(value: Any) -> bool:
+    return isinstance(value, dict) and _is_list([*value.values()], _is_string)
+
+
+# what each field of the header should be: in words, and as a test
+_HEADER: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    'name': ('a string', _is_string),
+    'class_names': ('a list of strings', _is_names),
+    'mean': ('three numbers', _is_channels),
+    'std': ('three numbers above zero', _is_positive_channels),
+    'imbalance_factor': ('a number of at least 1', _is_factor),
+    'seed': ('an integer', _is_integer),
+    'subset_order': ('a string', _is_string),
+    'original_order': ('true or false', _is_bool),
+    'profile': ('a string', _is_string),
+    'hub_id': ('a string or null', _is_string_or_null),
+    'resident': ('true or false', _is_bool),
+    'shot_counts': ('one count a class', _is_counts),
+    'hash': ('one hash a split', _is_hashes),
+}
+
+
+def _check_tensors(
+        path: Path,
+        split: str,
+        tensors: dict[str, np.ndarray],
+        num_bytes: int,
+        num_classes: int,
+):
+    """Raise a `UserError` for a tensor of another kind or length, and for values that point outside.
+
+    Args:
+        path: Packed file.
+        split: `train` or `test`.
+        tensors: Tensors of the split but `bytes`.
+        num_bytes: Number of bytes of all images of the split.
+        num_classes: C, number of classes.
+    """
     for key, tensor in tensors.items():
         dtype, ndim = _TENSORS[key]
         if tensor.dtype != dtype or tensor.ndim != ndim:
@@ -327,14 +425,20 @@ def _check_tensors(path: Path, split: str, tensors: dict[str, np.ndarray], num_b
             raise _damaged(path, f'{split}.{key} is {found}, expected {np.dtype(dtype)} of {ndim}')
 
     number = len(tensors['targets'])
-    shapes = {'offsets': (number + 1,), 'indices': (number,), 'digests': (number, 32), 'byte_digests': (number, 32)}
+    shapes = {
+        'offsets': (number + 1,),
+        'indices': (number,),
+        'digests': (number, 32),
+        'byte_digests': (number, 32),
+    }
     for key, shape in shapes.items():
         if key in tensors and tensors[key].shape != shape:
             raise _damaged(path, f'{split}.{key} has shape {tensors[key].shape}, expected {shape}')
 
     offsets = tensors['offsets']
     if offsets[0] != 0 or offsets[-1] != num_bytes or (np.diff(offsets) < 0).any():
-        raise _damaged(path, f'{split}.offsets do not rise from 0 to {num_bytes}, the bytes of the images')
+        reason = f'{split}.offsets do not rise from 0 to {num_bytes}, the bytes of the images'
+        raise _damaged(path, reason)
 
     targets = tensors['targets']
     if number and (targets.min() < 0 or targets.max() >= num_classes):
@@ -342,18 +446,22 @@ def _check_tensors(path: Path, split: str, tensors: dict[str, np.ndarray], num_b
 
 
 def _check_sum(path: Path, split: str, metadata: dict[str, str], tensors: dict[str, np.ndarray]):
+    """Raise a `UserError` where header and tensors of a split differ from their checksum."""
     with reading(path, _KIND):
         stated = json.loads(metadata['checksum'])[split]
         found = _checksum(metadata, split, tensors)
+
     if stated != found:
         raise _damaged(path, f'header and labels of {split} differ from their checksum')
 
 
 def _read_names(tensors: dict[str, np.ndarray]) -> list[str]:
     """Return the file name of each image; format 1 parts them by line ends, format 2 by NUL."""
+    if not len(tensors['targets']):
+        return []
+
     separator = '\0' if 'byte_digests' in tensors else '\n'
-    text = tensors['names'].tobytes().decode(errors='surrogateescape')
-    return text.split(separator) if len(tensors['targets']) else []
+    return tensors['names'].tobytes().decode(errors='surrogateescape').split(separator)
 
 
 def read_packed(path: str | Path, split: str, loader: str = 'auto') -> LongTailDataset:
@@ -362,7 +470,8 @@ def read_packed(path: str | Path, split: str, loader: str = 'auto') -> LongTailD
     Args:
         path: File that `write_packed` wrote.
         split: `train` or `test`.
-        loader: `resident` or `worker`, see `create_dataset`; `auto` is what the set was packed from.
+        loader: `resident` or `worker`, see `create_dataset`; `auto` is what the set was packed
+            from.
 
     Raises:
         UserError: No file, not a packed file, a damaged one, or an image that cannot be read.
@@ -371,15 +480,18 @@ def read_packed(path: str | Path, split: str, loader: str = 'auto') -> LongTailD
     tensors, header = _open_split(path, split)
     names = _read_names(tensors)
     if len(names) != len(tensors['targets']):
-        raise _damaged(path, f'it has {len(names)} names and {len(tensors["targets"])} labels in {split}')
+        num_labels = len(tensors['targets'])
+        raise _damaged(path, f'it has {len(names)} names and {num_labels} labels in {split}')
 
     encoded = PackedImages(path, split, tensors['offsets'], names, tensors.get('byte_digests'))
     images = None
     if loader == 'resident' or (loader == 'auto' and header['resident']):
         images, _ = decode_images(encoded)
 
+    # JSON has no tuples
     fields = {key: header[key] for key in _SHARED}
-    fields |= {'mean': tuple(header['mean']), 'std': tuple(header['std'])}
+    fields['mean'] = tuple(header['mean'])
+    fields['std'] = tuple(header['std'])
     dataset = LongTailDataset(
         split=split,
         images=images,
@@ -390,16 +502,30 @@ def read_packed(path: str | Path, split: str, loader: str = 'auto') -> LongTailD
         shot_counts=header['shot_counts'] if split == 'train' else None,
         **fields,
     )
+
     if dataset.resident:
         damaged = np.flatnonzero((dataset.digests != tensors['digests']).any(1))
         if len(damaged):
-            raise UserError(f'{path}, {split} row {damaged[0]} ({names[damaged[0]]}) differs from its digest')
+            row = damaged[0]
+            raise UserError(f'{path}, {split} row {row} ({names[row]}) differs from its digest')
     _check_hash(dataset, encoded, header['hash'].get(split), packed_from_memory=header['resident'])
     return dataset
 
 
-def _check_hash(dataset: LongTailDataset, encoded: PackedImages, stated: str | None, packed_from_memory: bool):
-    """Raise a `UserError` where the hash in the header is not that of the labels and images."""
+def _check_hash(
+        dataset: LongTailDataset,
+        encoded: PackedImages,
+        stated: str | None,
+        packed_from_memory: bool,
+):
+    """Raise a `UserError` where the hash in the header is not that of the labels and images.
+
+    Args:
+        dataset: Split that was read.
+        encoded: Encoded images of the split.
+        stated: Hash of the split in the header; None without one.
+        packed_from_memory: Whether the hash is one of pixels, not of names and lengths.
+    """
     if not packed_from_memory:
         found = files_hash(dataset.source_names, encoded.sizes(), dataset.targets)
     elif dataset.resident:

@@ -1,14 +1,16 @@
 """Orders of an epoch. A sampler gives the global order; `ShardedBatches` cuts it for the processes.
 
-A sampler keeps no generator: its order is a function of (seed, epoch, stream), so every process computes the same one
-and a resumed run needs no state. `create_loader` sets `seed` and `stream`.
+A sampler keeps no generator: its order is a function of (seed, epoch, stream), so every process
+computes the same one and a resumed run needs no state. `create_loader` sets `seed` and `stream`.
 
-The four samplings of Kang et al., `Decoupling Representation and Classifier for Long-Tailed Recognition`, ICLR 2020,
-https://arxiv.org/abs/1910.09217, section 3: instance-balanced, class-balanced, square-root, progressively-balanced.
+The four samplings of Kang et al., `Decoupling Representation and Classifier for Long-Tailed
+Recognition`, ICLR 2020, https://arxiv.org/abs/1910.09217, section 3: instance-balanced,
+class-balanced, square-root, progressively-balanced.
 
 N images, C classes, n_j images of class j, n samples of an epoch over all processes.
 """
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -17,8 +19,16 @@ from ..utils.rng import generator
 from .calls import call_by_name
 
 __all__ = [
-    'ClassSampler', 'EpochSampler', 'InstanceSampler', 'PowerSampler', 'ProgressiveSampler', 'UniformSampler',
-    'class_probabilities', 'create_sampler', 'epoch_samples', 'list_samplers',
+    'ClassSampler',
+    'EpochSampler',
+    'InstanceSampler',
+    'PowerSampler',
+    'ProgressiveSampler',
+    'UniformSampler',
+    'class_probabilities',
+    'create_sampler',
+    'epoch_samples',
+    'list_samplers',
 ]
 
 _LENGTHS = ('natural', 'class-aware')
@@ -28,7 +38,7 @@ class EpochSampler:
     """Base of samplers: a sub-class says what one epoch draws, in `draw`.
 
     Args:
-        num_samples: Length of an epoch, over all processes.
+        num_samples: Number of samples of an epoch, over all processes.
         seed: Training seed.
         stream: Data stream; a two-stream method draws independent orders.
 
@@ -55,7 +65,8 @@ class EpochSampler:
 
     def order(self) -> np.ndarray:
         """Return the positions in the data set that the epoch visits, over all processes: int64 [num_samples]."""
-        return self.draw(generator(self.seed, self.epoch, self.stream, 'order')).astype(np.int64, copy=False)
+        random = generator(self.seed, self.epoch, self.stream, 'order')
+        return self.draw(random).astype(np.int64, copy=False)
 
     def draw(self, random: np.random.Generator) -> np.ndarray:
         """Draw the order of the current epoch from a generator made for it."""
@@ -74,15 +85,19 @@ class UniformSampler(EpochSampler):
         return random.permutation(self.num_samples)
 
 
-def class_probabilities(class_counts: Sequence[int], q: float) -> np.ndarray:
-    """Return p_j = n_j^q / sum_i n_i^q (Kang et al., equation 1), float64 [C]; a class without images has 0.
+def class_probabilities(class_counts: Sequence[int] | np.ndarray, q: float) -> np.ndarray:
+    """Return p_j = n_j^q / sum_i n_i^q (Kang et al., equation 1), float64 [C].
+
+    A class without images has probability 0.
 
     Args:
-        class_counts: n_j, [C].
-        q: 1 is instance-balanced, 1/2 square-root, 0 class-balanced; below 0 the rare classes are drawn most.
+        class_counts: Number of images n_j of each class, [C].
+        q: Exponent: 1 is instance-balanced, 1/2 square-root, 0 class-balanced; below 0 the rare
+            classes are drawn most.
     """
     counts = np.asarray(class_counts, np.float64)
     weights = np.zeros_like(counts)
+    # 0 ** q is not 0 for q <= 0
     weights[counts > 0] = counts[counts > 0] ** q
     return weights / weights.sum()
 
@@ -90,20 +105,30 @@ def class_probabilities(class_counts: Sequence[int], q: float) -> np.ndarray:
 class ClassSampler(EpochSampler):
     """Draws a class from `class_probabilities`, then an image of it.
 
-    Classes are drawn independently of each other. Within a class every image is visited evenly: over an epoch the
-    numbers of visits of two images of one class differ by at most one.
+    Classes are drawn independently of each other. Within a class every image is visited evenly:
+    over an epoch the numbers of visits of two images of one class differ by at most one.
 
     Args:
         targets: Class of each image, [N].
-        num_samples: Length of an epoch; None is N.
-        seed, stream: As `EpochSampler`.
+        num_samples: Number of samples of an epoch; None is N.
+        seed: Training seed.
+        stream: Data stream.
     """
 
-    def __init__(self, targets: Sequence[int], num_samples: int | None = None, seed: int = 0, stream: int = 0):
-        targets = np.asarray(targets, np.int64)
-        super().__init__(len(targets) if num_samples is None else num_samples, seed, stream)
-        self.class_counts = np.bincount(targets)
-        self._images = np.split(np.argsort(targets, kind='stable'), np.cumsum(self.class_counts)[:-1])
+    def __init__(
+            self,
+            targets: Sequence[int] | np.ndarray,
+            num_samples: int | None = None,
+            seed: int = 0,
+            stream: int = 0,
+    ):
+        labels = np.asarray(targets, np.int64)
+        super().__init__(len(labels) if num_samples is None else num_samples, seed, stream)
+        self.class_counts = np.bincount(labels)
+
+        # positions of the images of each class
+        by_class = np.argsort(labels, kind='stable')
+        self._images = np.split(by_class, np.cumsum(self.class_counts)[:-1])
 
     @property
     def class_probabilities(self) -> np.ndarray:
@@ -111,18 +136,28 @@ class ClassSampler(EpochSampler):
         raise NotImplementedError
 
     def draw(self, random: np.random.Generator) -> np.ndarray:
-        classes = random.choice(len(self.class_counts), size=self.num_samples, p=self.class_probabilities)
-        wanted = np.bincount(classes, minlength=len(self.class_counts))
+        # the class of each sample of the epoch
+        num_classes = len(self.class_counts)
+        classes = random.choice(num_classes, size=self.num_samples, p=self.class_probabilities)
+        wanted = np.bincount(classes, minlength=num_classes)
+
+        # the images of each class, dealt to the samples of that class
+        visits = []
+        for images, count in zip(self._images, wanted, strict=True):
+            visits.append(_visits(images, count, random))
         order = np.empty(self.num_samples, np.int64)
-        order[np.argsort(classes, kind='stable')] = np.concatenate(
-            [_visits(images, count, random) for images, count in zip(self._images, wanted, strict=True)])
+        order[np.argsort(classes, kind='stable')] = np.concatenate(visits)
         return order
 
 
 def _visits(images: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
     """Return `count` visits of some images: each as often as any other, or once more."""
-    rounds = -(-count // max(len(images), 1))
-    return np.concatenate([random.permutation(images) for _ in range(rounds)] or [images])[:count]
+    if count == 0:
+        return images[:0]
+
+    rounds = math.ceil(count / len(images))
+    visits = np.concatenate([random.permutation(images) for _ in range(rounds)])
+    return visits[:count]
 
 
 class PowerSampler(ClassSampler):
@@ -130,12 +165,20 @@ class PowerSampler(ClassSampler):
 
     Args:
         targets: Class of each image, [N].
-        q: See `class_probabilities`.
-        num_samples, seed, stream: As `ClassSampler`.
+        q: Exponent, see `class_probabilities`.
+        num_samples: Number of samples of an epoch; None is N.
+        seed: Training seed.
+        stream: Data stream.
     """
 
     def __init__(
-            self, targets: Sequence[int], q: float, num_samples: int | None = None, seed: int = 0, stream: int = 0):
+            self,
+            targets: Sequence[int] | np.ndarray,
+            q: float,
+            num_samples: int | None = None,
+            seed: int = 0,
+            stream: int = 0,
+    ):
         super().__init__(targets, num_samples, seed, stream)
         self.q = q
         self.name = f'power(q={q:g})'
@@ -150,10 +193,18 @@ class InstanceSampler(PowerSampler):
 
     Args:
         targets: Class of each image, [N].
-        num_samples, seed, stream: As `ClassSampler`.
+        num_samples: Number of samples of an epoch; None is N.
+        seed: Training seed.
+        stream: Data stream.
     """
 
-    def __init__(self, targets: Sequence[int], num_samples: int | None = None, seed: int = 0, stream: int = 0):
+    def __init__(
+            self,
+            targets: Sequence[int] | np.ndarray,
+            num_samples: int | None = None,
+            seed: int = 0,
+            stream: int = 0,
+    ):
         super().__init__(targets, 1.0, num_samples, seed, stream)
         self.name = 'instance'
 
@@ -164,17 +215,20 @@ class InstanceSampler(PowerSampler):
 class ProgressiveSampler(ClassSampler):
     """Instance-balanced at first, class-balanced at the end: p_j(t) = (1 - t/T) p_j^IB + (t/T) p_j^CB (equation 2).
 
-    t is the epoch from 0 and T their number, as the paper writes it; its released code divides by T - 1.
+    t is the epoch from 0 and T their number, as the paper writes it; its released code divides by T
+    - 1.
 
     Args:
         targets: Class of each image, [N].
-        num_epochs: T.
-        num_samples, seed, stream: As `ClassSampler`.
+        num_epochs: T, number of epochs.
+        num_samples: Number of samples of an epoch; None is N.
+        seed: Training seed.
+        stream: Data stream.
     """
 
     def __init__(
             self,
-            targets: Sequence[int],
+            targets: Sequence[int] | np.ndarray,
             num_epochs: int,
             num_samples: int | None = None,
             seed: int = 0,
@@ -186,30 +240,62 @@ class ProgressiveSampler(ClassSampler):
 
     @property
     def class_probabilities(self) -> np.ndarray:
-        share = self.epoch / self.num_epochs
-        instance, balanced = (class_probabilities(self.class_counts, q) for q in (1.0, 0.0))
+        share = self.epoch / self.num_epochs  # t/T
+        instance = class_probabilities(self.class_counts, q=1.0)
+        balanced = class_probabilities(self.class_counts, q=0.0)
         return (1 - share) * instance + share * balanced
 
 
-def epoch_samples(class_counts: Sequence[int], length: str = 'natural') -> int:
-    """Return the samples of an epoch.
+def epoch_samples(class_counts: Sequence[int] | np.ndarray, length: str = 'natural') -> int:
+    """Return the number of samples of an epoch.
 
     Args:
-        class_counts: n_j, [C].
-        length: `natural` is N; `class-aware` is C times the largest n_j, so that even a class-balanced epoch sees every
-            image.
+        class_counts: Number of images n_j of each class, [C].
+        length: `natural` is N; `class-aware` is C times the largest n_j, so that even a
+            class-balanced epoch sees every image.
+
+    Raises:
+        UserError: An unknown length.
     """
     if length not in _LENGTHS:
         raise UserError(f'the length of an epoch is {" or ".join(_LENGTHS)}, got {length!r}')
-    return int(sum(class_counts) if length == 'natural' else max(class_counts) * len(class_counts))
+
+    if length == 'natural':
+        return int(sum(class_counts))
+    return int(max(class_counts) * len(class_counts))
 
 
-_SAMPLERS = {
-    'instance': lambda targets, num_epochs, num_samples: InstanceSampler(targets, num_samples),
-    'class_balanced': lambda targets, num_epochs, num_samples: PowerSampler(targets, 0.0, num_samples),
-    'sqrt': lambda targets, num_epochs, num_samples: PowerSampler(targets, 0.5, num_samples),
-    'progressive': lambda targets, num_epochs, num_samples: ProgressiveSampler(targets, num_epochs, num_samples),
-    'power': lambda targets, num_epochs, num_samples, q=-1.0: PowerSampler(targets, float(q), num_samples),
+# ------------------------------------------------------------------------------------------------ by name
+
+_Targets = Sequence[int] | np.ndarray
+
+
+def _instance(targets: _Targets, num_epochs: int, num_samples: int) -> ClassSampler:
+    return InstanceSampler(targets, num_samples)
+
+
+def _class_balanced(targets: _Targets, num_epochs: int, num_samples: int) -> ClassSampler:
+    return PowerSampler(targets, 0.0, num_samples)
+
+
+def _sqrt(targets: _Targets, num_epochs: int, num_samples: int) -> ClassSampler:
+    return PowerSampler(targets, 0.5, num_samples)
+
+
+def _progressive(targets: _Targets, num_epochs: int, num_samples: int) -> ClassSampler:
+    return ProgressiveSampler(targets, num_epochs, num_samples)
+
+
+def _power(targets: _Targets, num_epochs: int, num_samples: int, q: float = -1.0) -> ClassSampler:
+    return PowerSampler(targets, float(q), num_samples)
+
+
+_SAMPLERS: dict[str, Callable[..., ClassSampler]] = {
+    'instance': _instance,
+    'class_balanced': _class_balanced,
+    'sqrt': _sqrt,
+    'progressive': _progressive,
+    'power': _power,
 }
 
 
@@ -218,14 +304,20 @@ def list_samplers() -> list[str]:
     return list(_SAMPLERS)
 
 
-def create_sampler(name: str, targets: Sequence[int], num_epochs: int, length: str = 'natural') -> ClassSampler:
+def create_sampler(
+        name: str,
+        targets: Sequence[int] | np.ndarray,
+        num_epochs: int,
+        length: str = 'natural',
+) -> ClassSampler:
     """Build a sampler from its name.
 
     Args:
-        name: One of `list_samplers()`; `power` takes its exponent, `power(q=-0.5)`, and is 1 / n_j without one.
+        name: One of `list_samplers()`; `power` takes its exponent, `power(q=-0.5)`, and is 1 / n_j
+            without one.
         targets: Class of each image, [N].
-        num_epochs: Length of the run, which shapes the progressive sampler.
-        length: Of an epoch, see `epoch_samples`.
+        num_epochs: Number of epochs of the run, which shapes the progressive sampler.
+        length: Length of an epoch, see `epoch_samples`.
 
     Raises:
         UserError: An unknown name, length or argument.

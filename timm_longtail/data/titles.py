@@ -24,7 +24,8 @@ def plain_title(text: str, limit: int = 200) -> str:
     # bytes of a path that are not UTF-8 arrive as lone surrogates, which no file in UTF-8 can hold
     text = text.encode(errors='replace').decode()
 
-    # category C: control and format characters (U+202E turns the line around), private and unassigned ones
+    # category C: control and format characters (U+202E turns the line around), private and
+    # unassigned ones
     text = ''.join(' ' if unicodedata.category(letter).startswith('C') else letter for letter in text)
     words = ' '.join(_MARKUP.sub(' ', text).split())
 

@@ -1,6 +1,7 @@
 """Loaders: batches of views of a data set, the same for any number of processes, workers and chunks.
 
-B batch of one process, W processes, N images, n samples of an epoch over all processes, S side of a view.
+B batch of one process, W processes, N images, n samples of an epoch over all processes, S side of a
+view.
 """
 from collections.abc import Iterator, Sequence
 
@@ -13,26 +14,28 @@ from ..samplers import EpochSampler
 from ..views.view import View
 from .sharding import ShardedBatches
 
-__all__ = ['Batch', 'DeviceLoader', 'Loader']
+__all__ = ['Batch', 'Loader']
 
+# views, float32 [B,3,S,S] each (or features, float [B,D]); target, int64 [B]; index, int64 [B]
 Batch = tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]
 
 
 class Loader:
     """Base of the loaders: epochs, order, random numbers, normalisation.
 
-    Iteration gives `(views, target, index)`: a tuple of normalised float32 [B,3,S,S], one a view; int64 [B] and int64
-    [B], `index` into the data set; all on the device. What an image looks like depends on seed, epoch, stream, view and
-    its position in the global epoch: on nothing else.
+    Iteration gives `(views, target, index)`: a tuple of normalised float32 [B,3,S,S], one a view;
+    int64 [B] and int64 [B], `index` into the data set; all on the device. What an image looks like
+    depends on seed, epoch, stream, view and its position in the global epoch: on nothing else.
 
     Args:
         targets: Class of each image, int64 [N].
         views: Views of each image.
         sampler: Order of an epoch; None is the order of the data set.
-        batches: How positions are dealt.
-        mean, std: Per-channel constants for pixels in [0, 1].
-        img_size: S; what is of another size is resized, bilinear with antialiasing.
-        device: Where batches are.
+        batches: Rule by which positions are dealt to processes and batches.
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel, for pixels in [0, 1].
+        img_size: S; views of another size are resized, bilinear with antialiasing.
+        device: Device of the batches.
         seed: Training seed of the views.
         stream: Data stream of the views.
     """
@@ -58,8 +61,9 @@ class Loader:
         self.device = device
         self.seed = seed
         self.stream = stream
-        self._mean, self._std = (
-            torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1) for values in (mean, std))
+        self._mean = torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        self._std = torch.tensor(std, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
         self.bad_images: dict[str, str] = {}
         self.set_epoch(0)
 
@@ -74,15 +78,17 @@ class Loader:
         return self.batches.num_samples
 
     def __len__(self) -> int:
-        """Batches of a whole epoch on this process."""
+        """Number of batches of a whole epoch on this process."""
         return len(self.batches)
 
     def set_epoch(self, epoch: int, start_batch: int = 0):
-        """Choose the epoch that iteration gives, and the batch to start at: a resumed epoch skips what was trained on.
+        """Choose the epoch that iteration gives, and the batch to start at.
+
+        A resumed epoch skips the batches that were trained on.
 
         Args:
-            epoch: Epoch, from 0.
-            start_batch: First batch; skipped ones cost nothing, and later ones are the same to the bit.
+            epoch: Number of the epoch, from 0.
+            start_batch: First batch; skipped ones cost nothing, and later ones are bit-identical.
         """
         self.epoch = epoch
         self.start_batch = start_batch
@@ -93,68 +99,38 @@ class Loader:
         raise NotImplementedError
 
     def _order(self) -> np.ndarray:
-        return np.arange(self.num_samples) if self.sampler is None else self.sampler.order()
+        """Return the index into the data set at each position of the global epoch, int64 [n]."""
+        if self.sampler is None:
+            return np.arange(self.num_samples)
+        return self.sampler.order()
 
     def _uniforms(self, number: int, positions: np.ndarray) -> np.ndarray:
         """Return the rows of the global epoch's uniforms [n,num_uniforms] at some positions.
 
-        PCG64 spends one step a number, so a generator moved ahead gives the same rows as drawing all that come before.
+        PCG64 takes one step a number, so a generator that is moved ahead gives the same rows as one
+        that draws all rows before them.
+
+        Args:
+            number: Position of the view in `views`.
+            positions: Increasing positions in the global epoch, int64 [b].
         """
         width = self.views[number].num_uniforms
-        runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
+
+        # runs of neighbouring positions: one jump of the generator for each
+        ends = np.flatnonzero(np.diff(positions) != 1) + 1
         rows = []
-        for run in runs:
+        for run in np.split(positions, ends):
             random = generator(self.seed, self.epoch, self.stream, f'view{number}')
-            random.bit_generator.advance(int(run[0]) * width)
+            bits = random.bit_generator
+            assert isinstance(bits, np.random.PCG64)
+            bits.advance(int(run[0]) * width)
             rows.append(random.random((len(run), width)))
         return np.concatenate(rows)
 
     def _normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return uint8 [B,3,H,H] as normalised float32 [B,3,S,S]."""
         pixels = pixels.float()
         if pixels.shape[-1] != self.img_size:
             size = (self.img_size, self.img_size)
             pixels = F.interpolate(pixels, size, mode='bilinear', antialias=True, align_corners=False)
         return pixels.div_(255).sub_(self._mean).div_(self._std)
-
-
-class DeviceLoader(Loader):
-    """A loader over images that lie on the device as uint8.
-
-    Views are computed for a chunk of images at a time and normalised batch by batch.
-
-    Args:
-        images: uint8 [N,3,H,H].
-        chunk_size: Images to compute views of at once.
-        **kwargs: As `Loader`.
-    """
-
-    def __init__(self, images: torch.Tensor, *, chunk_size: int, **kwargs):
-        super().__init__(**kwargs)
-        self.images = images.to(self.device)
-        self.chunk_size = chunk_size
-
-    def __iter__(self) -> Iterator[Batch]:
-        order = self._order()
-        group = max(1, self.chunk_size // self.batches.batch_size)
-        for first in range(self.start_batch, len(self), group):
-            spans = [self.batches.span(batch) for batch in range(first, min(first + group, len(self)))]
-            positions = np.concatenate([np.arange(*span) for span in spans])
-            index = torch.from_numpy(order[positions]).to(self.device)
-            views = [self._compute(number, index, positions) for number in range(len(self.views))]
-            sizes = [last - start for start, last in spans]
-            for rows, *pixels in zip(index.split(sizes), *(view.split(sizes) for view in views), strict=True):
-                yield tuple(self._normalise(view) for view in pixels), self.targets[rows], rows
-
-    def _compute(self, number: int, index: torch.Tensor, positions: np.ndarray) -> torch.Tensor:
-        """Return one view of the images at some positions, uint8."""
-        view = self.views[number]
-        uniforms = self._uniforms(number, positions)
-        parts = [
-            view.apply(self.images[rows], view.sample(numbers))
-            for rows, numbers in zip(
-                index.split(self.chunk_size),
-                np.split(uniforms, range(self.chunk_size, len(uniforms), self.chunk_size)),
-                strict=True,
-            )
-        ]
-        return torch.cat(parts)

@@ -2,6 +2,7 @@
 
 B batch of one process, W processes, n samples of an epoch over all processes.
 """
+import math
 from dataclasses import dataclass
 
 from ...utils.errors import UserError
@@ -13,16 +14,17 @@ __all__ = ['ShardedBatches']
 class ShardedBatches:
     """Cuts the positions 0..n-1 of a global epoch into batches of one process.
 
-    Training: global batch b is positions `b * W * B` on, cut in W equal parts; the incomplete last one is dropped, so
-    all processes take the same number of steps. Evaluation: each process takes one contiguous part, every position
-    exactly once without padding; parts differ by at most one position.
+    Training: global batch b is positions `b * W * B` on, cut in W equal parts; the incomplete last
+    one is dropped, so all processes take the same number of steps. Evaluation: each process takes
+    one contiguous part, every position exactly once without padding; parts differ by at most one
+    position.
 
     Attributes:
-        num_samples: n.
-        batch_size: B.
-        rank: This process.
-        world_size: W.
-        training: Which of the two rules.
+        num_samples: n, samples of an epoch over all processes.
+        batch_size: B, samples of a batch of one process.
+        rank: Number of this process, from 0.
+        world_size: W, number of processes.
+        training: Whether batches are cut by the rule of training; False is that of evaluation.
     """
     num_samples: int
     batch_size: int
@@ -48,19 +50,25 @@ class ShardedBatches:
     @property
     def _part(self) -> tuple[int, int]:
         """First and last (exclusive) position of this process in evaluation."""
-        return tuple(self.num_samples * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        first = self.num_samples * self.rank // self.world_size
+        last = self.num_samples * (self.rank + 1) // self.world_size
+        return first, last
 
     def __len__(self) -> int:
+        """Batches of this process."""
         if self.training:
             return self.num_samples // self.global_batch_size
+
+        # the last batch may be smaller
         first, last = self._part
-        return -(-(last - first) // self.batch_size)
+        return math.ceil((last - first) / self.batch_size)
 
     def span(self, batch: int) -> tuple[int, int]:
         """Return the first and last (exclusive) position of a batch of this process."""
         if self.training:
             first = batch * self.global_batch_size + self.rank * self.batch_size
             return first, first + self.batch_size
+
         first, last = self._part
         first += batch * self.batch_size
         return first, min(first + self.batch_size, last)

@@ -28,6 +28,9 @@ from .registry import (
 
 __all__ = ['Listing', 'list_class_folders', 'list_files']
 
+# a folder of one of these names, whatever its case, is a split and not a class
+_SPLIT_NAMES = (*TRAIN_SPLITS, *TEST_SPLITS)
+
 # kinds of files that a note counts one by one
 _NAMED_KINDS = 4
 
@@ -50,21 +53,25 @@ def list_class_folders(folder: Path) -> list[str]:
     Raises:
         UserError: The folder cannot be read.
     """
-    return sorted(entry.name for entry in _scan(str(folder)) if _is_folder(entry))
+    names = [entry.name for entry in _scan(str(folder)) if _is_folder(entry)]
+    return sorted(names)
 
 
 def list_files(folder: Path) -> Listing:
     """Return the files below a folder, at any depth, sorted.
 
-    Hidden files and folders are left out, links are followed. What only looks like an image by its name, such as a
-    named pipe or a link to nothing, is listed as one: it is named where it cannot be read.
+    Hidden files and folders are left out, links are followed. What only looks like an image by its
+    name, such as a named pipe or a link to nothing, is listed as one: it is named where it cannot
+    be read.
 
     Raises:
         UserError: A folder that cannot be read, or a link that leads back to a folder above it.
     """
-    found, known = Listing(), image_extensions()
+    found = Listing()
+    known = image_extensions()
 
     def walk(path: str, prefix: str, above: tuple[str, ...]):
+        """List one folder; `prefix` is its path below the first one, `above` the folders it lies in."""
         place = os.path.realpath(path)
         if place in above:
             raise UserError(f'{path} is a link back to {place}: its images would be counted over and over')
@@ -72,7 +79,7 @@ def list_files(folder: Path) -> Listing:
         for entry in _scan(path):
             if _is_folder(entry):
                 walk(entry.path, f'{prefix}{entry.name}/', (*above, place))
-            elif os.path.splitext(entry.name)[1].lower() in known:
+            elif _extension(entry.name) in known:
                 found.images.append(prefix + entry.name)
             else:
                 found.others.append(prefix + entry.name)
@@ -90,6 +97,11 @@ def _scan(folder: str) -> list[os.DirEntry]:
             return [entry for entry in entries if not entry.name.startswith('.')]
     except OSError as error:
         raise UserError(f'cannot read the folder {folder}: {error.strerror}') from error
+
+
+def _extension(path: str) -> str:
+    """Return the extension of a path in lower case, with its dot; '' without one."""
+    return os.path.splitext(path)[1].lower()
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -114,16 +126,38 @@ def _folder(split: str, options: SourceOptions) -> Source:
         return _read_flat(root, split, options)
 
     train, test, note = found
-    here = root / (train if split == 'train' else test)
     if split == 'train':
-        names, note = list_class_folders(here), ''
-    elif options.class_names:
-        names = _check_classes(here, options.class_names, 'the model')
+        assert train is not None, 'only a test split can do without a training split'
+        here = root / train
+        names = list_class_folders(here)
+        note = ''  # the choice of a test split is said by that split
     else:
-        names = _check_classes(here, list_class_folders(root / train), str(root / train))
+        here = root / test
+        names = _read_test_classes(here, root, train, options.class_names)
 
     paths, targets, unused = _list_rows(here, names)
     return Source(targets, names, FileImages(here, paths), note=_join(note, unused), title=root.resolve().name)
+
+
+def _read_test_classes(
+        here: Path,
+        root: Path,
+        train: str | None,
+        class_names: Sequence[str] | None,
+) -> list[str]:
+    """Return the classes of a test split: those of the model, else of the training split.
+
+    Args:
+        here: Folder of the test split.
+        root: Folder of the splits.
+        train: Name of the training split, None without one.
+        class_names: Classes of a model; None for none.
+    """
+    if class_names:
+        return _check_classes(here, class_names, 'the model')
+
+    assert train is not None, 'without a model, the training split says which classes there are'
+    return _check_classes(here, list_class_folders(root / train), str(root / train))
 
 
 def _read_flat(root: Path, split: str, options: SourceOptions) -> Source:
@@ -144,23 +178,32 @@ def _read_flat(root: Path, split: str, options: SourceOptions) -> Source:
     return Source(targets[rows], names, images, note=_join(note, unused), title=root.resolve().name)
 
 
-def _find_splits(root: Path, split: str, options: SourceOptions) -> tuple[str | None, str, str] | None:
-    """Return the names of the train and the test folder and a note; None where the classes lie in `root` itself.
+def _find_splits(
+        root: Path,
+        split: str,
+        options: SourceOptions,
+) -> tuple[str | None, str, str] | None:
+    """Return the names of the train and the test folder, and a note.
 
-    The train folder is None where there is none and the classes of the test split are known without it.
+    None where the classes lie in `root` itself. The train folder is None where there is none and
+    the classes of the test split are known without it.
     """
     below = {name: list_class_folders(root / name) for name in list_class_folders(root)}
     classes_known = split == 'test' and options.class_names is not None
 
     # a class may be called `train` as well: a split is a folder of folders
     splits = [name for name in below if below[name]]
+    has_splits = any(name.casefold() in _SPLIT_NAMES for name in splits)
     asked = [name for name in (options.train_split, options.test_split) if name is not None]
-    if not asked and not any(name.casefold() in (*TRAIN_SPLITS, *TEST_SPLITS) for name in splits):
+    if not asked and not has_splits:
         _check_flat(root, below, classes_known)
         return None
 
-    usual = find_splits(below, TRAIN_SPLITS, str(root), '--train-split') if options.train_split is None else []
-    for name in [*asked, *usual]:
+    # a folder that is meant as a split has class folders
+    meant = list(asked)
+    if options.train_split is None:
+        meant += find_splits(below, TRAIN_SPLITS, str(root), '--train-split')
+    for name in meant:
         if name in below and name not in splits:
             raise UserError(f'{root / name} has no class folder: one sub-folder a class is needed')
 
@@ -172,8 +215,9 @@ def _find_splits(root: Path, split: str, options: SourceOptions) -> tuple[str | 
 
     test, note = choose_test_split(splits, TEST_SPLITS, train, options.test_split, str(root))
     if test is None:
+        there = train or 'no train'
         raise UserError(
-            f'{root} has {train or "no train"} but no test folder: looked for {", ".join(TEST_SPLITS)} '
+            f'{root} has {there} but no test folder: looked for {", ".join(TEST_SPLITS)} '
             '(--test-split names another)')
     return train, test, note
 
@@ -183,22 +227,27 @@ def _check_flat(root: Path, below: dict[str, list[str]], classes_known: bool):
 
     Args:
         root: Folder of the class folders.
-        below: Sub-folders of each of them.
-        classes_known: Whether a trained model says which classes there are: then one of them is enough.
+        below: Sub-folders of each class folder, by its name.
+        classes_known: Whether a trained model says which classes there are: then one of them is
+            enough.
     """
     folders = list(below)
-    if all(name.casefold() in (*TRAIN_SPLITS, *TEST_SPLITS) for name in folders):
-        where = root / folders[0] if folders else root
-        raise UserError(f'{where} has no class folder: one sub-folder a class is needed')
+    if not folders:
+        raise UserError(f'{root} has no class folder: one sub-folder a class is needed')
+    if all(name.casefold() in _SPLIT_NAMES for name in folders):
+        raise UserError(f'{root / folders[0]} has no class folder: one sub-folder a class is needed')
 
     if len(folders) == 1 and not classes_known:
-        hint = f' (is --data-dir {root / folders[0]} meant?)' if below[folders[0]] else ''
+        hint = ''
+        if below[folders[0]]:
+            hint = f' (is --data-dir {root / folders[0]} meant?)'
         raise UserError(
             f'{root} has one class folder only, {folders[0]}: looked for several, or train and test{hint}')
 
     # one name alone is a habit of some sets, such as `CLASS/images`
     shared = below[folders[0]]
-    if len(folders) > 1 and len(shared) > 1 and all(names == shared for names in below.values()):
+    all_share = all(names == shared for names in below.values())
+    if len(folders) > 1 and len(shared) > 1 and all_share:
         raise UserError(
             f'{root}: {_few(folders)} all hold the same sub-folders, {_few(shared)}, and are no classes: name the '
             'folder of the class folders, or the splits with --train-split and --test-split')
@@ -209,8 +258,8 @@ def _check_classes(folder: Path, known: Sequence[str], owner: str) -> list[str]:
 
     Args:
         folder: Folder of the class folders.
-        known: C names.
-        owner: What has these classes, for the message.
+        known: Names of the known classes, [C].
+        owner: Owner of these classes, for the message.
     """
     unknown = sorted(set(list_class_folders(folder)) - set(known))
     if unknown:
@@ -219,22 +268,31 @@ def _check_classes(folder: Path, known: Sequence[str], owner: str) -> list[str]:
 
 
 def _list_rows(root: Path, class_names: Sequence[str]) -> tuple[list[str], np.ndarray, str]:
-    """Return the paths of all images below the class folders, class after class, their classes, and a note.
+    """List the images below the class folders, class after class.
 
-    The classes are int64 [N]. The note counts the files that are not used; '' where there are none.
+    Returns:
+        Paths of the images relative to `root`, [N]; their classes, int64 [N]; a note that counts
+        the files that are not used, '' where there are none.
     """
-    paths, others, counts = [], [], []
+    paths: list[str] = []
+    others: list[str] = []
+    counts: list[int] = []
     for name in class_names:
-        listing = list_files(root / name) if (root / name).is_dir() else Listing()
+        # a class of the training split may have no folder in the test split
+        listing = Listing()
+        if (root / name).is_dir():
+            listing = list_files(root / name)
         paths += [f'{name}/{image}' for image in listing.images]
         others += [f'{name}/{other}' for other in listing.others]
         counts.append(len(listing.images))
 
     note = _join(_describe_others(root, others), _describe_loose(root))
     if not paths:
-        raise UserError(_join(
-            f'{root} holds no image: looked for .jpg, .png … in {len(class_names)} class folders', note))
-    return paths, np.repeat(np.arange(len(class_names)), counts).astype(np.int64), note
+        reason = f'{root} holds no image: looked for .jpg, .png … in {len(class_names)} class folders'
+        raise UserError(_join(reason, note))
+
+    targets = np.repeat(np.arange(len(class_names)), counts).astype(np.int64)
+    return paths, targets, note
 
 
 def _describe_others(root: Path, others: list[str]) -> str:
@@ -242,22 +300,31 @@ def _describe_others(root: Path, others: list[str]) -> str:
     if not others:
         return ''
 
-    kinds = Counter(os.path.splitext(path)[1].lower() or 'without extension' for path in others)
+    kinds: Counter[str] = Counter()
+    for path in others:
+        kinds[_extension(path) or 'without extension'] += 1
+
     parts = [f'{count} {kind}' for kind, count in kinds.most_common(_NAMED_KINDS)]
     if len(kinds) > _NAMED_KINDS:
         parts.append('…')
-    hint = ' (HEIC is not decoded: convert it to JPEG)' if {'.heic', '.heif'} & set(kinds) else ''
+
+    hint = ''
+    if '.heic' in kinds or '.heif' in kinds:
+        hint = ' (HEIC is not decoded: convert it to JPEG)'
     return f'{root}: files not read as images: {", ".join(parts)}, the first is {others[0]}{hint}'
 
 
 def _describe_loose(root: Path) -> str:
     """Return a line on images that lie beside the class folders; '' where there are none."""
     known = image_extensions()
-    loose = sorted(
-        entry.name for entry in _scan(str(root))
-        if os.path.splitext(entry.name)[1].lower() in known and not _is_folder(entry))
+    loose = []
+    for entry in _scan(str(root)):
+        if _extension(entry.name) in known and not _is_folder(entry):
+            loose.append(entry.name)
     if not loose:
         return ''
+
+    loose.sort()
     return f'{root}: images outside the class folders, not used: {len(loose)}, the first is {loose[0]}'
 
 
@@ -267,4 +334,7 @@ def _join(*notes: str) -> str:
 
 def _few(names: Sequence[str]) -> str:
     """Return the first names of a list."""
-    return ', '.join(names[:3]) + (', …' if len(names) > 3 else '')
+    first = list(names[:3])
+    if len(names) > 3:
+        first.append('…')
+    return ', '.join(first)

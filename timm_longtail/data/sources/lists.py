@@ -1,8 +1,9 @@
 """Benchmarks that are an image folder and a public list of its training and its test images, `path label` a line.
 
-ImageNet-LT and Places-LT: Liu et al., Large-Scale Long-Tailed Recognition in an Open World, CVPR 2019,
-https://arxiv.org/abs/1904.05160. iNaturalist 2018: lists of Kang et al., Decoupling Representation and Classifier for
-Long-Tailed Recognition, ICLR 2020, https://arxiv.org/abs/1910.09217. N images, C classes.
+ImageNet-LT and Places-LT: Liu et al., Large-Scale Long-Tailed Recognition in an Open World, CVPR
+2019, https://arxiv.org/abs/1904.05160. iNaturalist 2018: lists of Kang et al., Decoupling
+Representation and Classifier for Long-Tailed Recognition, ICLR 2020,
+https://arxiv.org/abs/1910.09217. N images, C classes.
 """
 import os
 from collections import Counter
@@ -24,14 +25,15 @@ class ListSpec:
     """What is published about a set of lists.
 
     Attributes:
-        name: What the set is called in an error.
-        folder: Folder of the release that the lists come in.
+        name: Name of the set in an error.
+        folder: Folder of the release that holds the lists.
         files: Name of the list of `train` and of `test`.
-        totals: Lines of the list of `train` and of `test`.
-        num_classes: C.
-        name_depth: Folders of a training path that lie above those which name the class.
-        origin: Where the lists come from.
-        mean, std: Constants that the published recipes use; None is ImageNet's.
+        totals: Number of lines of the list of `train` and of `test`.
+        num_classes: C, number of classes.
+        name_depth: Number of folders of a training path that lie above those which name the class.
+        origin: Publication that the lists come from.
+        mean: Mean of each channel in the published recipes; None is ImageNet's.
+        std: Standard deviation of each channel in the published recipes; None is ImageNet's.
     """
     name: str
     folder: str
@@ -99,24 +101,28 @@ def load_list(spec: ListSpec, split: str, options: SourceOptions) -> Source:
     """Return the images of one list.
 
     Raises:
-        UserError: A folder, list or image that is not there; a line that is malformed, has a label out of range or a
-            path that is there twice; counts that are not the published ones.
+        UserError: A folder, list or image that is not there; a line that is malformed, has a label
+            out of range or a path that is there twice; counts that are not the published ones.
     """
     refuse_options(spec.name, options, ('train_split', 'test_split', 'input_key', 'target_key'))
     root = options.data_dir
-    if root is None or not root.is_dir():
-        wrong = 'needs --data-dir' if root is None else f'--data-dir {root} is not a folder'
-        raise UserError(f'{spec.name}: {wrong}: the folder of its images and of {spec.files["train"]} ({spec.origin})')
+    wanted = f'the folder of its images and of {spec.files["train"]} ({spec.origin})'
+    if root is None:
+        raise UserError(f'{spec.name}: needs --data-dir: {wanted}')
+    if not root.is_dir():
+        raise UserError(f'{spec.name}: --data-dir {root} is not a folder: {wanted}')
+
     # the training paths name the classes of both splits
-    train_file, train_paths, train_targets = _read_list(spec, root, 'train')
-    class_names = _name_classes(train_paths, train_targets, spec)
-    file, paths, targets = (
-        (train_file, train_paths, train_targets) if split == 'train' else _read_list(spec, root, split))
+    file, paths, targets = _read_list(spec, root, 'train')
+    class_names = _name_classes(paths, targets, spec)
+    if split != 'train':
+        file, paths, targets = _read_list(spec, root, split)
     _check_images(file, root, paths)
     return Source(targets, class_names, FileImages(root, paths), mean=spec.mean, std=spec.std)
 
 
 def _find_list(spec: ListSpec, root: Path, split: str) -> Path:
+    """Return the list of a split, beside the images or in the folder of the release."""
     places = [root / spec.files[split], root / spec.folder / spec.files[split]]
     for place in places:
         if place.is_file():
@@ -127,7 +133,8 @@ def _find_list(spec: ListSpec, root: Path, split: str) -> Path:
 def _read_list(spec: ListSpec, root: Path, split: str) -> tuple[Path, list[str], np.ndarray]:
     """Return the file, the N paths and their labels, int64 [N]."""
     file = _find_list(spec, root, split)
-    lines: dict[str, int] = {}
+
+    lines: dict[str, int] = {}  # number of the line of each path
     labels = []
     # names are bytes to the file system
     with reading(file, 'list'), open(file, encoding='utf-8', errors='surrogateescape') as stream:
@@ -137,20 +144,26 @@ def _read_list(spec: ListSpec, root: Path, split: str) -> tuple[Path, list[str],
                 raise UserError(f'{file}, line {number}: {path} is there already, in line {lines[path]}')
             lines[path] = number
             labels.append(label)
-    if len(lines) != spec.totals[split]:
-        raise UserError(f'{file} has {len(lines)} lines, the published list of {spec.name} {spec.totals[split]}')
+
+    total = spec.totals[split]
+    if len(lines) != total:
+        raise UserError(f'{file} has {len(lines)} lines, the published list of {spec.name} {total}')
+
     targets = np.array(labels, np.int64)
     empty = np.flatnonzero(np.bincount(targets, minlength=spec.num_classes) == 0)
     if len(empty):
-        raise UserError(f'{file}: {len(empty)} of {spec.num_classes} classes have no image, the first is {empty[0]}')
+        raise UserError(
+            f'{file}: {len(empty)} of {spec.num_classes} classes have no image, the first is {empty[0]}')
     return file, list(lines), targets
 
 
 def _read_line(place: str, line: str, num_classes: int) -> tuple[str, int]:
+    """Return the path and the label of a line; `place` is its name in an error."""
     # from the right: a path may have spaces
     fields = line.rsplit(maxsplit=1)
     if len(fields) != 2:
         raise UserError(f'{place}: expected `path label`, got {line.strip()!r}')
+
     path, label = fields
     if not label.removeprefix('-').isdecimal():
         raise UserError(f'{place}: the label {label!r} is no integer')
@@ -162,8 +175,11 @@ def _read_line(place: str, line: str, num_classes: int) -> tuple[str, int]:
 
 
 def _check_images(file: Path, root: Path, paths: list[str]):
-    """Raise a `UserError` for images that are not there: one look into each folder, not one at each image."""
-    present: dict[str, frozenset[str]] = {}
+    """Raise a `UserError` for images that are not there.
+
+    One look into each folder, not one at each image: a network file system takes minutes for those.
+    """
+    present: dict[str, frozenset[str]] = {}  # names of the files in each folder
     missing = []
     for number, path in enumerate(paths, 1):
         folder, _, name = path.rpartition('/')
@@ -171,29 +187,45 @@ def _check_images(file: Path, root: Path, paths: list[str]):
             present[folder] = _list_files(root / folder)
         if name not in present[folder]:
             missing.append(number)
+
     if missing:
+        first = missing[0]
         raise UserError(
-            f'{file}, line {missing[0]}: {root / paths[missing[0] - 1]} is not there; '
+            f'{file}, line {first}: {root / paths[first - 1]} is not there; '
             f'{len(missing)} of {len(paths)} images are missing')
 
 
 def _list_files(folder: Path) -> frozenset[str]:
+    """Return the names in a folder; none where it is not there."""
     try:
         return frozenset(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return frozenset()
     except (OSError, ValueError) as error:  # a link to itself, no permission, a NUL byte
-        raise UserError(f'cannot read the folder {folder}: {getattr(error, "strerror", None) or error}') from error
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'cannot read the folder {folder}: {reason}') from error
 
 
 def _name_classes(paths: list[str], targets: np.ndarray, spec: ListSpec) -> list[str]:
-    """Return what the folders of a class's images are called, where it has one and no other class shares it."""
+    """Return a name for each class: that of its folder, or its number.
+
+    A folder names a class whose images all lie in it, where no other class has a folder of that
+    name.
+    """
     folders: dict[int, set[str]] = {}
     for path, label in zip(paths, targets.tolist()):
-        folders.setdefault(label, set()).add('/'.join(path.split('/')[spec.name_depth:-1]))
-    names = {label: next(iter(found)) for label, found in folders.items() if len(found) == 1}
+        folder = '/'.join(path.split('/')[spec.name_depth:-1])
+        folders.setdefault(label, set()).add(folder)
+
+    names: dict[int, str] = {}
+    for label, found in folders.items():
+        if len(found) == 1:
+            names[label] = next(iter(found))
+
     taken = Counter(names.values())
-    return [
-        names[label] if names.get(label) and taken[names[label]] == 1 else str(label)
-        for label in range(spec.num_classes)
-    ]
+    class_names = []
+    for label in range(spec.num_classes):
+        name = names.get(label, '')
+        is_own = name != '' and taken[name] == 1
+        class_names.append(name if is_own else str(label))
+    return class_names

@@ -4,10 +4,8 @@ N images, C classes.
 """
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +13,14 @@ import numpy as np
 
 from ...utils.errors import UserError, one_line
 from ..images import EncodedImages
-from .registry import Source, SourceOptions, refuse_options, register_dataset
 
 __all__ = [
     'DATA_VARIABLE',
-    'FileLabels',
     'TableImages',
     'Tables',
     'find_copy',
     'load_table',
     'open_table',
-    'read_file_labels',
-    'read_labels',
-    'read_numbers',
     'require_columns',
 ]
 
@@ -42,24 +35,17 @@ _COPY_HINT = f'name a local copy with --data-dir or ${DATA_VARIABLE}'
 _TABLE_ENDS = ('.parquet', '.arrow')
 
 
-# first labels of the original releases (Krizhevsky, 2009): ten labels tell a shuffled copy from the original order
-_ORIGINAL_LABELS = {
-    ('cifar10', 'train'): [6, 9, 9, 4, 1, 1, 2, 7, 8, 3],
-    ('cifar10', 'test'): [3, 8, 8, 0, 6, 6, 1, 6, 3, 1],
-    ('cifar100', 'train'): [19, 29, 0, 11, 1, 86, 90, 28, 23, 31],
-    ('cifar100', 'test'): [49, 33, 72, 51, 71, 92, 15, 14, 23, 0],
-}
-
-
 class Tables(dict):
     """The splits of a data set that `datasets` opened: tables by name.
 
     Args:
         place: Folder or repository that was opened.
-        splits: `datasets.Dataset` by name of split.
-        files: Files of each split in the order of its rows, as paths or addresses; empty where the library does not
-            say, as for a set of the Hub that it finds in its cache without a network.
-        folders: Folders that image files of the set may lie in; a relative path starts at the first.
+        splits: Table of each split, a `datasets.Dataset`, by name.
+        files: Files of each split in the order of its rows, as paths or addresses; empty where the
+            library does not say, as for a set of the Hub that it finds in its cache without a
+            network.
+        folders: Folders that image files of the set may lie in; a relative path starts at the
+            first.
     """
 
     def __init__(self, place: str, splits: dict, files: dict[str, list[str]], folders: Sequence[str | Path]):
@@ -69,7 +55,7 @@ class Tables(dict):
         self.folders = folders
 
     def images(self, split: str, column: str, where: str) -> 'TableImages':
-        """Return the image column of a split; `where` is what the table is called in an error."""
+        """Return the image column of a split; `where` is the name of the table in an error."""
         return TableImages(self[split], column, where, self.folders, self.table_files(split))
 
     def table_files(self, split: str) -> list[str]:
@@ -80,14 +66,16 @@ class Tables(dict):
 class TableImages(EncodedImages):
     """The image column of a table, left encoded.
 
-    A row holds the bytes of an image or the path of a file. A path may be anything that the author of the table wrote,
-    and what is read may be packed and published, so that files outside the data set are refused.
+    A row holds the bytes of an image or the path of a file. A path may be anything that the author
+    of the table wrote, and what is read may be packed and published, so that files outside the data
+    set are refused.
 
     Args:
-        table: A `datasets.Dataset`.
+        table: Split of a data set, a `datasets.Dataset`.
         column: Name of the column.
-        place: What the table is called in an error.
-        folders: Folders that the image files may lie in; a relative path starts at the first. None allows no file.
+        place: Name of the table in an error.
+        folders: Folders that the image files may lie in; a relative path starts at the first. No
+            folder allows no file.
         sources: Files that the table was read from.
 
     Raises:
@@ -98,23 +86,26 @@ class TableImages(EncodedImages):
 
     def __init__(
             self,
-            table,
+            table: Any,
             column: str,
             place: str,
             folders: Sequence[str | Path] = (),
             sources: Sequence[str] = (),
     ):
         import datasets
+
         super().__init__(place, len(table))
         self.column = column
         self.folders = [os.path.realpath(folder) for folder in folders]
         self.sources = [path for path in sources if os.path.exists(path)]
 
         images = table.select_columns(column)
-        if getattr(images.features[column], 'dtype', '').startswith(('binary_view', 'fixed_size_binary')):
-            # kinds of bytes that the library does not take for images by itself
+        dtype = getattr(images.features[column], 'dtype', '')
+        if dtype.startswith(('binary_view', 'fixed_size_binary')):
+            # kinds of bytes that the library does not read as images by itself
             images = images.cast_column(column, datasets.Value('binary'))
         self.table = images.cast_column(column, datasets.Image(decode=False)).with_format('arrow')
+
         self._refuse_foreign_files()
 
     def files(self) -> list[str]:
@@ -124,37 +115,49 @@ class TableImages(EncodedImages):
     def _paths(self) -> Iterator[str]:
         """Yield the path of each row of the table that has no bytes."""
         import pyarrow.compute as pc
+
         for structs in self.table.data.column(self.column).chunks:
             encoded = structs.field('bytes')
-            if encoded.null_count:  # of most tables every row has bytes: no path is looked at
-                yield from filter(None, structs.field('path').filter(pc.is_null(encoded)).to_pylist())
+            # in most tables every row has bytes, and no path is looked at
+            if not encoded.null_count:
+                continue
+            for path in structs.field('path').filter(pc.is_null(encoded)).to_pylist():
+                if path:
+                    yield path
 
     def _locate(self, path: str) -> str:
-        return os.path.join(self.folders[0], path) if self.folders else path
+        """Return the place of an image file; a relative path starts at the first folder."""
+        if not self.folders:
+            return path
+        return os.path.join(self.folders[0], path)
 
     def _refuse_foreign_files(self):
+        """Raise a `UserError` for an image file that lies outside the folders."""
+        inside = tuple(os.path.join(folder, '') for folder in self.folders)
         resolved: dict[str, str] = {}
         for path in self._paths():
-            place = _resolve(self._locate(path), resolved)
-            if not any(place.startswith(os.path.join(folder, '')) for folder in self.folders):
-                raise UserError(
-                    f'{self.place}: the image {one_line(path)!r} lies outside {next(iter(self.folders), "the table")}; '
-                    'a table may name files of its own folder only')
-
-    def _structs(self, rows: np.ndarray):
-        return self.table[rows.tolist()][self.column].combine_chunks()
+            if _resolve(self._locate(path), resolved).startswith(inside):
+                continue
+            home = self.folders[0] if self.folders else 'the table'
+            raise UserError(
+                f'{self.place}: the image {one_line(path)!r} lies outside {home}; '
+                'a table may name files of its own folder only')
 
     def _read(self, rows: np.ndarray) -> list[bytes | None]:
-        images = self._structs(rows).to_pylist() if len(rows) else []
-        return [self._bytes(image) for image in images]
+        if not len(rows):
+            return []
+        images = self.table[rows.tolist()][self.column].combine_chunks()
+        return [self._bytes(image) for image in images.to_pylist()]
 
     def _bytes(self, image: dict | None) -> bytes | None:
+        """Return the encoded image of a row; None where there is none, or its file cannot be read."""
         if image is None:
             return None
         if image['bytes'] is not None:
             return image['bytes']
 
-        # one file that is gone must not cost its whole block: it is named when it is decoded; a pipe would hang
+        # one file that is gone must not cost its whole block: it is named when it is decoded; a
+        # pipe would hang
         path = self._locate(image['path'] or '')
         if not os.path.isfile(path):
             return None
@@ -164,41 +167,68 @@ class TableImages(EncodedImages):
             return None
 
     def _names(self, rows: np.ndarray) -> list[str]:
-        def read(structs, first):
-            paths = structs.field('path').to_pylist()
-            return [Path(path or f'row {row}').name for row, path in enumerate(paths, first)]
-        return self._collect(rows, read, object).tolist()
+        return self._collect(rows, _read_names, object).tolist()
 
     def _sizes(self, rows: np.ndarray) -> np.ndarray:
+        return self._collect(rows, self._read_sizes, np.int64)
+
+    def _read_sizes(self, structs: Any, first: int) -> list[int]:
+        """Return the length in bytes of each image of a block; 0 where there is none."""
         import pyarrow.compute as pc
 
-        def read(structs, first):
-            sizes = pc.binary_length(structs.field('bytes')).to_pylist()
-            if None not in sizes:
-                return sizes
-            paths = structs.field('path').to_pylist()
-            return [self._file_size(path) if size is None else size for size, path in zip(sizes, paths)]
-        return self._collect(rows, read, np.int64)
+        sizes = pc.binary_length(structs.field('bytes')).to_pylist()
+        if None not in sizes:
+            return sizes
+
+        for row, path in enumerate(structs.field('path').to_pylist()):
+            if sizes[row] is None:
+                sizes[row] = self._file_size(path)
+        return sizes
 
     def _file_size(self, path: str | None) -> int:
+        if not path:
+            return 0
         try:
-            return os.stat(self._locate(path)).st_size if path else 0
+            return os.stat(self._locate(path)).st_size
         except OSError:
             return 0  # it is named when it is decoded
 
-    def _collect(self, rows: np.ndarray, read: Callable, dtype) -> np.ndarray:
-        """Return `read(structs, first row)` of some rows; neighbours are read as one slice, which copies no image."""
-        found = np.empty(len(rows), dtype)
+    def _collect(
+            self,
+            rows: np.ndarray,
+            read: Callable[[Any, int], list],
+            dtype: type,
+    ) -> np.ndarray:
+        """Return one value of each row; neighbours are read as one slice, which copies no image.
+
+        Args:
+            rows: Rows of the table, int64 [n].
+            read: Function of a block of rows, an Arrow array of structs, and the number of its
+                first row, that returns a value of each row.
+            dtype: Type of the values.
+        """
+        found: np.ndarray = np.empty(len(rows), dtype)
         order = np.argsort(rows, kind='stable')
         ordered = rows[order]
         for start in range(0, len(self.table), self.block_size):
+            # those of the rows that lie in this block
             low, high = np.searchsorted(ordered, (start, start + self.block_size))
-            if low < high:
-                values = []
-                for structs in self.table[start:start + self.block_size][self.column].chunks:
-                    values += read(structs, start + len(values))
-                found[order[low:high]] = np.array(values, dtype)[ordered[low:high] - start]
+            if low == high:
+                continue
+
+            values: list = []
+            for structs in self.table[start:start + self.block_size][self.column].chunks:
+                values += read(structs, start + len(values))
+            found[order[low:high]] = np.array(values, dtype)[ordered[low:high] - start]
         return found
+
+
+def _read_names(structs: Any, first: int) -> list[str]:
+    """Return the file name of each image of a block; its row where it has none."""
+    names = []
+    for row, path in enumerate(structs.field('path').to_pylist(), first):
+        names.append(Path(path or f'row {row}').name)
+    return names
 
 
 def _resolve(path: str, resolved: dict[str, str]) -> str:
@@ -210,12 +240,16 @@ def _resolve(path: str, resolved: dict[str, str]) -> str:
         resolved[folder] = os.path.realpath(folder)
 
     place = os.path.join(resolved[folder], name)
-    return os.path.realpath(place) if os.path.islink(place) else place
+    if os.path.islink(place):
+        return os.path.realpath(place)
+    return place
 
 
 @contextmanager
-def _quiet(datasets):
+def _quiet() -> Iterator[None]:
     """Keep the library's progress bars off a log for a while."""
+    import datasets
+
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -225,22 +259,34 @@ def _quiet(datasets):
             datasets.enable_progress_bars()
 
 
-def _why_unreachable(datasets, repository: str) -> str:
-    """Return why the Hub does not answer at all, '' where it does: the library asks six times, for half a minute."""
+def _why_unreachable(repository: str) -> str:
+    """Return why the Hub does not answer at all, '' where it does.
+
+    Asked once, and not for long: the library itself asks six times, for half a minute.
+    """
+    import datasets
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
+
     try:
         HfApi(endpoint=datasets.config.HF_ENDPOINT).dataset_info(repository, timeout=_PATIENCE)
     except (HfHubHTTPError, ValueError):
         return ''  # an answer, or a name that the library refuses: it says so better
     except Exception as error:  # each version of the library has its own HTTP client, with its own kinds
-        return (str(error).strip() or repr(error)).splitlines()[0]
+        return _first_line(error)
     return ''
 
 
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or repr(error)
+    return text.splitlines()[0]
+
+
 @contextmanager
-def _cache_only(datasets, wanted: bool):
-    """Have the library look into its cache alone for a while."""
+def _cache_only(wanted: bool) -> Iterator[None]:
+    """Have the library look into its cache alone for a while, if that is wanted."""
+    import datasets
+
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = before or wanted
     try:
@@ -249,29 +295,46 @@ def _cache_only(datasets, wanted: bool):
         datasets.config.HF_HUB_OFFLINE = before
 
 
-def _cache_of(datasets, folder: Path) -> str:
-    """Return a cache for a folder as it is: by itself the library may serve what files of that name once held."""
-    files = sorted((str(path.relative_to(folder)), path.stat()) for path in folder.rglob('*') if path.is_file())
-    state = [str(folder.resolve()), *((name, stat.st_size, stat.st_mtime_ns) for name, stat in files)]
-    return str(Path(datasets.config.HF_DATASETS_CACHE, 'local', hashlib.sha256(repr(state).encode()).hexdigest()[:16]))
+def _cache_of(folder: Path) -> str:
+    """Return the cache for the present state of a folder.
+
+    In its usual cache the library may find what files of the same names once held.
+    """
+    import datasets
+
+    files = []
+    for path in folder.rglob('*'):
+        if path.is_file():
+            stat = path.stat()
+            files.append((str(path.relative_to(folder)), stat.st_size, stat.st_mtime_ns))
+
+    state = [str(folder.resolve()), *sorted(files)]
+    digest = hashlib.sha256(repr(state).encode()).hexdigest()[:16]
+    return str(Path(datasets.config.HF_DATASETS_CACHE, 'local', digest))
 
 
-def _image_folders(datasets, place: str) -> list[str | Path]:
-    """Return the folders that hold the image files of a set: its own, or the caches it was downloaded to."""
+def _image_folders(place: str) -> list[Path]:
+    """Return the folders of the image files of a set: its own, or the caches of its download."""
+    import datasets
+    from huggingface_hub import constants
+
     root = Path(place)
     if not root.is_dir():
-        from huggingface_hub import constants
         repository = f'datasets--{place.replace("/", "--")}'
-        return [Path(constants.HF_HUB_CACHE, repository), Path(datasets.config.HF_DATASETS_CACHE, 'downloads')]
+        downloads = Path(datasets.config.HF_DATASETS_CACHE, 'downloads')
+        return [Path(constants.HF_HUB_CACHE, repository), downloads]
 
-    folders = [root, Path(_cache_of(datasets, root))]
-    if root.resolve().parent.name == 'snapshots':  # in the Hub's cache, where a snapshot is links to `blobs`
+    folders = [root, Path(_cache_of(root))]
+    # in the cache of the Hub a snapshot is a folder of links to `blobs`
+    if root.resolve().parent.name == 'snapshots':
         folders.append(root.resolve().parent.parent / 'blobs')
     return folders
 
 
-def _list_configs(datasets, place: str) -> list[str]:
+def _list_configs(place: str) -> list[str]:
     """Return the names of the configurations of a set; none where the library cannot say."""
+    import datasets
+
     try:
         return datasets.get_dataset_config_names(place)
     except Exception:  # each builder raises its own kinds; opening the set says what is wrong
@@ -282,61 +345,81 @@ def load_table(place: str, what: str = 'the splits', config: str | None = None) 
     """Open a folder or a Hub repository with `datasets`.
 
     Args:
-        place: Path of the folder, or `USER/NAME`.
-        what: What of it is wanted, for an error; the library reads all splits in any case.
+        place: Path of the folder, or name of the repository, `USER/NAME`.
+        what: Part of the set that is wanted, for an error; the library reads all splits in any
+            case.
         config: Configuration of the set, or a folder inside it; None where it has one only.
 
     Raises:
-        UserError: The library cannot read it, the Hub cannot be reached, or there are several configurations.
+        UserError: The library cannot read it, the Hub cannot be reached, or there are several
+            configurations.
     """
     import datasets
-    local = Path(place).is_dir()
-    unreachable = '' if local else _why_unreachable(datasets, place)
-    cache = _cache_of(datasets, Path(place)) if local else None
 
-    with _quiet(datasets), _cache_only(datasets, bool(unreachable)):
-        chosen: dict[str, Any] = {}
+    local = Path(place).is_dir()
+    cache, unreachable = None, ''
+    if local:
+        cache = _cache_of(Path(place))
+    else:
+        unreachable = _why_unreachable(place)
+
+    with _quiet(), _cache_only(bool(unreachable)):
+        chosen: dict[str, str] = {}
         if config is not None:
-            is_known = config in _list_configs(datasets, place)
-            chosen = {'name': config} if is_known else {'data_dir': config}
+            key = 'name' if config in _list_configs(place) else 'data_dir'
+            chosen = {key: config}
+
         try:
             # before anything is written: the cache may lie inside the folder
             builder = datasets.load_dataset_builder(place, cache_dir=cache, **chosen)
             splits = datasets.load_dataset(place, cache_dir=cache, **chosen)
         except Exception as error:  # the library, the network and Arrow each raise their own kinds
-            raise _why_not_loaded(datasets, place, what, config, unreachable, error) from error
+            raise _why_not_loaded(place, what, config, unreachable, error) from error
 
-    files = {str(split): [*map(str, paths)] for split, paths in (builder.config.data_files or {}).items()}
-    tables = Tables(place, splits, files, _image_folders(datasets, place))
+    files = {}
+    for split, paths in (builder.config.data_files or {}).items():
+        files[str(split)] = [str(path) for path in paths]
+    tables = Tables(place, splits, files, _image_folders(place))
     if local and config is None:
         _require_one_folder(tables)
     return tables
 
 
 def _why_not_loaded(
-        datasets,
         place: str,
         what: str,
         config: str | None,
         unreachable: str,
         error: Exception,
 ) -> UserError:
-    """Return the error for a set that `datasets` does not open."""
-    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    """Build the error for a set that `datasets` does not open.
+
+    Args:
+        place: Folder or repository.
+        what: Part of the set that was wanted.
+        config: Configuration that was asked for, or None.
+        unreachable: Reason for which the Hub cannot be reached; '' where it can.
+        error: Error of the library.
+    """
     if unreachable and isinstance(error, ConnectionError):
         reason = f'it is not in the cache, and the Hub cannot be reached ({unreachable})'
         return UserError(f'cannot load {what} of {place}: {reason}; {_COPY_HINT}')
 
-    configs = _list_configs(datasets, place)
+    configs = _list_configs(place)
     if config is None and len(configs) > 1:
-        return UserError(f'{place} has several configurations, {", ".join(configs)}: choose one, as in '
-                         f'--dataset hfds/{place}:{configs[0]}')
+        return UserError(
+            f'{place} has several configurations, {", ".join(configs)}: choose one, as in '
+            f'--dataset hfds/{place}:{configs[0]}')
     if config is not None and config not in configs:
         known = ', '.join(configs) or 'none'
-        return UserError(f'{place} has no configuration and no folder {config!r} that can be opened; '
-                         f'its configurations are {known}')
-    hint = '' if Path(place).is_dir() else f'; {_COPY_HINT}'
-    return UserError(f'cannot load {what} of {place}: {reason}{hint}')
+        return UserError(
+            f'{place} has no configuration and no folder {config!r} that can be opened; '
+            f'its configurations are {known}')
+
+    message = f'cannot load {what} of {place}: {_first_line(error)}'
+    if not Path(place).is_dir():
+        message += f'; {_COPY_HINT}'
+    return UserError(message)
 
 
 def _require_one_folder(tables: Tables):
@@ -352,35 +435,49 @@ def _require_one_folder(tables: Tables):
     splits_of: dict[str, set[str]] = {}
     for split in tables:
         for path in tables.table_files(split):
-            splits_of.setdefault(os.path.relpath(os.path.dirname(path), root.resolve()), set()).add(split)
+            folder = os.path.relpath(os.path.dirname(path), root.resolve())
+            splits_of.setdefault(folder, set()).add(split)
+
+    # a folder with several splits is a whole data set
     whole = sorted(folder for folder, splits in splits_of.items() if len(splits) > 1)
     if len(whole) > 1:
-        raise UserError(f'{root} holds several data sets, in the folders {", ".join(whole)}: choose one, as in '
-                        f'--dataset hfds/{root}:{whole[0]}')
+        raise UserError(
+            f'{root} holds several data sets, in the folders {", ".join(whole)}: choose one, as in '
+            f'--dataset hfds/{root}:{whole[0]}')
 
 
 def find_copy(repository: str, data_dir: Path | None) -> Path | None:
-    """Return the local copy of a Hub repository: `--data-dir`, else `$TIMM_LONGTAIL_DATA/<repository>`, else None.
+    """Return the local copy of a Hub repository.
+
+    It is `--data-dir`, else `$TIMM_LONGTAIL_DATA/<repository>` where that is a folder, else None.
+
+    Args:
+        repository: Name of the repository, `USER/NAME`.
+        data_dir: Folder that the user gave, or None.
 
     Raises:
         UserError: `data_dir` is not a folder.
     """
-    if data_dir is not None and not data_dir.is_dir():
-        raise UserError(f'{data_dir} is not a folder: --data-dir is a copy of the Hub repository {repository}')
+    if data_dir is not None:
+        if not data_dir.is_dir():
+            raise UserError(
+                f'{data_dir} is not a folder: --data-dir is a copy of the Hub repository {repository}')
+        return data_dir
+
     root = os.environ.get(DATA_VARIABLE)
-    if data_dir is None and root and (Path(root) / repository).is_dir():
+    if root and (Path(root) / repository).is_dir():
         return Path(root) / repository
-    return data_dir
+    return None
 
 
 def open_table(repository: str, split: str, data_dir: Path | None) -> tuple[Tables, str]:
     """Open one split of a Hub repository or of its local copy.
 
     Args:
-        repository: `USER/NAME`.
-        split: What the repository calls the split.
-        data_dir: Local copy, Parquet with the split in its name; None looks for `$TIMM_LONGTAIL_DATA/<repository>`,
-            then asks the Hub.
+        repository: Name of the repository, `USER/NAME`.
+        split: Name of the split in the repository.
+        data_dir: Local copy, Parquet with the split in its name; None looks for
+            `$TIMM_LONGTAIL_DATA/<repository>`, then asks the Hub.
 
     Returns:
         All splits, and the name of the one.
@@ -388,189 +485,29 @@ def open_table(repository: str, split: str, data_dir: Path | None) -> tuple[Tabl
     Raises:
         UserError: Files are missing, or the library cannot read them.
     """
-    copy, pattern = find_copy(repository, data_dir), f'**/*{split}*.parquet'
+    copy = find_copy(repository, data_dir)
+    pattern = f'**/*{split}*.parquet'
     if copy is not None and not any(copy.glob(pattern)):
         raise UserError(
-            f'{copy} holds no {split} split: looked for {pattern}, as in a copy of the Hub repository {repository}')
+            f'{copy} holds no {split} split: looked for {pattern}, as in a copy of the Hub repository '
+            f'{repository}')
+
     place = str(copy or repository)
     splits = load_table(place, split)
-    # files called valid-* are the split `validation`, unless the card of the repository says otherwise
-    name = 'validation' if split == 'valid' and split not in splits else split
+
+    # files called valid-* are the split `validation`, unless the card of the repository says
+    # otherwise
+    name = split
+    if split == 'valid' and split not in splits:
+        name = 'validation'
     if name not in splits:
         raise UserError(f'{place} has no {split} split; it has {", ".join(splits)}')
     return splits, name
 
 
-@dataclass
-class FileLabels:
-    """What one file of a table says of a label column.
-
-    Attributes:
-        path: File, or its address on the Hub.
-        num_rows: Rows in the file.
-        names: Class names that its numbers stand for; None where they are plain numbers.
-    """
-    path: str
-    num_rows: int
-    names: list[str] | None = field(default=None)
-
-
-def read_file_labels(tables: Tables, split: str, column: str) -> list[FileLabels]:
-    """Return what each file of a split says of a label column; nothing for files without a schema.
-
-    `datasets` takes the names of the first file for all of them, of other splits too.
-
-    Raises:
-        UserError: A file cannot be read.
-    """
-    import fsspec
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    found = []
-    for path in tables.table_files(split):
-        try:
-            with fsspec.open(_cached_copy(path), 'rb') as file:
-                if path.endswith('.parquet'):
-                    parquet = pq.ParquetFile(file)
-                    schema, num_rows = parquet.schema_arrow, parquet.metadata.num_rows
-                else:
-                    schema, num_rows = _read_arrow_schema(pa, file)
-        except Exception as error:  # Arrow, the file system and the network each raise their own kinds
-            raise UserError(f'cannot read the class names of {path}: {one_line(error)}') from error
-        found.append(FileLabels(path, num_rows, _schema_names(schema, column)))
-    return found
-
-
-def _cached_copy(path: str) -> str:
-    """Return the copy in the Hub's cache of a file on the Hub, which spares a request; else the path as it is."""
-    from huggingface_hub import try_to_load_from_cache
-    address = re.fullmatch('hf://datasets/([^/@]+/[^/@]+)@([^/]+)/(.+)', path)
-    if address is None:
-        return path
-    repository, revision, name = address.groups()
-    found = try_to_load_from_cache(repository, name, revision=revision, repo_type='dataset')
-    return found if isinstance(found, str) else path
-
-
-def _read_arrow_schema(pa, file) -> tuple[Any, int]:
-    """Return the schema and the number of rows of an Arrow stream or file."""
-    try:
-        reader = pa.ipc.open_stream(file)
-        return reader.schema, sum(batch.num_rows for batch in reader)
-    except pa.ArrowInvalid:
-        reader = pa.ipc.open_file(file)
-        return reader.schema, sum(reader.get_batch(n).num_rows for n in range(reader.num_record_batches))
-
-
-def _schema_names(schema, column: str) -> list[str] | None:
-    import datasets
-    feature = datasets.Features.from_arrow_schema(schema).get(column)
-    return getattr(feature, 'names', None)
-
-
-def read_labels(table, column: str, place: str, num_classes: int) -> tuple[np.ndarray, list[str]]:
-    """Return labels, int64 [N] (without decoding an image), and class names.
-
-    Args:
-        table: A `datasets.Dataset`.
-        column: Name of the label column.
-        place: What the table is called in an error.
-        num_classes: C, for a column of integers that names no class.
-
-    Raises:
-        UserError: A column that does not hold one integer in each row.
-    """
-    targets = read_numbers(table, column, place)
-    if not np.issubdtype(targets.dtype, np.integer):
-        raise UserError(f'{place}: column {column} holds {targets.dtype}, not one integer label a row')
-    names = getattr(table.features[column], 'names', None)
-    return targets.astype(np.int64), list(names or map(str, range(num_classes)))
-
-
-def read_numbers(table, column: str, place: str) -> np.ndarray:
-    """Return a column of integers or of truth values, [N], in its own type.
-
-    Raises:
-        UserError: A column of another kind, several values a row, or a row without a value.
-    """
-    missing = table.data.column(column).null_count
-    if missing:
-        raise UserError(f'{place}: {missing} of {len(table)} rows have no label (column {column})')
-    values = table.with_format('numpy')[column][:]
-    if getattr(table.features[column], 'dtype', '') == 'uint64':
-        values = values.astype(np.uint64)  # the library makes int64 of them, so that large ones were negative
-    if values.ndim != 1 or values.dtype.kind not in 'iub':
-        several = f'{values.ndim - 1} dimensions of ' if values.ndim > 1 else ''
-        raise UserError(f'{place}: column {column} holds {several}{values.dtype}, not one integer label a row')
-    return values
-
-
-def require_columns(table, columns: tuple[str, ...], place: str):
-    """Raise a `UserError` that lists the columns, where one is missing."""
+def require_columns(table: Any, columns: tuple[str, ...], place: str):
+    """Raise a `UserError` that lists the columns of a table, where one is missing."""
     for column in columns:
         if column not in table.column_names:
-            raise UserError(f'{place} has no column {column!r}; its columns are {", ".join(table.column_names)}')
-
-
-def _require_same_names(tables: Tables, column: str):
-    """Refuse a copy of a benchmark whose files do not give the same names to the same numbers."""
-    files = [found for split in tables for found in read_file_labels(tables, split, column)]
-    for found in files:
-        if found.names != files[0].names:
-            raise UserError(f'{found.path} gives other names to the labels of column {column} than {files[0].path}')
-
-
-def _load_published(
-        repository: str,
-        split: str,
-        options: SourceOptions,
-        image: str,
-        label: str,
-        num_classes: int,
-        **constants: tuple[float, ...],
-) -> Source:
-    """Open a split of a benchmark that lies on the Hub."""
-    refuse_options(repository, options, ('train_split', 'test_split', 'input_key', 'target_key'))
-    tables, name = open_table(repository, split, options.data_dir)
-    table, place = tables[name], tables.place
-    require_columns(table, (image, label), place)
-    _require_same_names(tables, label)
-    targets, class_names = read_labels(table, label, place, num_classes)
-    first = _ORIGINAL_LABELS.get((repository.split('/')[1], split))
-    return Source(
-        targets, class_names, tables.images(name, image, place),
-        original_order=first is not None and targets[:len(first)].tolist() == first,
-        published=True, hub_id=repository, **constants)
-
-
-@register_dataset('cifar10')
-@register_dataset('cifar10_lt', imbalance_factor=100)
-def _cifar10(split: str, options: SourceOptions) -> Source:
-    """CIFAR-10, 10 classes, 32x32; the Hub repository `uoft-cs/cifar10` or a local copy."""
-    return _load_published(
-        'uoft-cs/cifar10', split, options, image='img', label='label', num_classes=10,
-        mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616),
-    )
-
-
-@register_dataset('cifar100')
-@register_dataset('cifar100_lt', imbalance_factor=100)
-def _cifar100(split: str, options: SourceOptions) -> Source:
-    """CIFAR-100, 100 classes, 32x32; the Hub repository `uoft-cs/cifar100` or a local copy."""
-    return _load_published(
-        'uoft-cs/cifar100', split, options, image='img', label='fine_label', num_classes=100,
-        mean=(0.5071, 0.4865, 0.4409), std=(0.2673, 0.2564, 0.2762),
-    )
-
-
-@register_dataset('tiny_imagenet')
-@register_dataset('tiny_imagenet_lt', imbalance_factor=100)
-def _tiny_imagenet(split: str, options: SourceOptions) -> Source:
-    """Tiny ImageNet, 200 classes, 64x64; the Hub repository `zh-plus/tiny-imagenet` or a local copy."""
-    # the labels of the original test split were never released: `valid` is what everybody reports; the constants are
-    # those in wide use, not measured here
-    return _load_published(
-        'zh-plus/tiny-imagenet', 'valid' if split == 'test' else split, options,
-        image='image', label='label', num_classes=200,
-        mean=(0.4802, 0.4481, 0.3975), std=(0.2770, 0.2691, 0.2821),
-    )
+            known = ', '.join(table.column_names)
+            raise UserError(f'{place} has no column {column!r}; its columns are {known}')

@@ -53,14 +53,17 @@ class Source:
 
     Attributes:
         targets: Class of each row, int64 [N].
-        class_names: C names.
-        images: The N images, encoded; or decoded, uint8 [N,3,S,S].
+        class_names: Names of the classes, [C].
+        images: Images, encoded, or decoded as uint8 [N,3,S,S].
         names: File name of each row, where `images` is a tensor.
-        mean, std: Per-channel constants for pixels in [0, 1]; None leaves them to be measured or to be ImageNet's.
+        mean: Mean of each channel, for pixels in [0, 1]; None leaves both constants to be measured
+            or to be ImageNet's.
+        std: Standard deviation of each channel, for pixels in [0, 1].
         original_order: Whether the rows are stored in the order of the original release.
-        published: Whether it is a benchmark of one small size, decoded into memory without looking at every header.
-        hub_id: The Hub's name of the data set, where it has one.
-        note: A line that the user should read at the start, or ''.
+        published: Whether it is a benchmark of one small size, decoded into memory without looking
+            at every header.
+        hub_id: Name of the data set on the Hub, where it has one.
+        note: Line that the user should read at the start, or ''.
         title: Name in file names and messages; '' takes the registered one.
     """
     targets: np.ndarray
@@ -78,17 +81,19 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a source may be told.
+    """Options of a source.
 
     Attributes:
-        argument: What stands behind the slash of a name such as `hfds/USER/SET`; '' without.
+        argument: Text behind the slash of a name such as `hfds/USER/SET`; '' without.
         data_dir: Folder of the data, or None.
-        train_split, test_split: What the splits are called in the storage; None takes the usual names.
-        input_key, target_key: Columns of the image and of the label; None finds them.
-        class_names: Classes of a trained model that the labels of a test split are to stand for; a folder then needs no
-            training split. None takes those of the training split.
-        whole: Whether the test split of a set without splits is all of it, for a model that was trained on other
-            images.
+        train_split: Name of the training split in the storage; None takes the usual names.
+        test_split: Name of the test split in the storage; None takes the usual names.
+        input_key: Column of the image; None finds it.
+        target_key: Column of the label; None finds it.
+        class_names: Classes of a trained model that the labels of a test split are to stand for; a
+            folder then needs no training split. None takes those of the training split.
+        whole: Whether the test split of a set without splits is all of it, for a model that was
+            trained on other images.
     """
     argument: str = ''
     data_dir: Path | None = None
@@ -106,7 +111,8 @@ class RegisteredDataset:
 
     Attributes:
         load: `(split, options) -> Source`, split `train` or `test`.
-        imbalance_factor: Default factor; 1 is a set that is never cut, None has natural counts and is cut on request.
+        imbalance_factor: Default factor; 1 is a set that is never cut, None one of natural counts
+            that is cut on request.
     """
     load: Callable[[str, SourceOptions], Source]
     imbalance_factor: float | None
@@ -119,8 +125,8 @@ def register_dataset(name: str, imbalance_factor: float | None = 1.) -> Callable
     """Register a function `(split, options) -> Source` under a name.
 
     Args:
-        name: What `create_dataset` calls it; one that ends in a slash takes an argument behind it.
-        imbalance_factor: See `RegisteredDataset`.
+        name: Name for `create_dataset`; one that ends in a slash takes an argument behind it.
+        imbalance_factor: Default factor, see `RegisteredDataset`.
     """
     def register(load: Callable) -> Callable:
         REGISTRY[name] = RegisteredDataset(load, imbalance_factor)
@@ -158,7 +164,7 @@ def find_splits(known: Collection[str], usual: Sequence[str], place: str, option
     Args:
         known: Names of the splits that are there.
         usual: Usual names, lower case, the best first.
-        place: What the data set is called in an error.
+        place: Name of the data set in an error.
         option: Option that chooses a split.
 
     Raises:
@@ -168,7 +174,8 @@ def find_splits(known: Collection[str], usual: Sequence[str], place: str, option
     for name in usual:
         spellings = sorted(one for one in known if one.casefold() == name)
         if len(spellings) > 1:
-            raise UserError(f'{place} has {" and ".join(spellings)}, one split in two spellings; choose with {option}')
+            both = ' and '.join(spellings)
+            raise UserError(f'{place} has {both}, one split in two spellings; choose with {option}')
         found += spellings
     return found
 
@@ -179,7 +186,7 @@ def choose_train_split(known: Collection[str], asked: str | None, place: str) ->
     Args:
         known: Names of the splits that are there.
         asked: Name that the user gave, or None.
-        place: What the data set is called in an error.
+        place: Name of the data set in an error.
 
     Returns:
         Its name, None where there is none.
@@ -207,16 +214,17 @@ def choose_test_split(
 
     Args:
         known: Names of the splits that are there.
-        usual: What test splits are called, lower case, the best name first.
+        usual: Usual names of test splits, lower case, the best first.
         train: Name of the training split, None without one.
         asked: Name that the user gave, or None.
-        place: What the data set is called in an error.
+        place: Name of the data set in an error.
 
     Returns:
         Its name, None where there is none; and a line to read where there was a choice, or ''.
 
     Raises:
-        UserError: The split asked for is not there, or is the training split; one split in two spellings.
+        UserError: The split asked for is not there, or is the training split; one split in two
+            spellings.
     """
     if asked is not None:
         if asked not in known:
@@ -229,34 +237,24 @@ def choose_test_split(
     found = find_splits(others, usual, place, '--test-split')
     if not found:
         return None, ''
-    if len(found) == 1:
-        return found[0], ''
-    return found[0], (
-        f'{place}: {found[0]} is the test split, {", ".join(found[1:])} not used (--test-split chooses)')
+
+    test, *unused = found
+    if not unused:
+        return test, ''
+    return test, f'{place}: {test} is the test split, {", ".join(unused)} not used (--test-split chooses)'
 
 
 def hold_out_split(targets: np.ndarray, split: str) -> np.ndarray:
-    """Return the rows of one split, int64, of a set that has no test split: 20 % of each class become one."""
+    """Return the rows of one split of a set that has no test split: 20 % of each class become one.
+
+    Args:
+        targets: Class of each row, int64 [N].
+        split: `train` or `test`.
+
+    Returns:
+        Rows, int64, increasing.
+    """
     test = hold_out_indices(targets, 0.2, seed=0)
-    return test if split == 'test' else np.setdiff1d(np.arange(len(targets)), test)
-
-
-@register_dataset('digits_lt', imbalance_factor=20)
-def _digits(split: str, options: SourceOptions) -> Source:
-    """scikit-learn's 8x8 digits, up-sampled to 32x32 RGB; 20 % of each class are the test split."""
-    from sklearn.datasets import load_digits
-    if options.data_dir is not None:
-        raise UserError('digits_lt comes with scikit-learn; it takes no --data-dir (--dataset folder takes one)')
-    digits = load_digits()
-    rows = hold_out_split(digits.target, split)
-    grey = torch.from_numpy(digits.images[rows]).float() * (255 / 16)
-    large = torch.nn.functional.interpolate(grey[:, None], size=(32, 32), mode='bilinear', align_corners=False)
-    return Source(
-        targets=digits.target[rows].astype(np.int64),
-        class_names=[str(digit) for digit in range(10)],
-        images=large.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous(),
-        names=[f'digit_{row:04d}' for row in rows],
-        mean=(0.3051,) * 3,
-        std=(0.3234,) * 3,
-        published=True,
-    )
+    if split == 'test':
+        return test
+    return np.setdiff1d(np.arange(len(targets)), test)

@@ -1,8 +1,8 @@
 """Steps of a view: each maps uniform numbers to parameters of every image, and applies them to a batch.
 
-`sample` is NumPy on the CPU; `apply` is torch on the images' device, uint8 [n,3,S,S] to the same, and leaves its input
-as it was. A step of geometry also has `place`, for one image file of any size. The number of uniforms never depends on
-their values. n images, S side of the square image.
+`sample` is NumPy on the CPU; `apply` is torch on the images' device, uint8 [n,3,S,S] to the same,
+and leaves its input as it was. A step of geometry also has `place`, for one image file of any size.
+The number of uniforms never depends on their values. n images, S side of the square image.
 """
 import math
 from typing import Any, Protocol
@@ -41,9 +41,11 @@ class Step(Protocol):
 
 
 class GeometryStep(Step, Protocol):
-    """A step that moves pixels. The first one of a view brings an image file to S x S, later ones keep that size.
+    """A step that moves pixels.
 
-    A step without `sample` and `apply` says `files_only = True`.
+    The first one of a view brings an image file to S x S, later ones keep that size. A step that
+    works on image files only, whose `sample` and `apply` cannot be called, says `files_only =
+    True`.
     """
 
     def place(self, image: Image.Image, uniforms: np.ndarray) -> Image.Image:
@@ -56,14 +58,15 @@ def _resize_shorter_side(
         crop_pct: float = 7 / 8,
         interpolation: F.InterpolationMode = F.InterpolationMode.BILINEAR,
 ) -> Image.Image:
-    """Resize so that a crop of `size` pixels is `crop_pct` of the shorter side, rounded down as timm does."""
+    """Resize so that a crop of `size` pixels is `crop_pct` of the shorter side, rounded down as in timm."""
     return F.resize(image, math.floor(size / crop_pct), interpolation)
 
 
 class PadCrop:
     """Pad with zeros on all sides and cut the original size out at a uniform offset.
 
-    An image file is not padded: its shorter side is resized to 8/7 S (256 for 224) and the crop's offset is uniform.
+    An image file is not padded: its shorter side is resized to 8/7 S (256 for 224) and the crop's
+    offset is uniform.
 
     Args:
         padding: Pixels on each side of resident images.
@@ -84,7 +87,8 @@ class PadCrop:
 
     def place(self, image: Image.Image, uniforms: np.ndarray) -> Image.Image:
         image = _resize_shorter_side(image, self.size)
-        top, left = (int(u * (side - self.size + 1)) for u, side in zip(uniforms, image.size[::-1], strict=True))
+        top = int(uniforms[0] * (image.height - self.size + 1))
+        left = int(uniforms[1] * (image.width - self.size + 1))
         return image.crop((left, top, left + self.size, top + self.size))
 
 
@@ -114,11 +118,16 @@ class CentreCrop:
         return images
 
     def place(self, image: Image.Image, uniforms: np.ndarray) -> Image.Image:
-        return F.center_crop(_resize_shorter_side(image, self.size, self.crop_pct, self.interpolation), self.size)
+        image = _resize_shorter_side(image, self.size, self.crop_pct, self.interpolation)
+        return F.center_crop(image, self.size)
 
 
 class Flip:
-    """Mirror left and right."""
+    """Mirror left and right.
+
+    Args:
+        p: Probability that an image is mirrored.
+    """
     num_uniforms = 1
 
     def __init__(self, p: float = 0.5):
@@ -131,24 +140,32 @@ class Flip:
         return ops.flip_where(images, params)
 
     def place(self, image: Image.Image, uniforms: np.ndarray) -> Image.Image:
-        return F.hflip(image) if self.sample(uniforms[None])[0] else image
+        if self.sample(uniforms[None])[0]:
+            return F.hflip(image)
+        return image
 
 
 class ResizedCrop:
     """Cut a box of random area and aspect ratio and resize it to S x S, bilinear with antialiasing.
 
-    As torchvision: ten tries of (area, ratio), the first box that fits; else the largest central box whose ratio is in
-    the range, which is all of a square image. All ten are always drawn, so that the count of uniforms is fixed.
+    As torchvision: ten tries of (area, ratio), the first box that fits; else the largest central
+    box whose ratio is in the range, which is all of a square image. All ten are always drawn, so
+    that the count of uniforms is fixed.
 
     Args:
         size: S.
-        scale: Range of the box's area over the image's.
-        ratio: Range of width over height, uniform in the logarithm.
+        scale: Range of the area of the box over that of the image.
+        ratio: Range of the width of the box over its height, uniform in the logarithm.
     """
     tries = 10
     num_uniforms = 2 * tries + 2
 
-    def __init__(self, size: int, scale: tuple[float, float] = (0.2, 1.), ratio: tuple[float, float] = (3 / 4, 4 / 3)):
+    def __init__(
+            self,
+            size: int,
+            scale: tuple[float, float] = (0.2, 1.),
+            ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    ):
         if not 0 < scale[0] <= scale[1] <= 1:
             raise UserError(f'the area of a crop lies in (0, 1], got {scale[0]} to {scale[1]}')
         self.size = size
@@ -160,42 +177,77 @@ class ResizedCrop:
         return self.boxes(uniforms, self.size, self.size)
 
     def boxes(self, uniforms: np.ndarray, height: int, width: int) -> dict[str, np.ndarray]:
-        """Map uniforms [n,num_uniforms] to boxes in images of one size, `top`, `left`, `height`, `width` [n] each."""
-        area, ratio = uniforms[:, :self.tries], uniforms[:, self.tries:2 * self.tries]
-        area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * area)
-        ratio = np.exp(self.log_ratio[0] + (self.log_ratio[1] - self.log_ratio[0]) * ratio)
-        widths, heights = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
-        fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-        some, first = fits.any(1), (np.arange(len(fits)), fits.argmax(1))
-        narrow = min(height, round(width / self.ratio[0])), min(width, round(height * self.ratio[1]))
-        heights, widths = (
-            np.where(some, lengths[first], central).astype(np.int64)
-            for lengths, central in zip((heights, widths), narrow, strict=True))
-        top, left = (
-            np.where(some, (uniforms[:, column] * (side - lengths + 1)).astype(np.int64), (side - lengths) // 2)
-            for column, side, lengths in ((-2, height, heights), (-1, width, widths)))
+        """Map uniforms to boxes in images of one size.
+
+        The uniforms of an image are ten areas, ten ratios, and the two coordinates of the box.
+
+        Args:
+            uniforms: Numbers in [0, 1), float64 [n,num_uniforms].
+            height: Height of the images in pixels.
+            width: Width of the images in pixels.
+
+        Returns:
+            `top`, `left`, `height` and `width` of each box in pixels, int64 [n].
+        """
+        # sides of the boxes of all ten tries, [n,10]
+        smallest, largest = self.scale
+        area = height * width * (smallest + (largest - smallest) * uniforms[:, :self.tries])
+        narrowest, widest = self.log_ratio
+        log_ratio = narrowest + (widest - narrowest) * uniforms[:, self.tries:2 * self.tries]
+        ratio = np.exp(log_ratio)
+        tried_widths = np.rint(np.sqrt(area * ratio))
+        tried_heights = np.rint(np.sqrt(area / ratio))
+
+        # the first box of each image that fits into it
+        fits_width = (tried_widths > 0) & (tried_widths <= width)
+        fits_height = (tried_heights > 0) & (tried_heights <= height)
+        fits = fits_width & fits_height
+        is_found = fits.any(1)
+        first = np.arange(len(fits)), fits.argmax(1)
+
+        # where none does, the largest box in the middle whose ratio is in the range
+        central_height = min(height, round(width / self.ratio[0]))
+        central_width = min(width, round(height * self.ratio[1]))
+        heights = np.where(is_found, tried_heights[first], central_height).astype(np.int64)
+        widths = np.where(is_found, tried_widths[first], central_width).astype(np.int64)
+
+        # uniform over all positions inside the image
+        free_rows = height - heights
+        free_columns = width - widths
+        drawn_top = (uniforms[:, -2] * (free_rows + 1)).astype(np.int64)
+        drawn_left = (uniforms[:, -1] * (free_columns + 1)).astype(np.int64)
+        top = np.where(is_found, drawn_top, free_rows // 2)
+        left = np.where(is_found, drawn_left, free_columns // 2)
         return {'top': top, 'left': left, 'height': heights, 'width': widths}
 
     def apply(self, images: torch.Tensor, params: dict[str, np.ndarray]) -> torch.Tensor:
         def weights(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            box = {key: values[part] for key, values in params.items()}
-            rows = ops.resize_weights(box['top'], box['height'], images.shape[2], self.size, images.device)
-            columns = ops.resize_weights(box['left'], box['width'], images.shape[3], self.size, images.device)
+            rows = ops.resize_weights(
+                params['top'][part], params['height'][part], images.shape[2], self.size, images.device)
+            columns = ops.resize_weights(
+                params['left'][part], params['width'][part], images.shape[3], self.size, images.device)
             return rows, columns
+
         return ops.resample_in_parts(images, weights, self.size)
 
     def place(self, image: Image.Image, uniforms: np.ndarray) -> Image.Image:
-        top, left, height, width = (int(v[0]) for v in self.boxes(uniforms[None], image.height, image.width).values())
+        boxes = self.boxes(uniforms[None], image.height, image.width)
+        top, left = int(boxes['top'][0]), int(boxes['left'][0])
+        height, width = int(boxes['height'][0]), int(boxes['width'][0])
+
         # cropped first: with `resize(box=)` the filter would reach beyond the box
-        return image.crop((left, top, left + width, top + height)).resize([self.size] * 2, Image.Resampling.BILINEAR)
+        box = image.crop((left, top, left + width, top + height))
+        return box.resize((self.size, self.size), Image.Resampling.BILINEAR)
 
 
 class ColorJitter:
     """Brightness, contrast, saturation and hue, in an order of its own for each image, all or none.
 
     Args:
-        brightness, contrast, saturation: Factors are uniform in [1 - x, 1 + x].
-        hue: Shift is uniform in [-x, x], in turns of the colour circle.
+        brightness: Reach x of the factor, which is uniform in [1 - x, 1 + x].
+        contrast: Reach of the factor, as of `brightness`.
+        saturation: Reach of the factor, as of `brightness`.
+        hue: Reach x of the shift, uniform in [-x, x], in turns of the colour circle.
         p: Probability that an image is jittered.
     """
     num_uniforms = 9
@@ -214,14 +266,18 @@ class ColorJitter:
         self.p = p
 
     def sample(self, uniforms: np.ndarray) -> dict[str, np.ndarray]:
+        factors = self.centre + self.reach * (2 * uniforms[:, 1:5] - 1)
+        smallest = [0., 0., 0., -0.5]
         return {
             'applied': uniforms[:, 0] < self.p,
-            'factors': np.maximum(self.centre + self.reach * (2 * uniforms[:, 1:5] - 1), [0., 0., 0., -0.5]),
+            'factors': np.maximum(factors, smallest),
             'order': uniforms[:, 5:9].argsort(1, kind='stable'),  # all 24 orders are equally likely
         }
 
     def apply(self, images: torch.Tensor, params: dict[str, np.ndarray]) -> torch.Tensor:
         images = images.clone()
+
+        # in each turn every image has one of the four operations
         for turn in range(4):
             for kind, function in enumerate(self.functions):
                 chosen = np.flatnonzero(params['applied'] & (params['order'][:, turn] == kind))
@@ -232,7 +288,11 @@ class ColorJitter:
 
 
 class Grayscale:
-    """Replace the colours by the grey level."""
+    """Replace the colours by the grey level.
+
+    Args:
+        p: Probability that an image becomes grey.
+    """
     num_uniforms = 1
 
     def __init__(self, p: float = 0.2):
@@ -242,7 +302,8 @@ class Grayscale:
         return np.flatnonzero(uniforms[:, 0] < self.p)
 
     def apply(self, images: torch.Tensor, params: np.ndarray) -> torch.Tensor:
-        images, rows = images.clone(), torch.from_numpy(params).to(images.device)
+        images = images.clone()
+        rows = torch.from_numpy(params).to(images.device)
         images[rows] = ops.grayscale(images[rows])
         return images
 
@@ -250,9 +311,15 @@ class Grayscale:
 class GaussianBlur:
     """Blur with a standard deviation uniform in `sigma`, in pixels; taps reach three times the largest.
 
-    A Gaussian with the border mirrored, as torchvision's. PIL's `GaussianBlur(radius)`, which code bases for ImageNet
-    use, takes the same number as its standard deviation, but sums three box filters and repeats the border. The range
-    is the same for any size: 0.1 to 2 is meant for 224 pixels (SimCLR, MoCo v2).
+    A Gaussian with the border mirrored, as torchvision's. PIL's `GaussianBlur(radius)`, which code
+    bases for ImageNet use, takes the same number as its standard deviation, but sums three box
+    filters and repeats the border. The range is the same for any size: 0.1 to 2 is meant for 224
+    pixels (SimCLR, MoCo v2).
+
+    Args:
+        size: S.
+        sigma: Range of the standard deviation in pixels.
+        p: Probability that an image is blurred.
     """
     num_uniforms = 2
 
@@ -263,13 +330,18 @@ class GaussianBlur:
 
     def sample(self, uniforms: np.ndarray) -> dict[str, np.ndarray]:
         rows = np.flatnonzero(uniforms[:, 0] < self.p)
-        return {'rows': rows, 'sigma': self.sigma[0] + (self.sigma[1] - self.sigma[0]) * uniforms[rows, 1]}
+        smallest, largest = self.sigma
+        return {'rows': rows, 'sigma': smallest + (largest - smallest) * uniforms[rows, 1]}
 
     def apply(self, images: torch.Tensor, params: dict[str, np.ndarray]) -> torch.Tensor:
         def weights(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-            return tuple(
-                ops.blur_weights(params['sigma'][part], size, self.radius, images.device) for size in images.shape[2:])
-        images, rows = images.clone(), torch.from_numpy(params['rows']).to(images.device)
+            sigmas = params['sigma'][part]
+            rows = ops.blur_weights(sigmas, images.shape[2], self.radius, images.device)
+            columns = ops.blur_weights(sigmas, images.shape[3], self.radius, images.device)
+            return rows, columns
+
+        images = images.clone()
+        rows = torch.from_numpy(params['rows']).to(images.device)
         images[rows] = ops.resample_in_parts(images[rows], weights, images.shape[-1])
         return images
 
@@ -277,8 +349,12 @@ class GaussianBlur:
 class Cutout:
     """Set a square to zero (DeVries and Taylor, 2017, https://arxiv.org/abs/1708.04552).
 
-    The centre is uniform over the image's pixels and the square is clipped at the border; zero is black, before the
-    normalisation.
+    The centre is uniform over the image's pixels and the square is clipped at the border; zero is
+    black, before the normalisation.
+
+    Args:
+        size: S.
+        length: Side of the square in pixels.
     """
     num_uniforms = 2
 
