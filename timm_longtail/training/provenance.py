@@ -26,6 +26,7 @@ __all__ = [
     'peak_memory',
     'relative_to_root',
     'require_clean_tree',
+    'start_of',
     'tree_files',
     'tree_hash',
     'working_tree_hash',
@@ -78,29 +79,28 @@ def working_tree_hash(recipe: str | None = None, root: Path = ROOT) -> str:
 
 
 def is_dirty(recipe: str | None = None, root: Path = ROOT) -> bool | None:
-    """Whether a file that decides a result differs from the last commit; None where there is no git to ask.
-
-    Args:
-        recipe: Path of the recipe, relative to the root or absolute; None without one.
-        root: Root of the project.
-    """
-    # outside the project: no commit has it
+    """Whether a file that decides a result differs from the last commit; None where there is no git to ask."""
     if recipe and Path(recipe).is_absolute():
-        return True
+        return True  # outside the project: no commit has it
 
-    # ignored files too: a module that git does not list is hashed like any other
-    command = ['git', '-C', str(root), 'status', '--porcelain', '--untracked-files=all', '--ignored', '--no-renames']
-    command += ['--', 'timm_longtail', *ENTRY_POINTS]
+    names = ['timm_longtail', *ENTRY_POINTS]
     if recipe:
-        command.append(recipe)
+        names.append(recipe)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        top = _git(root, 'rev-parse', '--show-toplevel').strip()
+        if Path(top).resolve() != Path(root).resolve():
+            return None  # installed in a folder of another project
+
+        status = _git(
+            root, 'status', '--porcelain', '--untracked-files=all', '--ignored', '--no-renames', '--', *names)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return bool(tree_files([line[3:] for line in status.splitlines()], recipe))
 
-    # a line is a state of two letters, a space and the name
-    changed = [line[3:] for line in done.stdout.splitlines()]
-    return bool(tree_files(changed, recipe))
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ['git', '-C', str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def code_state(recipe: str | None = None) -> dict[str, Any]:
@@ -127,31 +127,51 @@ def require_clean_tree(recipe: str | None = None):
 
 
 def command_line(num_processes: int) -> str:
-    """Return the command of this process as it can be typed again; the data folder becomes $TIMM_LONGTAIL_DATA.
-
-    Args:
-        num_processes: Number of processes of the run, on all hosts.
-    """
-    name = Path(sys.argv[0]).name
-    if num_processes > 1:
-        program = _launcher(num_processes)
-    elif name.startswith('python -m '):  # a command of `__main__`
-        program = name.split()
-    else:
-        program = ['python', name]
+    """Return the command of this process as it can be typed again; the data folder becomes $TIMM_LONGTAIL_DATA."""
+    program = _launcher(num_processes) if num_processes > 1 else _program()
     line = shlex.join([*program, *sys.argv[1:]])
 
     folder = os.environ.get('TIMM_LONGTAIL_DATA')
-    return line.replace(folder, '$TIMM_LONGTAIL_DATA') if folder else line
+    if folder:
+        line = line.replace(folder, '$TIMM_LONGTAIL_DATA')
+    return line
+
+
+def start_of(command: str) -> str:
+    """Return what starts another command in the way that this process was started.
+
+    Args:
+        command: Name of the command, such as `validate`.
+    """
+    if _is_command():
+        *before, _ = _program()
+        return shlex.join([*before, command])
+    return f'python {command}.py'
+
+
+def _is_command() -> bool:
+    """Whether this process is a command of the package, and no script; `__main__` writes its name to `sys.argv`."""
+    return sys.argv[0].startswith(('timm-longtail ', 'python -m timm_longtail '))
+
+
+def _program() -> list[str]:
+    """Return what stands before the options of this process where it is the only one."""
+    if _is_command():
+        return sys.argv[0].split()
+    return ['python', Path(sys.argv[0]).name]
 
 
 def _launcher(num_processes: int) -> list[str]:
-    """Return the words that launch several processes, with the number of hosts where there are several."""
-    num_hosts = int(os.environ.get('GROUP_WORLD_SIZE', 1))
-    words = ['./distributed_train.sh', str(num_processes // num_hosts)]
-    if num_hosts > 1:
-        words.insert(0, f'NNODES={num_hosts}')
-    return words
+    """Return what stands before the options of this process where it is one of several."""
+    hosts = int(os.environ.get('GROUP_WORLD_SIZE', 1))
+    on_host = str(num_processes // hosts)
+
+    if _is_command():
+        place = ['--nnodes', str(hosts)] if hosts > 1 else ['--standalone']
+        return ['torchrun', *place, '--nproc-per-node', on_host, '-m', 'timm_longtail', _program()[-1]]
+
+    script = ['./distributed_train.sh', on_host]
+    return [f'NNODES={hosts}', *script] if hosts > 1 else script
 
 
 def environment(device: torch.device) -> dict[str, Any]:
