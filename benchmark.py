@@ -22,6 +22,7 @@ from timm_longtail.config.data_options import Parser
 from timm_longtail.config.train_options import parse_train_args, train_parser
 from timm_longtail.training.accelerator import create_accelerator
 from timm_longtail.training.build import build_run, create_datasets
+from timm_longtail.training.options import resolve_options
 from timm_longtail.training.provenance import peak_memory
 from timm_longtail.training.run import Run
 from timm_longtail.training.timing import (
@@ -138,9 +139,10 @@ def main(argv: list[str] | None = None):
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):
         accelerator = create_accelerator(args.mixed_precision, args.dist_timeout)
+        args = resolve_options(args, accelerator)
         train_set, eval_set, _ = create_datasets(args)
         run = build_run(args, accelerator, train_set, eval_set)
-        row = describe(args, run, train_set)
+        row = describe(run, train_set)
         row |= measure_epochs(args, run) if options.epochs else measure_blocks(args, options, run, train_set)
         row.setdefault('peak_device_gb', None)
         row['flops_share'] = flops_share(run, row['step_ms_mean'])

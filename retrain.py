@@ -52,6 +52,7 @@ from timm_longtail.training import provenance
 from timm_longtail.training.accelerator import create_accelerator
 from timm_longtail.training.build import check_input
 from timm_longtail.training.outputs import note_changed_file
+from timm_longtail.training.rows import data_tag
 from timm_longtail.utils.errors import UserError, one_line
 from timm_longtail.utils.files import write_json
 from timm_longtail.utils.finite import check_finite, trained_tensors
@@ -225,7 +226,7 @@ def main(argv: list[str] | None = None):
                         'for other images, here; or --choose-lr-on-test')
     names, refused = choose_classifiers(args.classifier, representation)
     row_path = results_path(representation)
-    tag = provenance.data_tag(representation.train_set)
+    tag = data_tag(representation.train_set)
     folder = create_folder(
         Path(args.output) / (args.experiment or f'{representation.candidate.name}.retrain.{tag}.s{args.seed}'))
     hold_folder(folder)

@@ -29,9 +29,11 @@ def main(argv: list[str]):
     from timm_longtail.config.train_options import parse_train_args
     from timm_longtail.training.accelerator import create_accelerator
     from timm_longtail.training.build import build_run, create_datasets
+    from timm_longtail.training.options import resolve_options
     from timm_longtail.training.timing import time_steps
     args = parse_train_args(argv)
     accelerator = create_accelerator(args.mixed_precision)
+    args = resolve_options(args, accelerator)
     train_set, eval_set, _ = create_datasets(args)
     print(row('reading the data'))
     run = build_run(args, accelerator, train_set, eval_set)

@@ -175,13 +175,13 @@ class Peers:
     """
 
     def __init__(self, args: Namespace, run: Run, dataset):
-        if run.accelerator.num_processes > 1 or run.grad_accum_steps > 1:
+        if run.accelerator.num_processes > 1 or run.options.grad_accum_steps > 1:
             raise UserError('--compare takes one process and no --grad-accum-steps')
         if len(run.loaders) > 1 or len(run.method.phases) > 1:
             raise UserError(f'--compare: {args.method} has several streams or phases, which the peers\' way has not')
         self.device = run.accelerator.device
         self.batch_size = run.images_per_step
-        about = run.preprocessing
+        about = run.data.preprocessing
         side = dataset.input_size[-1] if dataset.resident else about.img_size
         self.dataset = PeersDataset(dataset, [
             create_transform(view, side, about.img_size, about.mean, about.std, dataset.resident)

@@ -18,6 +18,7 @@ from timm_longtail.config.train_options import parse_train_args
 from timm_longtail.training.accelerator import create_accelerator
 from timm_longtail.training.build import build_run, create_datasets
 from timm_longtail.training.loop import _train_phase
+from timm_longtail.training.options import resolve_options
 
 STEPS = 8
 # the first kind that has one of its words in an operator's name
@@ -39,6 +40,7 @@ def kind_of(name: str) -> str:
 def main():
     args = parse_train_args(sys.argv[1:])
     accelerator = create_accelerator(args.mixed_precision)
+    args = resolve_options(args, accelerator)
     train_set, eval_set, _ = create_datasets(args)
     run = build_run(args, accelerator, train_set, eval_set)
     run.start_epoch(args.epochs)

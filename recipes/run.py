@@ -28,7 +28,8 @@ from timm_longtail.cli.entry import run_main  # noqa: E402
 from timm_longtail.config.data_options import SEED, Parser  # noqa: E402
 from timm_longtail.config.train_options import parse_train_args  # noqa: E402
 from timm_longtail.data import default_imbalance_factor, packed_data  # noqa: E402
-from timm_longtail.training.provenance import read_row, relative_to_root, variant_of  # noqa: E402
+from timm_longtail.training.provenance import relative_to_root  # noqa: E402
+from timm_longtail.training.rows import read_row, variant_of  # noqa: E402
 from timm_longtail.utils.errors import UserError  # noqa: E402
 from timm_longtail.utils.files import read_text  # noqa: E402
 from timm_longtail.utils.ranges import Number  # noqa: E402

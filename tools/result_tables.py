@@ -10,8 +10,8 @@ from timm_longtail.config.train_options import parse_train_args
 from timm_longtail.data import head_tail_groups
 from timm_longtail.evaluation.tables import GROUPS
 from timm_longtail.retraining.report import JOINT
-from timm_longtail.training.build import TRAINING_OPTIONS
-from timm_longtail.training.provenance import RETRAINED_COLUMNS, read_row
+from timm_longtail.training.protocol import TRAINING_OPTIONS
+from timm_longtail.training.rows import RETRAINED_COLUMNS, read_row
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / 'results'

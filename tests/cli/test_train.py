@@ -253,7 +253,7 @@ def test_what_is_not_finite_is_named_and_not_saved(options, spoil, words, tmp_pa
 
 def test_an_evaluation_without_images_has_no_figures_and_ends_nothing(tmp_path):
     _, run = make_run('ce')
-    run.output_dir, run.eval_loader.batches = tmp_path, ShardedBatches(0, 16, training=False)
+    run.output_dir, run.data.eval_loader.batches = tmp_path, ShardedBatches(0, 16, training=False)
     history = fit(run, 2)
     assert [row['eval_all'] for row in history] == [None, None] and history[1]['eval_num_images'] == 0
     assert run.best is history[0]
@@ -271,7 +271,8 @@ def test_a_run_resumed_inside_an_epoch_has_the_same_rates(options, steps):
 
     fit(first, 1)
     states = []
-    first.save_steps, first.save = steps, lambda: states.append(copy.deepcopy(first.state_dict()))
+    first.options = first.options.replace(save_steps=steps)
+    first.save = lambda: states.append(copy.deepcopy(first.state_dict()))
     fit(first, 2)
     assert states[0]['step'] == steps
     second.load_state_dict(states[0])

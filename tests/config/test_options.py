@@ -28,8 +28,8 @@ from timm_longtail.data import calls, create_sampler, create_view, list_views
 from timm_longtail.data.views.view import _REGISTRY as VIEWS
 from timm_longtail.export import hub
 from timm_longtail.methods import check_options, default_options, list_methods, method_class
-from timm_longtail.training.build import plain
 from timm_longtail.training.optim import create_optimizers
+from timm_longtail.training.options import plain
 from timm_longtail.utils.errors import UserError
 from timm_longtail.utils.files import read_yaml
 from timm_longtail.utils.ranges import LIMIT, Number

@@ -9,12 +9,13 @@ import timm
 import torch
 import yaml
 
+from timm_longtail.config.optim_options import create_scheduler
 from timm_longtail.config.train_options import _read_recipe, parse_train_args, train_parser
 from timm_longtail.data import default_imbalance_factor, list_datasets, long_tail_counts
 from timm_longtail.export.folder import export_model, load_exported
 from timm_longtail.methods import create_method, list_methods
 from timm_longtail.models.resnet_cifar import ResNetCifar
-from timm_longtail.training.optim import _create_scheduler, create_optimizers
+from timm_longtail.training.optim import create_optimizers
 from timm_longtail.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -129,7 +130,7 @@ def test_header_has_the_command_the_result_and_the_source(path, monkeypatch):
 def learning_rates(args, steps_per_epoch=3):
     """Return the rate of each epoch, as the loop sets it: once an epoch, then once a step."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.lr)
-    scheduler = _create_scheduler(args, optimizer, steps_per_epoch)
+    scheduler = create_scheduler(args, optimizer, steps_per_epoch)
     rates = []
     for epoch in range(args.epochs):
         scheduler.step(epoch)
@@ -317,7 +318,7 @@ def test_self_supervised_recipes_are_the_released_codes(name):
     vars(args).update(_read_recipe(ROOT / 'recipes' / f'{name}.yaml', parser))
     assert (args.epochs, args.lr, args.weight_decay, args.global_batch_size) == SELF_SUPERVISED[name]
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.lr)
-    scheduler = _create_scheduler(args, optimizer, 10)
+    scheduler = create_scheduler(args, optimizer, 10)
     warmup = 0 if args.method == 'rais' else 5
     for update in range(0, 10 * args.epochs, 7):  # each step has its rate
         scheduler.step_update(update)
@@ -356,7 +357,7 @@ def test_the_rate_of_the_digits_goes_to_zero_along_a_cosine():
         assert learning_rates(args) == [
             pytest.approx(cosine_rate(e, recipe, epochs, warmup), rel=1e-9) for e in range(epochs)]
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.lr)
-        _create_scheduler(args, optimizer, 1).step(epochs)
+        create_scheduler(args, optimizer, 1).step(epochs)
         assert optimizer.param_groups[0]['lr'] == pytest.approx(0, abs=1e-12)
 
 

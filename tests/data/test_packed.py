@@ -327,7 +327,7 @@ def test_names_of_images_may_hold_line_ends(tmp_path):
     ('', 'data', 'data'),
 ])
 def test_names_of_data_sets_are_safe(tmp_path, name, title, tag):
-    from timm_longtail.training.provenance import data_tag
+    from timm_longtail.training.rows import data_tag
     path = write_packed(tmp_path / 'set.safetensors', make_split('train', name), make_split('test', name), {})
     dataset = read_packed(path, 'train')
     assert dataset.name == title and data_tag(dataset) == tag.lstrip('-')

@@ -1,6 +1,5 @@
 """Samplers: class probabilities against their closed forms, what is drawn against the probabilities."""
 import re
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from timm_longtail.data import (
     list_samplers,
 )
 from timm_longtail.training.loop import fit
-from timm_longtail.training.outputs import start_lines
+from timm_longtail.training.start import start_lines
 from timm_longtail.utils import rng
 from timm_longtail.utils.errors import UserError
 
@@ -155,7 +154,7 @@ def test_a_run_samples_as_it_is_told():
     expected = max(dataset.class_counts) * 10
     assert run.loaders[0].num_samples == expected and run.steps_per_epoch == expected // 16
     assert isinstance(run.loaders[0].sampler, ClassSampler)
-    assert run.protocol['sampler'] == 'class_balanced' and run.protocol['epoch_length'] == 'class-aware'
+    assert run.protocol.agreed['sampler'] == 'class_balanced' and run.protocol.agreed['epoch_length'] == 'class-aware'
     seen = torch.cat([target for _, target, _ in run.loaders[0]])
     assert torch.bincount(seen, minlength=10).min() > 0
     assert fit(run, 1)[0]['train_loss'] > 0
@@ -176,5 +175,5 @@ def test_a_method_that_samples_by_itself_takes_no_sampler():
 def test_start_lines_name_the_sampler_of_each_stream(method, options, names):
     _, run = make_run(method, *options)
     assert [loader.sampler.name for loader in run.loaders] == names
-    lines = start_lines(Namespace(**{**run.args, 'recipe': None}), run, digits(), None)
+    lines = start_lines(run, digits(), None)
     assert f'sampler: {"; then ".join(names)}, {run.loaders[0].num_samples} samples an epoch' in lines

@@ -522,13 +522,13 @@ def test_an_export_does_not_say_whose_machine_it_was_made_on(tmp_path, monkeypat
     monkeypatch.setattr(sys, 'argv', [
         'train.py', '-c', str(recipe), f'--data-dir={home}/client X/photos', '--output', str(home), '--results',
         '/results', '--dataset', f'packed:{home}/digits.safetensors', '--method-kwargs', f'x=["{home}/a", "{home}/b"]'])
-    args, run = make_run('ce', '--output', str(home))
-    args.initial_checkpoint = str(home / 'start' / 'weights.pth')
+    _, run = make_run('ce', '--output', str(home))
     run.output_dir = home
     run.history = [{'epoch': 0, 'train_seconds': 1.0}]
     run.best = {'epoch': 0, 'eval_all': 10.0}
-    args.method_kwargs = {'queue': f'{home}/queue.pt'}
-    finish(args, run, digits(), digits(), code_state(str(recipe)))
+    run.options = run.options.replace(
+        initial_checkpoint=str(home / 'start' / 'weights.pth'), method_kwargs={'queue': f'{home}/queue.pt'})
+    finish(run, digits(), digits(), code_state(str(recipe)))
 
     published = ''.join((home / 'export' / name).read_text() for name in ('config.json', 'README.md'))
     for private in (str(tmp_path), 'somebody', 'client X', '/home', '/results', socket.gethostname()):

@@ -14,7 +14,7 @@ from timm_longtail.methods._frozen import FrozenBackbone
 from timm_longtail.models import deployed_state_dict
 from timm_longtail.training.checkpoint import method_state
 from timm_longtail.training.loop import _train_phase, fit
-from timm_longtail.training.outputs import _cost
+from timm_longtail.training.outputs import _cost_columns
 from timm_longtail.utils.errors import UserError
 from timm_longtail.utils.files import LAST
 
@@ -207,7 +207,7 @@ def test_an_idle_phase_does_nothing():
     history = fit(run, 2)
     assert called == ['main'] * 4 + ['main', 'centres'] * 4 and run.method.centres.any()
     assert 'train_centres_loss' in history[1] and 'train_centres_loss' not in history[0]
-    assert _cost(run)['forward_passes'] == 3 * 64 * len(run.loaders)
+    assert _cost_columns(run)['forward_passes'] == 3 * 64 * len(run.loaders)
 
 
 def test_toy_calls_every_hook(tmp_path):

@@ -15,6 +15,7 @@ from timm_longtail.data import create_dataset
 from timm_longtail.methods._registry import _METHODS
 from timm_longtail.training.accelerator import create_accelerator
 from timm_longtail.training.build import build_run
+from timm_longtail.training.options import resolve_options
 
 from .toy_method import Toy
 
@@ -62,7 +63,9 @@ def make_run(method: str, *options: str, dataset=None):
             [*TINY, *linear, '--no-recipe', '--method', method, '--batch-size', '16', '--lr', '0.05', '--epochs', '2',
              *method_options, *options])
         dataset = dataset or digits()
-        return args, build_run(args, create_accelerator(args.mixed_precision), dataset, dataset)
+        accelerator = create_accelerator(args.mixed_precision)
+        options = resolve_options(args, accelerator)
+        return options, build_run(options, accelerator, dataset, dataset)
     finally:
         del _METHODS['toy']
 

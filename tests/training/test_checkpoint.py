@@ -5,7 +5,6 @@ import os
 import pickle
 import zipfile
 from argparse import Namespace
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +23,10 @@ from timm_longtail.training.checkpoint import (
     read_part,
     write_checkpoint,
 )
-from timm_longtail.training.loop import fit
 from timm_longtail.utils.errors import UserError
 from timm_longtail.utils.files import BEST, LAST, PREVIOUS
 
-from ..support.runs import digits, make_run
+from ..support.plain_values import assert_same
 
 
 def state(epoch):
@@ -325,40 +323,6 @@ def test_a_file_without_weights(content, words, tmp_path):
 
 # ------------------------------------------------------------------------------------------------ damaged fields
 
-@pytest.fixture(scope='module')
-def saved_states(tmp_path_factory):
-    """Return the states of a run after an epoch and inside one, as they are saved."""
-    _, states = finished_run(tmp_path_factory.mktemp('run'))
-    return {'after an epoch': states[1], 'inside an epoch': states[2]}
-
-
-WRONG_VALUES = [None, 'word', 3, -1, True, [], {}, [3], {'a': 3}]
-
-
-@pytest.mark.parametrize('place', ['after an epoch', 'inside an epoch'])
-def test_damaged_fields_are_one_line(place, saved_states, monkeypatch):
-    """Each field missing, or of another kind: refused when it is read or taken up, or of no importance."""
-    whole = saved_states[place]
-    damages = [{k: v for k, v in whole.items() if k != name} for name in whole]
-    damages += [{**whole, name: value} for name in whole for value in WRONG_VALUES]
-    _, run = make_run('toy', '--model-ema', '--clip-grad', '5', '--method-kwargs', 'momentum=0.8')
-    refused = set()
-    for damaged in damages:
-        monkeypatch.setattr(checkpoint, '_read', lambda path, content=damaged: content)
-        try:
-            run.load_state_dict(read_checkpoint(Path(LAST)))
-            run.start_epoch(2)
-        except UserError as e:
-            assert '\n' not in str(e)
-            refused |= {name for name in whole if name not in damaged or damaged[name] is not whole[name]}
-    needed = {
-        'epoch', 'step', 'arch', 'state_dict', 'method_state', 'optimizer', 'optimizers', 'args', 'about', 'protocol',
-        'tree_hashes', 'seconds', 'history', 'best', 'state_dict_ema'}
-    if place == 'inside an epoch':
-        needed |= {'torch_rng', 'method_rng', 'sums'}
-    assert needed <= refused
-
-
 @pytest.mark.parametrize('name, value, words', [
     ('epoch', '1', "epoch is '1', expected int"),
     ('seconds', None, 'seconds is None, expected int or float'),
@@ -404,79 +368,3 @@ def test_the_state_of_a_method_comes_back():
     assert any(name.startswith('model.branches.') for name in content['method_state'])
     load_method_state(other, content, 'FILE')
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
-
-
-PLAIN = (bool, dict, float, int, list, OrderedDict, str, torch.Tensor, tuple, type(None))
-
-
-def assert_same(a, b, where='state'):
-    """Fail unless two nested values have the same plain types and bits."""
-    assert type(a) is type(b) and type(a) in PLAIN, (where, type(a), type(b))
-    if isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert list(a) == list(b), where
-        for key in a:
-            assert_same(a[key], b[key], f'{where}[{key!r}]')
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b)):
-            assert_same(x, y, f'{where}[{i}]')
-    else:
-        assert a == b, where
-
-
-def finished_run(folder):
-    """Return a run of two epochs in `folder`, with all the files it leaves, and the state of a save inside an epoch."""
-    _, run = make_run('toy', '--model-ema', '--clip-grad', '5', '--method-kwargs', 'momentum=0.8')
-    run.output_dir, run.save_steps = folder, 2
-    states, save = [], run.save
-
-    def save_and_keep():
-        save()
-        states.append(read_checkpoint(folder / LAST))
-        assert_same({**run.state_dict(), 'seconds': 0.0}, {**states[-1], 'seconds': 0.0})  # a clock
-    run.save = save_and_keep
-    fit(run, 2)
-    return run, states
-
-
-def test_all_that_a_run_writes_comes_back_with_weights_only(tmp_path):
-    run, states = finished_run(tmp_path)
-    assert [(s['epoch'], s['step']) for s in states] == [(0, 2), (1, 0), (1, 2), (2, 0)]
-    assert {'torch_rng', 'method_rng', 'sums', 'state_dict_ema', 'method_state'} <= states[0].keys()
-    assert not {'torch_rng', 'method_rng', 'sums'} & states[-1].keys()
-    assert {LAST, PREVIOUS, BEST} == {path.name for path in tmp_path.iterdir()}
-    assert read_checkpoint(tmp_path / PREVIOUS)['epoch'] == 1
-    best = read_checkpoint(tmp_path / BEST)
-    assert best['metric'] == max(row[f'eval_{run.headline}'] for row in run.history)
-    assert best['epoch'] - 1 == best['best']['epoch']
-
-
-def test_timm_loads_the_file(tmp_path):
-    run, _ = finished_run(tmp_path)
-    args = run.args
-    for use_ema, trained in ((False, run.method.model), (True, run.ema.module)):
-        model = timm.create_model(args['model'], num_classes=run.method.model.num_classes, **args['model_kwargs'])
-        result = timm.models.load_checkpoint(model, str(tmp_path / LAST), use_ema=use_ema)
-        assert not result.missing_keys and not result.unexpected_keys
-        assert all(torch.equal(value, trained.state_dict()[name]) for name, value in model.state_dict().items())
-
-
-def test_a_run_is_resumed_on_the_same_images_in_the_same_order_prepared_alike():
-    _, run = make_run('ce')
-    fit(run, 1)
-    saved = run.state_dict()
-    turned = digits().subset(range(63, -1, -1))
-    turned.shot_counts = list(turned.class_counts)
-    assert turned.hash == digits().hash
-    for options, dataset, words in (
-            (['--img-size', '16'], None, 'img_size 32 there, 16 here'),
-            (['--mean', '0', '0', '0'], None, 'mean .* there'),
-            (['--method-kwargs', 'mixup_alpha=1'], None, 'method_kwargs mixup_alpha 0.0 there, 1 here$'),
-            ([], turned, 'order .* there')):
-        _, other = make_run('ce', *options, dataset=dataset)
-        with pytest.raises(UserError, match=f'of another run: {words}'):
-            other.load_state_dict(saved)
-    _, other = make_run('ce', '--method-kwargs', 'mixup_alpha=0', 'view=crop_flip')  # the defaults, spelled out
-    other.load_state_dict(saved)

@@ -1,6 +1,7 @@
 """The output folder: full disks, folders that cannot be written, two runs at one folder. Real disks and processes."""
 import csv
 import errno
+import json
 import os
 import resource
 import shutil
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import train
-from timm_longtail.training import outputs
+from timm_longtail.training import loop, output_folder, outputs, provenance, trackers
 from timm_longtail.training.checkpoint import read_checkpoint, write_checkpoint
 from timm_longtail.utils import output_lock
 from timm_longtail.utils.errors import UserError
@@ -69,11 +70,23 @@ def test_a_full_disk_stops_each_kind_of_file(tmp_path):
         write_json(tmp_path / 'metrics.json', {'a': 1})
     with pytest.raises(UserError, match='cannot write .*export: .*No such file'), writing(tmp_path / 'export'):
         save_file({'a': torch.zeros(9)}, tmp_path / 'nowhere' / 'a')  # not to /dev/full, which it would replace
-    with pytest.raises(UserError, match=f'cannot write .*a.csv: {FULL}'), writing(tmp_path / 'a.csv'):
-        with open('/dev/full', 'w', newline='') as f:
-            csv.writer(f).writerow(['a'])
+    full = open('/dev/full', 'w', newline='')  # noqa: SIM115  closed inside, where it writes
+    with pytest.raises(UserError, match=f'cannot write .*a.csv: {FULL}'), writing(tmp_path / 'a.csv'), full:
+        csv.writer(full).writerow(['a'])
     with pytest.raises(RuntimeError, match='of another kind'), writing(tmp_path):
         raise RuntimeError('of another kind')
+
+
+def test_a_full_disk_leaves_the_former_json_whole(tmp_path, monkeypatch):
+    def refuse(*paths):
+        raise OSError(errno.ENOSPC, FULL)
+    path = tmp_path / 'new' / 'row.json'
+    write_json(path, {'a': 1})
+
+    monkeypatch.setattr(os, 'replace', refuse)
+    with pytest.raises(UserError, match=f'cannot write .*row.json: {FULL}'):
+        write_json(path, {'a': 2})
+    assert json.loads(path.read_text()) == {'a': 1}
 
 
 @pytest.mark.parametrize('name, words', [
@@ -101,7 +114,7 @@ def test_a_full_disk_ends_a_run_in_one_line(name, words, tmp_path, capsys, monke
 
 
 def test_a_folder_that_is_removed_while_the_run_trains(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, 'log_epoch', lambda run: shutil.rmtree(run.output_dir))
+    monkeypatch.setattr(trackers, '_log', lambda run, figures, step: shutil.rmtree(run.output_dir))
     line = refused(capsys, monkeypatch, *SHORT, '--epochs', '2', '--output', tmp_path, '--experiment', 'run')
     assert line == f'train.py: error: cannot write {tmp_path / "run" / LAST}: No such file or directory'
 
@@ -109,7 +122,7 @@ def test_a_folder_that_is_removed_while_the_run_trains(tmp_path, capsys, monkeyp
 def test_a_folder_that_becomes_read_only_while_the_run_trains(tmp_path, capsys, monkeypatch):
     def refuse(*paths):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-    monkeypatch.setattr(train, 'log_epoch', lambda run: monkeypatch.setattr(os, 'replace', refuse))
+    monkeypatch.setattr(trackers, '_log', lambda run, figures, step: monkeypatch.setattr(os, 'replace', refuse))
     line = refused(capsys, monkeypatch, *SHORT, '--epochs', '2', '--output', tmp_path, '--experiment', 'run')
     last = tmp_path / 'run' / LAST
     assert line == (
@@ -131,7 +144,7 @@ def test_a_place_where_no_folder_can_be(capsys, monkeypatch):
 ])
 def test_a_run_that_is_refused_leaves_no_folder(options, words, tmp_path, capsys, monkeypatch):
     (tmp_path / 'file').write_text('')
-    monkeypatch.setattr(train.results, 'require_clean_tree', lambda recipe: None)
+    monkeypatch.setattr(provenance, 'is_dirty', lambda recipe: False)
     options = [option.replace('FILE', str(tmp_path / 'file')) for option in options]
     line = refused(capsys, monkeypatch, *SHORT, '--output', tmp_path / 'new' / 'runs', *options)
     assert words.replace('FILE', str(tmp_path / 'file')) in line
@@ -143,11 +156,25 @@ def test_an_export_that_cannot_be_written_is_found_before_the_first_epoch(tmp_pa
         (folder.with_name(folder.name + '.tmp')).mkdir()  # half of it
         raise UserError('no export')
     monkeypatch.setattr(outputs, 'export_model', refuse)
-    monkeypatch.setattr(train, 'fit', lambda run, num_epochs: pytest.fail('trained'))
+    monkeypatch.setattr(loop, 'train_one_epoch', lambda run, progress: pytest.fail('trained'))
     for resume in ([], ['--resume', 'auto']):
         line = refused(capsys, monkeypatch, *SHORT, '--output', tmp_path / 'new', *resume)
         assert line == 'train.py: error: no export'
         assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize('there, newest', [
+    ([], 'run'),
+    (['run'], 'run'),
+    (['run', 'run-2', 'run-3'], 'run-3'),
+    (['run', 'run-3'], 'run'),  # made by hand
+    (['run-2'], 'run'),
+])
+def test_the_newest_of_the_numbered_folders_is_resumed(there, newest, tmp_path):
+    for name in there:
+        (tmp_path / name).mkdir()
+
+    assert output_folder._newest_folder(tmp_path / 'run') == tmp_path / newest
 
 
 def test_a_folder_that_was_there_stays(tmp_path):

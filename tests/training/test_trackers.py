@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import train
+from timm_longtail.config.train_options import parse_train_args
 from timm_longtail.training.loop import fit
 from timm_longtail.training.trackers import RUN_ID, check_trackers, flatten, log_final, tracking
 from timm_longtail.utils.errors import UserError
@@ -21,14 +22,15 @@ LAST = {'all': 50.0, 'few': None, 'class_accuracy': [1.0, 2.0], 'num_images': 64
 
 def run_into(folder, *options, num_epochs=2, state=None, finishes=True):
     """Train in `folder` as `train.py` does, from a state if given; return the run."""
-    args, run = make_run('ce', '--epochs', '3', '--val-interval', '2', '--project', 'project', *options)
+    _, run = make_run('ce', '--epochs', '3', '--val-interval', '2', '--project', 'project', *options)
     folder.mkdir(exist_ok=True)
-    run.output_dir, run.on_epoch_end = folder, train.end_epoch
+    run.output_dir = folder
     run.tree_hashes = ['aaaa']
     if state is not None:
         run.load_state_dict(state)
-    with tracking(args, run, digits()):
-        fit(run, num_epochs)
+
+    with tracking(run, digits()):
+        fit(run, num_epochs, train.end_epoch)
         if finishes:
             log_final(run, LAST)
     return run
@@ -79,7 +81,7 @@ def test_tensorboard_holds_the_rows(finished):
 
 
 def test_tensorboard_holds_the_hyper_parameters(finished):
-    folder, run = finished
+    folder, _ = finished
     assert [path.parent for path in folder.rglob('*tfevents*')] == [folder / TENSORBOARD]  # one run, not one in another
     events = EventAccumulator(str(folder / TENSORBOARD)).Reload()
     content = events.SummaryMetadata('_hparams_/session_start_info').plugin_data.content
@@ -119,9 +121,9 @@ def test_trackers_are_closed_when_a_run_breaks(error, tmp_path, monkeypatch):
     closed = []
     finish = TensorBoardTracker.finish
     monkeypatch.setattr(TensorBoardTracker, 'finish', lambda self: closed.append(finish(self)))
-    args, run = make_run('ce', '--tracker', 'tensorboard')
+    _, run = make_run('ce', '--tracker', 'tensorboard')
     run.output_dir = tmp_path
-    with pytest.raises(error), tracking(args, run, digits()):
+    with pytest.raises(error), tracking(run, digits()):
         assert len(run.accelerator.trackers) == 1
         raise error
     assert len(closed) == 1 and run.accelerator.trackers == []
@@ -187,10 +189,10 @@ def test_a_recipe_names_one_tracker_or_several(tmp_path):
     recipe = tmp_path / 'recipe.yaml'
     for text, names in (('wandb', ['wandb']), ('[trackio, tensorboard]', ['trackio', 'tensorboard'])):
         recipe.write_text(f'tracker: {text}\n')
-        assert train.parse_train_args(['-c', str(recipe)]).tracker == names
+        assert parse_train_args(['-c', str(recipe)]).tracker == names
     recipe.write_text('tracker: [trackio, mlflow]\n')
     with pytest.raises(UserError, match='tracker: mlflow is not one of tensorboard, wandb, trackio'):
-        train.parse_train_args(['-c', str(recipe)])
+        parse_train_args(['-c', str(recipe)])
 
 
 @pytest.fixture

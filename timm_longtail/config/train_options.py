@@ -10,7 +10,6 @@ import timm
 from ..data import create_sampler, default_imbalance_factor, find_dataset, list_samplers
 from ..methods import check_options, list_methods, method_class
 from ..models.factory import default_method
-from ..training.optim import check_optimizer, check_schedule
 from ..utils.errors import UserError, unknown_name
 from ..utils.files import read_yaml
 from ..utils.ranges import Number, shown
@@ -25,6 +24,7 @@ from .data_options import (
     add_data_options,
     option_from_yaml,
 )
+from .optim_options import check_optimizer, check_schedule
 
 __all__ = ['check_names', 'parse_train_args', 'train_parser']
 

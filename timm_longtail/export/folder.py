@@ -20,10 +20,10 @@ import torch
 from timm.models import PretrainedCfg, save_for_hf
 from torch import nn
 
-from ..training.provenance import cut_folders, without_folders
 from ..utils.errors import UserError, one_line, unknown_name
 from ..utils.files import reading, writing
 from ..utils.finite import check_finite
+from ..utils.private_paths import cut_folders, without_folders
 from ..utils.version import __version__
 from .card import write_card
 from .exported import CONFIG, WEIGHTS, check_tensors, read_config, require_files, seal, verify_weights

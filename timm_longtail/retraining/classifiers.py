@@ -24,9 +24,11 @@ from ..models import FeatureClassifier, replace_classifier
 from ..models.layers import CosineLinear
 from ..training.accelerator import memory_format
 from ..training.build import build_run
+from ..training.loaders import RunData
 from ..training.loop import evaluate, fit
 from ..training.optim import create_optimizers
-from ..training.run import Run
+from ..training.options import resolve_options
+from ..training.run import Optimisation, Run
 from ..utils import rng
 from ..utils.errors import UserError, unknown_name
 from ..utils.signals import Interrupted, Stopped
@@ -259,10 +261,14 @@ def _train_on_features(name: str, representation: Representation, lr: float | No
     shown = representation.held or representation.test  # after the last epoch; nothing is chosen by it
     shown = FeatureLoader(shown.values, shown.targets, None, 4096, accelerator.device)
     run = Run(
-        accelerator=accelerator, method=method, task=task, optimizers=optimizers, schedulers=schedulers,
-        loaders=[loader], eval_loader=shown, evaluator=LongTailEvaluator(train.shot_counts), train_batches=None,
-        preprocessing=representation.candidate.preprocessing, steps_per_epoch=len(loader),
-        images_per_step=args.batch_size, seed=args.seed, val_interval=args.epochs)
+        options=resolve_options(args, accelerator),
+        accelerator=accelerator,
+        method=method,
+        task=task,
+        data=RunData([loader], shown, None, representation.candidate.preprocessing),
+        optimisation=Optimisation(optimizers, schedulers, len(loader), images_per_step=args.batch_size),
+        evaluator=LongTailEvaluator(train.shot_counts),
+    )
     _fit(run, args.epochs)
     return Classifier(name, method.model.cpu().get_classifier(), options=_options_of(args))
 
@@ -276,8 +282,13 @@ def _train_on_images(name: str, representation: Representation, lr: float | None
         args.method_kwargs['train'] = options.train
     model = replace_classifier(deploy(candidate.model), _starting_head(representation))
     run = build_run(
-        args, representation.accelerator, representation.train_set, representation.held_out or representation.test_set,
-        model, candidate.preprocessing)
+        resolve_options(args, representation.accelerator),
+        representation.accelerator,
+        representation.train_set,
+        representation.held_out or representation.test_set,
+        model,
+        candidate.preprocessing,
+    )
     _fit(run, args.epochs)
     representation.bad_images.update(run.bad_images)
     changed = options.bn == 'train' or options.train != 'classifier'

@@ -15,10 +15,12 @@ from ..evaluation.plots.figures import (
 )
 from ..evaluation.tables import GROUPS, format_table, write_per_class
 from ..export.folder import export_model
+from ..export.licenses import license_of
 from ..training import provenance
-from ..training.outputs import license_of
+from ..training.rows import data_tag, require_new_row
 from ..utils.errors import UserError
 from ..utils.files import writing
+from ..utils.private_paths import without_folders
 from .classifiers import Classifier
 from .representation import Representation
 
@@ -63,10 +65,10 @@ def results_path(representation: Representation) -> Path | None:
     args, trained = representation.args, representation.candidate.trained
     if not args.results:
         return None
-    tag = provenance.data_tag(representation.train_set)
+    tag = data_tag(representation.train_set)
     names = [tag, representation.candidate.name, trained.get('method'), args.experiment]
     path = Path(args.results) / 'retrained' / f'{".".join(filter(None, names))}.s{args.seed}.json'
-    provenance.require_new_row(path)
+    require_new_row(path)
     return path
 
 
@@ -119,7 +121,7 @@ def _provenance(classifier: Classifier, representation: Representation) -> dict[
     return {
         **_data(representation), 'method': classifier.name, 'method_kwargs': classifier.options,
         'note': classifier.note, 'stage_1': _stage_1(representation),
-        'command': provenance.without_folders(provenance.command_line(1)),
+        'command': without_folders(provenance.command_line(1)),
         'device_type': representation.accelerator.device.type,
     }
 
@@ -127,7 +129,7 @@ def _provenance(classifier: Classifier, representation: Representation) -> dict[
 def _data(representation: Representation) -> dict[str, Any]:
     args, train_set = representation.args, representation.train_set
     return {
-        'tag': provenance.data_tag(train_set), 'dataset': train_set.name, 'dataset_name': train_set.name,
+        'tag': data_tag(train_set), 'dataset': train_set.name, 'dataset_name': train_set.name,
         'hub_id': train_set.hub_id, 'imbalance_factor': train_set.imbalance_factor,
         'imbalance_profile': train_set.profile, 'subset_hash': train_set.hash, 'subset_order': train_set.subset_order,
         'class_counts': list(train_set.class_counts), 'shot_counts': list(train_set.shot_counts),

@@ -12,10 +12,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..data import LongTailDataset, create_loader, create_sampler
+from ..data import LongTailDataset, create_sampler
 from ..evaluation.evaluators import LongTailEvaluator
 from ..training.accelerator import memory_format
-from ..training.build import loader_options
+from ..training.loaders import create_eval_loader
 from .trained_model import Candidate
 
 __all__ = ['Features', 'Representation']
@@ -114,10 +114,7 @@ class Representation:
 
     def loader(self, dataset: LongTailDataset):
         """Return the loader that shows each image once, as the model wants it."""
-        preprocessing = self.candidate.preprocessing
-        return create_loader(
-            dataset, (preprocessing.eval_view,), batch_size=self.args.validation_batch_size, training=False,
-            **loader_options(self.args, preprocessing, self.accelerator.device))
+        return create_eval_loader(dataset, self.args, self.candidate.preprocessing, self.accelerator.device)
 
     @torch.no_grad()
     def _features(self, dataset: LongTailDataset) -> Features:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch.distributed.distributed_c10d import _get_default_store
 
+from ..data import LongTailDataset
 from ..utils.errors import UserError
 
 __all__ = ['check_agreement', 'create_accelerator', 'memory_format', 'usable_cores', 'wait_for_main']
@@ -19,17 +20,19 @@ __all__ = ['check_agreement', 'create_accelerator', 'memory_format', 'usable_cor
 _logger = logging.getLogger(__name__)
 
 # options that may differ from host to host: paths, and what the main process alone reads
-_OWN = ('config', 'data_dir', 'dataset', 'experiment', 'initial_checkpoint', 'no_recipe', 'output', 'recipe', 'results',
-        'resume', 'tracker', 'project', 'workers')
+_OWN = (
+    'config', 'data_dir', 'dataset', 'experiment', 'initial_checkpoint', 'no_recipe', 'output', 'project', 'recipe',
+    'results', 'resume', 'tracker', 'workers',
+)
 
 
 def create_accelerator(mixed_precision: str | None = None, dist_timeout: float = 30.) -> Accelerator:
     """Return the Accelerator of this process, and join the other processes where there are any.
 
     Args:
-        mixed_precision: `no`, `bf16`, `fp16`; None takes what `accelerate launch` was told. On a CPU without bf16
-            instructions torch computes bf16 convolutions 15 times slower than fp32, so fp32 is used there instead, and
-            said.
+        mixed_precision: `no`, `bf16` or `fp16`; None takes that of `accelerate launch`. On a CPU without bf16
+            instructions torch computes bf16 convolutions 15 times slower than fp32, so fp32 is used there instead,
+            with a warning.
         dist_timeout: Minutes that a collective waits for the other processes.
 
     Raises:
@@ -37,6 +40,8 @@ def create_accelerator(mixed_precision: str | None = None, dist_timeout: float =
     """
     on_cpu = not torch.accelerator.is_available()
     mixed_precision = mixed_precision or os.environ.get('ACCELERATE_MIXED_PRECISION', 'no')
+
+    # what this machine can do
     if not 0 < dist_timeout < 1e6:
         raise UserError(f'--dist-timeout must be a number of minutes above 0, got {dist_timeout:g}')
     if on_cpu and mixed_precision == 'fp16':
@@ -44,15 +49,20 @@ def create_accelerator(mixed_precision: str | None = None, dist_timeout: float =
     if on_cpu and mixed_precision == 'bf16' and not _cpu_has_bf16():
         _logger.warning('mixed precision: bf16 was asked for and fp32 is used: this CPU has no bf16 instructions')
         mixed_precision = 'no'
+
+    # processes on several hosts
     world_size = int(os.environ.get('WORLD_SIZE', 1))
-    if world_size > int(os.environ.get('LOCAL_WORLD_SIZE', world_size)):
+    local_world_size = int(os.environ.get('LOCAL_WORLD_SIZE', world_size))
+    if world_size > local_world_size:
         _choose_interface()
-    # without a device it must be told so, or its launcher's settings decide
+
+    timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=dist_timeout))
     try:
-        timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=dist_timeout))
+        # `cpu` is given where there is no device, or the launcher's settings decide
         accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision, kwargs_handlers=[timeout])
     except ValueError as e:
         raise UserError(f'Accelerate: {e}') from e
+
     if world_size != accelerator.num_processes:
         raise UserError(
             f'{world_size} processes were launched, Accelerate sees {accelerator.num_processes}: '
@@ -69,8 +79,14 @@ def usable_cores() -> int:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """Return the memory format of weights that was measured to be the faster one: see benchmarks/README.md."""
-    return torch.channels_last if device.type == 'cpu' else torch.contiguous_format
+    """Return the memory format of weights that was measured to be the faster one: see benchmarks/README.md.
+
+    Args:
+        device: Device of the weights.
+    """
+    if device.type == 'cpu':
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 def _cpu_has_bf16() -> bool:
@@ -85,52 +101,77 @@ def _choose_interface():
     import psutil
     if 'GLOO_SOCKET_IFNAME' in os.environ:
         return
+
+    # the address of this host that leads there
     target = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
     family, kind, _, _, address = socket.getaddrinfo(*target, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(address)  # of a datagram: asks the routes, sends nothing
         own = probe.getsockname()[0]
+
+    # and the interface that has this address
     for name, addresses in psutil.net_if_addrs().items():
-        if own in (entry.address for entry in addresses):
+        if any(entry.address == own for entry in addresses):
             os.environ['GLOO_SOCKET_IFNAME'] = name
 
 
-def check_agreement(accelerator: Accelerator, args: Namespace, train_set, test_set, code: dict[str, Any]):
+def check_agreement(
+        accelerator: Accelerator,
+        args: Namespace,
+        train_set: LongTailDataset,
+        test_set: LongTailDataset,
+        code: dict[str, Any],
+):
     """Compare options, data and code of all processes. A collective call.
 
     Args:
-        accelerator: Of this process.
+        accelerator: Accelerator of this process.
         args: Options; paths may differ.
-        train_set, test_set: Data.
-        code: From `results.code_state`.
+        train_set: Training images.
+        test_set: Test images.
+        code: From `provenance.code_state`.
 
     Raises:
         UserError: A process has something else than the main process; names it and the rank.
     """
     if accelerator.num_processes == 1:
         return
-    mine = {
-        **{f'--{name.replace("_", "-")}': value for name, value in vars(args).items() if name not in _OWN},
+
+    mine = {}
+    for name, value in vars(args).items():
+        if name not in _OWN:
+            mine[f'--{name.replace("_", "-")}'] = value
+    mine.update({
         'mixed precision': accelerator.mixed_precision,
         'training images': train_set.hash,
         'order of the training images': train_set.order,
         'test images': test_set.hash,
         'code': code['tree_hash'][:12],
         'torch': torch.__version__,
-    }
+    })
+
     first, *others = gather_object([mine])
     for rank, other in enumerate(others, start=1):
-        differing = [name for name in first | other if first.get(name) != other.get(name)]
+        differing = []
+        for name in first | other:
+            if first.get(name) != other.get(name):
+                differing.append(f'{name} {other.get(name)} there, {first.get(name)} on rank 0')
         if differing:
-            shown = ', '.join(f'{name} {other.get(name)} there, {first.get(name)} on rank 0' for name in differing[:4])
+            shown = ', '.join(differing[:4])
             raise UserError(f'rank {rank} is started for another run than rank 0: {shown}')
 
 
 def wait_for_main(accelerator: Accelerator):
-    """Wait until the main process comes here too, however long it works alone: a collective would time out."""
+    """Wait until the main process comes here too, however long it works alone: a collective would time out.
+
+    Args:
+        accelerator: Accelerator of this process.
+    """
     if accelerator.num_processes == 1:
         return
-    store, key = _get_default_store(), 'timm_longtail/main_is_done'
+
+    store = _get_default_store()
+    key = 'timm_longtail/main_is_done'
     if accelerator.is_main_process:
         store.set(key, '')
     while not store.check([key]):

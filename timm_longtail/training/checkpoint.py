@@ -42,6 +42,10 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
+# how the files of torch begin
+_ARCHIVE = b'PK\x03\x04'
+_PICKLE = b'\x80'
+
 # where programs keep a model's weights in a file: the order of `timm.models.load_state_dict`, then DeepSpeed's name
 _PARTS = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'module')
 
@@ -89,6 +93,8 @@ def write_checkpoint(state: dict[str, Any], path: Path, keep_previous: bool = Fa
                 torch.save(state, f)
                 f.flush()
                 os.fsync(f.fileno())
+
+            # on disk: only now the names change
             if keep_previous and path.exists():
                 os.replace(path, path.with_name(PREVIOUS))
             os.replace(temporary, path)
@@ -123,8 +129,9 @@ def _describe(content: Any) -> str:
     """Return, for an error message, what a file holds that is not our training checkpoint."""
     found = _find_weights(content)
     if found is None:
-        kind = 'no weights' if isinstance(content, dict) else f'a {type(content).__name__}'
-        return f'it holds {kind}'
+        if isinstance(content, dict):
+            return 'it holds no weights'
+        return f'it holds a {type(content).__name__}'
 
     part, _ = found
     if part and 'optimizer' in content:
@@ -135,16 +142,18 @@ def _describe(content: Any) -> str:
 def _check_training_state(state: dict[str, Any], path: Path):
     """Raise a `UserError` unless a checkpoint has all that resuming reads."""
     what = f'{path} is a damaged training checkpoint'
+
+    # fields, and those of dictionaries in them
     check_fields(state, _FIELDS, what)
     if min(state['epoch'], state['step']) < 0:
         raise UserError(f'{what}: epoch {state["epoch"]}, step {state["step"]}')
-
     if state['step'] > 0:
         check_fields(state, _FIELDS_INSIDE, what)
     check_fields(state['args'], {'method_kwargs': dict}, f'{what}: args')
     if state['best'] is not None:
         check_fields(state['best'], {'epoch': int}, f'{what}: best')
 
+    # weights and figures
     for name in ('state_dict', 'method_state', 'state_dict_ema'):
         if name in state and not _is_state_dict(state[name]):
             raise UserError(f'{what}: {name} holds something else than tensors')
@@ -170,7 +179,8 @@ def check_fields(values: Mapping[str, Any], kinds: Mapping[str, type | tuple[typ
         value = values[name]
         is_wrong_bool = isinstance(value, bool) and bool not in kinds_of_field
         if is_wrong_bool or not isinstance(value, kinds_of_field):
-            expected = ' or '.join('None' if k is NoneType else k.__name__ for k in kinds_of_field)
+            names = ['None' if one is NoneType else one.__name__ for one in kinds_of_field]
+            expected = ' or '.join(names)
             raise UserError(f'{what}: {name} is {one_line(repr(value), 60)}, expected {expected}')
 
 
@@ -200,8 +210,10 @@ def _read(path: Path) -> Any:
     try:
         with open(path, 'rb') as f:
             start = f.read(4)
-            if start == b'PK\x03\x04':  # as torch itself tells an archive from a pickle, which has no checksums
+            # as torch itself tells an archive from a pickle, which has no checksums
+            if start == _ARCHIVE:
                 _check_records(f, path)
+
             f.seek(0)
             with torch.serialization.safe_globals(_plain_types()):
                 return torch.load(f, map_location='cpu', weights_only=True)
@@ -210,12 +222,15 @@ def _read(path: Path) -> Any:
     except OSError as e:
         raise UserError(f'cannot read {path}: {e.strerror or one_line(e)}') from e
     except Exception as e:  # torch raises five kinds of error here, by where the file ends
-        if isinstance(e, pickle.UnpicklingError) and (start == b'PK\x03\x04' or start[:1] == b'\x80'):
-            named = re.search(r'GLOBAL (\S+) was not an allowed', str(e))
-            found = f', such as {named.group(1)}' if named else ''
-            raise UserError(
-                f'{path} refused: it is a pickle that holds more than tensors and plain types{found}') from e
-        raise UserError(f'{path} is truncated or is not a checkpoint') from e
+        is_pickle = start == _ARCHIVE or start[:1] == _PICKLE
+        if not (is_pickle and isinstance(e, pickle.UnpicklingError)):
+            raise UserError(f'{path} is truncated or is not a checkpoint') from e
+
+        message = f'{path} refused: it is a pickle that holds more than tensors and plain types'
+        named = re.search(r'GLOBAL (\S+) was not an allowed', str(e))
+        if named:
+            message = f'{message}, such as {named.group(1)}'
+        raise UserError(message) from e
 
 
 def _check_records(f: IO[bytes], path: Path):
@@ -245,7 +260,8 @@ def _plain_types() -> list:
     DeiT, MAE and timm keep options as a `Namespace`; some hold paths, or figures as scalars of NumPy. Where a type has
     moved between releases, it is listed by the names that files have for it.
     """
-    scalar = np._core.multiarray.scalar if hasattr(np, '_core') else np.core.multiarray.scalar
+    core = np._core if hasattr(np, '_core') else np.core
+    scalar = core.multiarray.scalar
     return [
         argparse.Namespace,
         (pathlib.PurePosixPath, 'pathlib.PosixPath'),
@@ -260,8 +276,10 @@ def _plain_types() -> list:
 
 
 def _is_state_dict(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items())
+    """Return whether a value is a dictionary of tensors by name; an empty one is."""
+    if not isinstance(value, dict):
+        return False
+    return all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items())
 
 
 def _find_weights(content: Any) -> tuple[str, dict[str, torch.Tensor]] | None:
@@ -299,15 +317,21 @@ def read_part(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
 
     content = _read(path)
     found = _find_weights(content)
-    if found is None:
-        names = ', '.join(sorted(map(str, content))[:6]) if isinstance(content, dict) else type(content).__name__
-        raise UserError(f'{path} holds no weights, neither by themselves nor under {", ".join(_PARTS)}: '
-                        f'it holds {names or "nothing"}')
-    return found
+    if found is not None:
+        return found
+
+    if isinstance(content, dict):
+        held = ', '.join(sorted(map(str, content))[:6]) or 'nothing'
+    else:
+        held = type(content).__name__
+    raise UserError(f'{path} holds no weights, neither by themselves nor under {", ".join(_PARTS)}: it holds {held}')
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Read a model's weights from any file that `read_part` takes.
+
+    Args:
+        path: File.
 
     Raises:
         UserError: No such file, or one of another kind.
@@ -316,7 +340,10 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_input_config(path: Path) -> dict[str, Any] | None:
-    """Return what a training checkpoint says of the images that its model saw, without reading its tensors.
+    """Return what a training checkpoint says about the input of its model, without reading its tensors.
+
+    Args:
+        path: File.
 
     Returns:
         The fields of `Preprocessing`, or None where the file is of another kind; what is wrong with it is said where
@@ -335,6 +362,9 @@ def read_input_config(path: Path) -> dict[str, Any] | None:
 def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest readable checkpoint of an output folder with its content, or None where there is none.
 
+    Args:
+        folder: Output folder.
+
     Raises:
         UserError: Checkpoints are there, and none can be read.
     """
@@ -351,9 +381,16 @@ def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def method_state(method: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
-    """Return a method's state in two parts: `state_dict`, the deployed model's, and `method_state`, all the rest."""
+    """Return a method's state in two parts: `state_dict`, the deployed model's, and `method_state`, all the rest.
+
+    Args:
+        method: The method.
+    """
     deployed = deployed_state_dict(method.model)
-    rest = {k: v for k, v in method.state_dict().items() if k.removeprefix('model.') not in deployed}
+    rest = {}
+    for name, value in method.state_dict().items():
+        if name.removeprefix('model.') not in deployed:
+            rest[name] = value
     return {'state_dict': deployed, 'method_state': rest}
 
 
@@ -368,7 +405,8 @@ def load_method_state(method: nn.Module, state: dict[str, Any], source: str):
     Raises:
         UserError: The checkpoint is of another architecture or method; names the keys that differ.
     """
-    merged = {**{f'model.{k}': v for k, v in state['state_dict'].items()}, **state.get('method_state', {})}
+    deployed = {f'model.{name}': value for name, value in state['state_dict'].items()}
+    merged = {**deployed, **state.get('method_state', {})}
     check_architecture(method.state_dict(), merged, source, state.get('arch', 'unknown'))
     method.load_state_dict(merged)
 
@@ -384,14 +422,15 @@ def check_architecture(
     Args:
         own: State dict of what is to be loaded into.
         other: State dict to load.
-        source: Where `other` comes from, for the message.
-        arch: Model that it is of.
+        source: File of `other`, for the message.
+        arch: Name of the model that `other` is of.
     """
-    differing = sorted(k for k in own.keys() | other.keys() if _shape(own, k) != _shape(other, k))
+    differing = []
+    for name in sorted(own.keys() | other.keys()):
+        is_in_both = name in own and name in other
+        if not is_in_both or own[name].shape != other[name].shape:
+            differing.append(name)
+
     if differing:
         shown = ', '.join(differing[:4])
         raise UserError(f'{source} is of another architecture ({arch}): {len(differing)} keys differ, such as {shown}')
-
-
-def _shape(state: dict[str, torch.Tensor], key: str) -> torch.Size | None:
-    return state[key].shape if key in state else None

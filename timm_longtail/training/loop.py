@@ -5,6 +5,7 @@ the method, runs forward and backward on them and updates once. Losses stay on t
 interval.
 """
 import time
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -17,8 +18,9 @@ from ..utils.errors import UserError
 from ..utils.files import last_state
 from ..utils.finite import NotFinite, trained_tensors
 from ..utils.signals import Interrupted, Stopped, on_stop_signal
+from .loaders import TrainBatches
 from .progress import Progress
-from .run import Run, TrainBatches
+from .run import Run
 
 __all__ = ['Interrupted', 'evaluate', 'fit', 'stop_on_signal', 'train_one_epoch']
 
@@ -28,6 +30,9 @@ def stop_on_signal(run: Run):
     """Let Ctrl-C, SIGTERM and a closed terminal end the step that runs, save, and raise `Interrupted`.
 
     A second signal stops one process at once; several processes still wait for one another.
+
+    Args:
+        run: The run that is stopped.
     """
     def handle(signum, frame):
         if run.stop_signal and run.accelerator.num_processes == 1:
@@ -39,15 +44,21 @@ def stop_on_signal(run: Run):
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader, evaluator, train_batches: TrainBatches | None = None, reduce: bool = True):
+def evaluate(
+        model: nn.Module,
+        loader,
+        evaluator,
+        train_batches: TrainBatches | None = None,
+        reduce: bool = True,
+) -> dict[str, Any]:
     """Evaluate a model in full precision.
 
     Args:
         model: Model; back in its former mode afterwards.
-        loader: Yields batches in the `eval` view.
-        evaluator: Sums up, see `LongTailEvaluator`.
-        train_batches: Given to the evaluator's `start`.
-        reduce: Over the shards of all processes; False where one process evaluates all images alone.
+        loader: Loader of batches in the `eval` view.
+        evaluator: Evaluator, see `LongTailEvaluator`.
+        train_batches: Training images for the evaluator's `start`.
+        reduce: Whether to sum over the shards of all processes; False where one process evaluates all images alone.
 
     Returns:
         The evaluator's figures.
@@ -57,19 +68,22 @@ def evaluate(model: nn.Module, loader, evaluator, train_batches: TrainBatches | 
     """
     was_training = model.training
     model.eval()
+
     evaluator.start(model, train_batches)
     for (images, *_), target, _ in loader:
         evaluator.update(model, images, target)
+
     model.train(was_training)
     return evaluator.compute(reduce=reduce)
 
 
-def fit(run: Run, num_epochs: int) -> list[dict[str, Any]]:
+def fit(run: Run, num_epochs: int, on_epoch_end: Callable[[Run], None] | None = None) -> list[dict[str, Any]]:
     """Train from where the run stands to `num_epochs`, evaluating and saving after each epoch.
 
     Args:
         run: The run, fresh or with a checkpoint loaded.
         num_epochs: Length of the run, in epochs from 0.
+        on_epoch_end: Called with the run on the main process after each epoch is saved.
 
     Returns:
         One row of figures an epoch.
@@ -81,34 +95,52 @@ def fit(run: Run, num_epochs: int) -> list[dict[str, Any]]:
     progress = Progress(run, num_epochs)
     with stop_on_signal(run):
         while run.epoch < num_epochs:
-            start = time.perf_counter()
-            epoch = run.epoch
-            row = {'epoch': epoch, 'lr': run.start_epoch(num_epochs), **train_one_epoch(run, progress)}
-            row['train_seconds'] = time.perf_counter() - start
-            if (epoch + 1) % run.val_interval == 0 or epoch + 1 == num_epochs:
-                if run.accelerator.num_processes > 1:
-                    for model in dict.fromkeys((run.method.model, run.eval_model)):  # in one order on all
-                        distribute_bn(model, run.accelerator.num_processes, reduce=False)
-                metrics = _evaluate_epoch(run)
-                row.update({f'eval_{k}': v for k, v in metrics.items() if not isinstance(v, list)})
-                if run.best is None or _is_better(metrics[run.headline], run.best[f'eval_{run.headline}']):
-                    run.best = row
+            row = _run_epoch(run, num_epochs, progress)
+
+            # the epoch is over: saved first, then shown
             run.collect_bad_images()
             run.history.append(row)
-            run.epoch, run.step = epoch + 1, 0
+            run.epoch += 1
+            run.step = 0
             run.save()
             progress.epoch(row)
-            if run.on_epoch_end is not None and run.accelerator.is_main_process:
-                run.on_epoch_end(run)
+            if on_epoch_end is not None and run.accelerator.is_main_process:
+                on_epoch_end(run)
+
             _stop_if_asked(run, run.stop_signal)
+
     progress.close()
     return run.history
 
 
+def _run_epoch(run: Run, num_epochs: int, progress: Progress) -> dict[str, Any]:
+    """Train one epoch and evaluate where it is due; returns the row of figures, which may be the best so far."""
+    start = time.perf_counter()
+    row = {'epoch': run.epoch, 'lr': run.start_epoch(num_epochs)}
+    row.update(train_one_epoch(run, progress))
+    row['train_seconds'] = time.perf_counter() - start
+
+    num_finished = run.epoch + 1
+    is_due = num_finished % run.options.val_interval == 0 or num_finished == num_epochs
+    if is_due:
+        metrics = _evaluate_epoch(run)
+        row.update({f'eval_{name}': value for name, value in metrics.items() if not isinstance(value, list)})
+        if run.best is None or _is_better(metrics[run.headline], run.best[f'eval_{run.headline}']):
+            run.best = row
+    return row
+
+
 def _evaluate_epoch(run: Run) -> dict[str, Any]:
     """Evaluate what would be exported now, on the images that an epoch is evaluated on."""
+    num_processes = run.accelerator.num_processes
+
+    # the statistics of BatchNorm are the main process's: in one order on all
+    if num_processes > 1:
+        for model in dict.fromkeys((run.method.model, run.eval_model)):
+            distribute_bn(model, num_processes, reduce=False)
+
     try:
-        return evaluate(run.eval_model, run.eval_loader, run.evaluator, run.train_batches)
+        return evaluate(run.eval_model, run.data.eval_loader, run.evaluator, run.train_batches)
     except NotFinite as e:
         raise NotFinite(f'epoch {run.epoch + 1}: {e}{last_state(run.output_dir)}') from e
 
@@ -125,19 +157,23 @@ def train_one_epoch(run: Run, progress: Progress) -> dict[str, float]:
 
     Args:
         run: The run.
-        progress: Shows where it stands.
+        progress: Display of the steps.
 
     Returns:
         Mean of each logged part over the epoch and all processes; names of later phases carry the phase.
     """
-    run.task.train()
+    options = run.options
     first_bad = torch.full((), -1, dtype=torch.int64, device=run.accelerator.device)
     rates: dict[int, float] = {}  # learning rate of each step since the last look at the device
+
+    run.task.train()
     streams = zip(*run.loaders)
     while run.step < run.steps_per_epoch:
-        micro_batches = [next(streams) for _ in range(run.grad_accum_steps)]
+        micro_batches = [next(streams) for _ in range(options.grad_accum_steps)]
         update = run.epoch * run.steps_per_epoch + run.step
-        for phase, optimizer, scheduler in zip(run.method.phases, run.optimizers, run.schedulers):
+
+        # one update a phase
+        for phase, optimizer, scheduler in zip(run.method.phases, run.optimizers, run.optimisation.schedulers):
             if phase in run.method.idle_phases:
                 continue
             if scheduler is not None:
@@ -145,39 +181,54 @@ def train_one_epoch(run: Run, progress: Progress) -> dict[str, float]:
             rates.setdefault(run.step, optimizer.param_groups[0]['lr'])
             loss = _train_phase(run, phase, optimizer, micro_batches)
             first_bad = torch.where((first_bad < 0) & ~torch.isfinite(loss), run.step, first_bad)
+
         if run.ema is not None:
             run.ema.update(run.method.model, step=update)
         run.step += 1
-        last = run.step == run.steps_per_epoch
-        saves = run.save_steps > 0 and run.step % run.save_steps == 0 and not last
-        stops = run.stop_signal and run.accelerator.num_processes == 1  # several processes agree at the log interval
-        if run.step % run.log_interval == 0 or saves or last or stops:
-            signum = _check(run, first_bad, rates)
-            rates.clear()
-            progress.step(run)
-            if signum and not last:
-                run.save()
-                _stop_if_asked(run, signum)
-            elif saves:
-                run.save()
+
+        # several processes agree to stop at the log interval only
+        is_last = run.step == run.steps_per_epoch
+        is_save_due = options.save_steps > 0 and run.step % options.save_steps == 0 and not is_last
+        is_log_due = run.step % options.log_interval == 0
+        stops_now = run.stop_signal and run.accelerator.num_processes == 1
+        if not (is_log_due or is_save_due or is_last or stops_now):
+            continue
+
+        # nothing that is not finite is saved
+        signum = _check(run, first_bad, rates)
+        rates.clear()
+        progress.step(run)
+        if signum and not is_last:
+            run.save()
+            _stop_if_asked(run, signum)
+        elif is_save_due:
+            run.save()
+
     return _means(run)
 
 
 def _train_phase(run: Run, phase: str, optimizer, micro_batches: list[tuple[Batch, ...]]) -> torch.Tensor:
     """One update of one phase; returns its loss."""
     accelerator = run.accelerator
+    num_micro_batches = len(micro_batches)
     total = 0.0
+
+    # gradients are reduced over the processes with those of the last micro-batch
     for i, batches in enumerate(micro_batches):
-        last = i + 1 == len(micro_batches)
-        with nullcontext() if last else accelerator.no_sync(run.task):
+        is_last = i + 1 == num_micro_batches
+        with nullcontext() if is_last else accelerator.no_sync(run.task):
             result = run.task(*batches, phase=phase)
-            accelerator.backward(result['loss'] / len(micro_batches))
-        total = total + result['loss'].detach() / len(micro_batches)
+            accelerator.backward(result['loss'] / num_micro_batches)
+        total = total + result['loss'].detach() / num_micro_batches
         _add(run, phase, result, batches[0][1])
-    if run.clip_grad is not None:
-        accelerator.clip_grad_norm_([p for g in optimizer.param_groups for p in g['params']], run.clip_grad)
+
+    if run.options.clip_grad is not None:
+        parameters = [p for group in optimizer.param_groups for p in group['params']]
+        accelerator.clip_grad_norm_(parameters, run.options.clip_grad)
     _step(run, optimizer)
-    run.method.zero_grad(set_to_none=True)  # of all phases: no gradient waits for the step of another
+
+    # of all phases: no gradient waits for the step of another
+    run.method.zero_grad(set_to_none=True)
     with torch.no_grad():
         run.method.after_step(phase)
     return total
@@ -192,25 +243,35 @@ def _step(run: Run, optimizer):
     try:
         optimizer.step()
     except RuntimeError as e:
-        if 'cannot be converted' not in str(e):  # torch: value cannot be converted to type float without overflow
+        # torch: value cannot be converted to type float without overflow
+        if 'cannot be converted' not in str(e):
             raise
+
         place = f'step {run.step + 1} of epoch {run.epoch + 1}'
         group = optimizer.param_groups[0]
         options = ', '.join(f'{name} {group[name]:g}' for name in ('lr', 'weight_decay', 'momentum') if name in group)
-        raise UserError(
-            f'{place}: the optimizer cannot update the weights with {options}: {e}{last_state(run.output_dir)}') from e
+        kept = last_state(run.output_dir)
+        raise UserError(f'{place}: the optimizer cannot update the weights with {options}: {e}{kept}') from e
 
 
 @torch.no_grad()
 def _add(run: Run, phase: str, result: dict[str, torch.Tensor | None], target: torch.Tensor):
     """Add what one forward returned to the epoch's sums, on the device."""
-    prefix = '' if phase == run.method.phases[0] else f'{phase}_'
-    parts = {f'train_{prefix}{k}': v.detach().double() for k, v in result.items() if k != 'output' and v is not None}
+    is_first_phase = phase == run.method.phases[0]
+    prefix = 'train_' if is_first_phase else f'train_{phase}_'
+
+    # losses, and the accuracy on the training images
+    parts = {}
+    for name, value in result.items():
+        if name != 'output' and value is not None:
+            parts[f'{prefix}{name}'] = value.detach().double()
     output = result['output']
-    if output is not None and prefix == '':
+    if output is not None and is_first_phase:
         parts['train_accuracy'] = (output.argmax(dim=1) == target).double().mean()
+
+    all_sums = run.epoch_state.sums
     for name, value in parts.items():
-        sums = run.sums.setdefault(name, torch.zeros(2, dtype=torch.float64, device=value.device))
+        sums = all_sums.setdefault(name, torch.zeros(2, dtype=torch.float64, device=value.device))
         sums[0] += value
         sums[1] += 1
 
@@ -228,9 +289,11 @@ def _check(run: Run, first_bad: torch.Tensor, rates: dict[int, float]) -> int:
     """
     tensors = trained_tensors(run.method)
     if run.ema is not None:
-        tensors.update({f'{name} (moving average)': value for name, value in trained_tensors(run.ema.module).items()})
+        for name, value in trained_tensors(run.ema.module).items():
+            tensors[f'{name} (moving average)'] = value
     bad_tensors = torch.stack([~value.isfinite().all() for value in tensors.values()])
 
+    # one transfer from the device for all three, from all processes
     flags = torch.stack([first_bad, bad_tensors.any().long(), torch.full_like(first_bad, run.stop_signal)])
     bad_step, has_bad_tensor, signum = run.accelerator.gather(flags[None]).amax(dim=0).tolist()
 
@@ -240,7 +303,7 @@ def _check(run: Run, first_bad: torch.Tensor, rates: dict[int, float]) -> int:
             f'the loss is not finite: NaN or infinite in step {bad_step + 1} of epoch {run.epoch + 1}, '
             f'at a learning rate of {rates[bad_step]:g}{kept}')
     if has_bad_tensor:
-        named = [name for name, bad in zip(tensors, bad_tensors.tolist()) if bad]
+        named = [name for name, is_bad in zip(tensors, bad_tensors.tolist()) if is_bad]
         found = f'{named[0]} is' if named else 'a weight of another process is'
         raise UserError(
             f'{found} not finite after step {run.step} of epoch {run.epoch + 1}, '
@@ -249,13 +312,21 @@ def _check(run: Run, first_bad: torch.Tensor, rates: dict[int, float]) -> int:
 
 
 def _stop_if_asked(run: Run, signum: int):
+    """Raise `Interrupted` where a process received a signal. A collective call."""
     if run.accelerator.num_processes > 1:
-        signum = int(run.accelerator.gather(torch.tensor([signum], device=run.accelerator.device)).max())
+        signums = run.accelerator.gather(torch.tensor([signum], device=run.accelerator.device))
+        signum = int(signums.max())
     if signum:
         raise Interrupted(signum)
 
 
 def _means(run: Run) -> dict[str, float]:
-    names = sorted(run.sums)
-    sums = run.accelerator.reduce(torch.stack([run.sums[name] for name in names])).cpu()
-    return {name: float(total / count) for name, (total, count) in zip(names, sums)}
+    """Return the mean of each of the epoch's sums over all processes."""
+    all_sums = run.epoch_state.sums
+    names = sorted(all_sums)
+    reduced = run.accelerator.reduce(torch.stack([all_sums[name] for name in names])).cpu()
+
+    means = {}
+    for name, (total, count) in zip(names, reduced):
+        means[name] = float(total / count)
+    return means

@@ -1,152 +1,50 @@
-"""What a run tells and leaves: start lines, and the files of its output folder."""
+"""The outputs of a run: its figures, its export, the tables of its output folder, and its row of results."""
 import csv
 import shutil
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from torch import nn
 
-from ..data import create_loader
+from ..data import LongTailDataset
 from ..data.file_state import first_changed_file
-from ..data.longtail import shot_groups
-from ..evaluation.tables import GROUPS, format_table, write_per_class
-from ..export.card import is_ours
+from ..evaluation.tables import format_table, write_per_class
 from ..export.folder import deploy, export_model
+from ..export.licenses import license_of
 from ..methods import tells_classes
 from ..utils.errors import UserError
 from ..utils.files import BEST, create_text, write_json, writing
-from . import provenance as results
 from .accelerator import memory_format
-from .build import loader_options, plain
 from .checkpoint import read_checkpoint
+from .loaders import create_eval_loader
 from .loop import evaluate
+from .provenance import command_line, environment, peak_memory, start_of
+from .rows import data_columns, experiment_of, published_columns, results_path
 from .run import Run
-from .weights import architecture_of
+from .start import counted_words
 
-__all__ = [
-    'finish', 'license_of', 'note_changed_file', 'rehearse', 'report', 'start_lines', 'write_start',
-    'write_summary',
-]
+__all__ = ['finish', 'note_changed_file', 'rehearse', 'report', 'write_summary']
 
-
-def start_lines(args: Namespace, run: Run, train_set, checkpoint: Path | None) -> list[str]:
-    """Return what a run says before it trains: recipe, data, batches, model, machine."""
-    accelerator, method = run.accelerator, run.method
-    num_trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    num_deployed = sum(p.numel() for n, p in method.model.named_parameters() if not n.startswith('branches.'))
-    lines = [
-        f'recipe: {results.relative_to_root(args.recipe) or "none"}',
-        *_data_lines(args, run, train_set),
-        *_batch_lines(args, run),
-        f'model: {args.model}, {num_deployed / 1e6:.2f} M parameters; {num_trained / 1e6:.2f} M are trained',
-        f'method: {" ".join([args.method, *(f"{k}={v}" for k, v in args.method_kwargs.items())])}, '
-        f'views {" ".join(method.views)}',
-        f'sampler: {"; then ".join(loader.sampler.name or type(loader.sampler).__name__ for loader in run.loaders)}, '
-        f'{run.loaders[0].num_samples} samples an epoch',
-        f'evaluation: {_epochs(run.val_interval)} on '
-        f'{"the hold-out" if args.val_fraction else "the test set"}{_counted(run)}',
-        f'device: {accelerator.device.type} x {accelerator.num_processes}, {torch.get_num_threads()} threads, '
-        f'mixed precision {accelerator.mixed_precision}, '
-        f'{"channels last" if args.channels_last else "contiguous"}{", compiled" if args.torchcompile else ""}, '
-        f'seed {args.seed}',
-        f'output: {run.output_dir}',
-    ]
-    if method.needs_weights and not (args.pretrained or args.initial_checkpoint):
-        lines.append(f'warning: {args.method} re-trains the classifier of a trained model, and this one is random: '
-                     'see --initial-checkpoint')
-    if checkpoint is not None:
-        left = f'epoch {run.epoch + 1}, step {run.step}'
-        lines.append(f'resumed: {checkpoint}, {left if run.epoch < args.epochs else "complete: nothing left to train"}')
-    return lines
+# what an export says about its training, of the columns of a row
+_EXPORTED_COLUMNS = (
+    'tag', 'method', 'method_kwargs', 'dataset', 'dataset_name', 'hub_id', 'imbalance_factor', 'imbalance_profile',
+    'subset_hash', 'subset_order', 'class_counts', 'shot_counts', 'resident', 'pretrained', 'initial_checkpoint',
+    'seed', 'data_seed', 'val_fraction', 'epochs', 'recipe', 'command', 'tree_hash',
+)
 
 
-def _counted(run: Run) -> str:
-    return f' ({run.evaluator.counted})' if run.evaluator.counted else ''
+# ------------------------------------------------------------------------------------------------ the end of a run
 
-
-def _data_lines(args: Namespace, run: Run, train_set) -> list[str]:
-    counts, groups = train_set.class_counts, shot_groups(train_set.shot_counts)
-    order = 'the original order' if train_set.original_order else 'not the original order'
-    size = f'{run.preprocessing.img_size}x{run.preprocessing.img_size}'
-    if not train_set.resident:
-        images = f'files, {run.loaders[0].num_workers} workers a process, cropped to {size}'
-    elif train_set.input_size[-1] == run.preprocessing.img_size:
-        images = f'in memory, {size}'
-    else:
-        images = f'in memory, {train_set.input_size[-1]}x{train_set.input_size[-1]}, resized to {size}'
-    name = args.dataset if train_set.name == args.dataset else f'{args.dataset} ({train_set.name})'
-    lines = [
-        f'data: {name}, {len(train_set)} images, {train_set.num_classes} classes of {max(counts)} to '
-        f'{min(counts)} (imbalance factor {train_set.real_imbalance_factor:.4g}), '
-        + ', '.join(f'{len(groups[name])} {name}' for name in GROUPS),
-        f'subset: {train_set.hash}, order {train_set.subset_order} ({order}), data seed {train_set.seed}',
-        f'images: {images}; mean {_numbers(run.preprocessing.mean)}, std {_numbers(run.preprocessing.std)}',
-    ]
-    if train_set.note:
-        lines.insert(1, f'note: {train_set.note}')
-    if train_set.bad_images:
-        lines.append(f'warning: {len(train_set.bad_images)} images cannot be read and are left out: '
-                     + ', '.join(train_set.bad_images[:3]) + (', …' if len(train_set.bad_images) > 3 else ''))
-    return lines
-
-
-def _epochs(interval: int) -> str:
-    return 'each epoch' if interval == 1 else f'every {interval} epochs'
-
-
-def _numbers(values) -> str:
-    return ' '.join(f'{value:.4g}' for value in values)
-
-
-def _batch_lines(args: Namespace, run: Run) -> list[str]:
-    micro_batch = run.images_per_step // run.grad_accum_steps
-    lines = [
-        f'batch: {run.images_per_step} images global = {run.accelerator.num_processes} processes x '
-        f'{run.grad_accum_steps} accumulated x {micro_batch // run.accelerator.num_processes}; '
-        f'{run.steps_per_epoch} steps an epoch, {args.epochs} epochs',
-    ]
-    views = run.method.contrastive_views
-    if views:
-        lines.append(f'contrast: {views * micro_batch} samples ({views} x {micro_batch} images)')
-        if run.grad_accum_steps > 1:
-            lines.append('warning: accumulation does not widen the contrast: it compares within a micro-batch')
-    return lines
-
-
-def write_start(args: Namespace, folder: Path, train_set):
-    """Write what is known before training: `args.yaml` and `class_counts.json`."""
-    with create_text(folder / 'args.yaml') as f:
-        yaml.safe_dump(plain(args), f, sort_keys=True)
-    write_json(folder / 'class_counts.json', {
-        'class_names': list(train_set.class_names),
-        'class_counts': list(train_set.class_counts),
-        'shot_counts': list(train_set.shot_counts),
-        'subset_hash': train_set.hash,
-    })
-
-
-def write_summary(run: Run):
-    """Write `summary.csv`, one row an epoch, from the run's history: rows past a resumed checkpoint vanish."""
-    names = list(dict.fromkeys(name for row in run.history for name in row))
-    with create_text(run.output_dir / 'summary.csv') as f:
-        writer = csv.DictWriter(f, names)
-        writer.writeheader()
-        writer.writerows(run.history)
-
-
-def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any]) -> dict[str, Any]:
+def finish(run: Run, train_set: LongTailDataset, test_set: LongTailDataset, code: dict[str, Any]) -> dict[str, Any]:
     """Measure the weights as they are exported, then write `export/`, `metrics.json` and the row of results.
 
     The export comes first: what the run was for is kept, whatever fails behind it.
 
     Args:
-        args: Options of `train.py`.
         run: Finished run; what the test set has of unreadable images is added to `bad_images`.
-        train_set, test_set: Training images and test images.
-        code: From `results.code_state`, taken when the run began.
+        train_set: Training images.
+        test_set: Test images.
+        code: From `provenance.code_state`, taken when the run began.
 
     Returns:
         The content of `metrics.json`: a row of results.
@@ -155,65 +53,59 @@ def finish(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any])
         NotFinite: The model gives no finite outputs; nothing is exported.
         UserError: The disk refuses a file.
     """
-    write_summary(run)  # a run that was killed after its last epoch has nothing left to train
+    # a run that was killed after its last epoch has nothing left to train
+    write_summary(run)
 
-    loader = _test_loader(args, run, test_set)
-    last = _measure(run, run.eval_model, loader)
-    best = _measure_best(args, run, loader)
-    run.bad_images.update(loader.bad_images)
-
-    row = {**_protocol(args, run, train_set), **code, **_cost(run), 'found': {}, 'train': _train_terms(run),
-           'last': last, 'best': best}
-    unchanged = note_changed_file(row, train_set, test_set)
-    _write_export(run.output_dir / 'export', args, run, train_set, row)
+    last, best = _measure(run, test_set)
+    row = {
+        **_protocol_columns(run, train_set),
+        **code,
+        **_cost_columns(run),
+        'found': {},
+        'train': _train_terms(run),
+        'last': last,
+        'best': best,
+    }
+    is_unchanged = note_changed_file(row, train_set, test_set)
+    _write_export(run.output_dir / 'export', run, train_set, row)
 
     row['found'] = run.method.finish(run.output_dir, run.eval_model, run.train_batches) or {}
     write_json(run.output_dir / 'metrics.json', row)
-    if args.results and unchanged:
-        write_json(results.results_path(args, train_set), row)
+    if run.options.results and is_unchanged:
+        write_json(results_path(run.options, train_set), row)
     return row
 
 
-def note_changed_file(row: dict[str, Any], train_set, test_set) -> bool:
-    """Return whether the files of the data are as they were at the start; otherwise say so, in `row` and as a line.
-
-    The hash in a row is that of the files at the start: of a set that changed no row of results may be written.
-    """
-    changed = first_changed_file(train_set, test_set)
-    if changed is None:
-        return True
-    row['changed_file'] = changed
-    print(f'warning: {changed} changed while the run read it: the subset hash need not be that of the images that were '
-          'used, and no row of results is written', flush=True)
-    return False
-
-
-def rehearse(args: Namespace, run: Run, train_set, test_set, code: dict[str, Any]):
+def rehearse(run: Run, train_set: LongTailDataset, test_set: LongTailDataset, code: dict[str, Any]):
     """Try before the first epoch what would fail behind the last one: reading the test set, and the export.
 
     Args:
-        args, run, train_set, test_set, code: As `finish`; the run stands at its beginning.
+        run: Run in its output folder, at its beginning.
+        train_set: Training images.
+        test_set: Test images.
+        code: From `provenance.code_state`.
 
     Raises:
         UserError: What `finish` would raise.
     """
-    next(iter(_test_loader(args, run, test_set)), None)
+    next(iter(_test_loader(run, test_set)), None)
 
     trial = run.output_dir / 'export.trial'
     try:
-        _write_export(trial, args, run, train_set, {**_protocol(args, run, train_set), **code})
+        _write_export(trial, run, train_set, {**_protocol_columns(run, train_set), **code})
     finally:
         for folder in (trial, trial.with_name(trial.name + '.tmp')):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def report(run: Run, row: dict[str, Any], train_set, test_set):
+def report(run: Run, row: dict[str, Any], train_set: LongTailDataset, test_set: LongTailDataset):
     """Print the final table, then write `per_class.csv` and `bad_images.csv`.
 
     Args:
         run: Finished run.
         row: From `finish`.
-        train_set, test_set: Training images and test images.
+        train_set: Training images.
+        test_set: Test images.
 
     Raises:
         UserError: The disk refuses a file; the others are written.
@@ -230,24 +122,33 @@ def report(run: Run, row: dict[str, Any], train_set, test_set):
         raise faults[0]
 
 
-def _test_loader(args: Namespace, run: Run, test_set):
+# ------------------------------------------------------------------------------------------------ figures
+
+def _measure(run: Run, test_set: LongTailDataset) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the figures of the last and the best epoch on the test set; notes the images that could not be read."""
+    loader = _test_loader(run, test_set)
+    last = _evaluate_as_exported(run, run.eval_model, loader)
+    best = _measure_best(run, loader)
+    run.bad_images.update(loader.bad_images)
+    return last, best
+
+
+def _test_loader(run: Run, test_set: LongTailDataset):
     """Return the loader that shows each test image once, on the device of the run."""
-    return create_loader(
-        test_set, (run.preprocessing.eval_view,), batch_size=args.validation_batch_size, training=False,
-        **loader_options(args, run.preprocessing, run.accelerator.device))
+    return create_eval_loader(test_set, run.options, run.data.preprocessing, run.accelerator.device)
 
 
-def _measure(run: Run, model: nn.Module, loader) -> dict[str, Any]:
+def _evaluate_as_exported(run: Run, model: nn.Module, loader) -> dict[str, Any]:
     """Evaluate a model as it would be exported, on this process alone."""
     device = run.accelerator.device
     deployed = deploy(model).to(device, memory_format=memory_format(device))
     return evaluate(deployed, loader, run.evaluator, run.train_batches, reduce=False)
 
 
-def _measure_best(args: Namespace, run: Run, loader) -> dict[str, Any]:
+def _measure_best(run: Run, loader) -> dict[str, Any]:
     """Return the figures of the best epoch: measured here where a hold-out chose it, else those of its evaluation."""
     epoch = run.best['epoch']
-    if args.val_fraction == 0:
+    if run.options.val_fraction == 0:
         figures = {name.removeprefix('eval_'): v for name, v in run.best.items() if name.startswith('eval_')}
         return {'epoch': epoch, 'selected_by': 'test', **figures}
 
@@ -255,48 +156,161 @@ def _measure_best(args: Namespace, run: Run, loader) -> dict[str, Any]:
     assert state['epoch'] - 1 == epoch, 'model_best.pth.tar is of another epoch'
     model = deploy(run.eval_model)
     model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
-    figures = {name: v for name, v in _measure(run, model, loader).items() if not isinstance(v, list)}
+
+    metrics = _evaluate_as_exported(run, model, loader)
+    figures = {name: value for name, value in metrics.items() if not isinstance(value, list)}
     return {'epoch': epoch, 'selected_by': 'hold-out', **figures}
 
 
-def _write_export(folder: Path, args: Namespace, run: Run, train_set, row: dict[str, Any]):
+# ------------------------------------------------------------------------------------------------ the row of results
+
+def _protocol_columns(run: Run, train_set: LongTailDataset) -> dict[str, Any]:
+    """Return what was run: data, options, command and machine."""
+    options, accelerator = run.options, run.accelerator
+    columns = {
+        **data_columns(train_set),
+        'original_order': train_set.original_order,
+        'model': options.model,
+        'model_kwargs': options.model_kwargs,
+        'method': options.method,
+        'method_kwargs': options.method_kwargs,
+        'sampler': options.sampler,
+        'epoch_length': options.epoch_length,
+        'experiment': experiment_of(options),
+        'img_size': run.data.preprocessing.img_size,
+        'pretrained': options.pretrained,
+        'initial_checkpoint': options.initial_checkpoint,
+        'seed': options.seed,
+        'val_fraction': options.val_fraction,
+        'epochs': options.epochs,
+        'global_batch_size': run.images_per_step,
+        'mixed_precision': accelerator.mixed_precision,
+        'num_processes': accelerator.num_processes,
+        'command': command_line(accelerator.num_processes),
+        'environment': environment(accelerator.device),
+    }
+
+    # a packed file is a way to carry a set: the name is that of the set, not of a file on this machine
+    is_packed = options.dataset.startswith('packed:')
+    if not is_packed:
+        columns['dataset'] = options.dataset
+    return columns
+
+
+def _cost_columns(run: Run) -> dict[str, Any]:
+    """Return what the run cost: images, forward passes, seconds and memory."""
+    method, num_epochs = run.method, len(run.history)
+    images_per_epoch = run.images_per_step * run.steps_per_epoch * len(run.loaders)
+
+    # an epoch may leave a later phase out
+    num_phases = 0
+    for row in run.history:
+        num_phases += 1 + sum(f'train_{phase}_loss' in row for phase in method.phases[1:])
+
+    forwards_per_image = method.forwards_per_image
+    if forwards_per_image is None:
+        forwards_per_image = len(method.views)
+
+    return {
+        'images_seen': images_per_epoch * num_epochs,
+        'forward_passes': int(images_per_epoch * forwards_per_image * num_phases),
+        'seconds': run.stopwatch.seconds,
+        'train_seconds_per_epoch': sum(row['train_seconds'] for row in run.history) / num_epochs,
+        **peak_memory(run.accelerator.device),
+    }
+
+
+def _train_terms(run: Run) -> dict[str, float]:
+    """Return the losses of the last epoch by name."""
+    last = run.history[-1]
+    return {name.removeprefix('train_'): value for name, value in last.items() if name.startswith('train_')}
+
+
+def note_changed_file(row: dict[str, Any], train_set: LongTailDataset, test_set: LongTailDataset) -> bool:
+    """Return whether the files of the data are as they were at the start; otherwise say so, in `row` and as a line.
+
+    The hash in a row is that of the files at the start: of a set that changed no row of results may be written.
+
+    Args:
+        row: Row of results; gets `changed_file`.
+        train_set: Training images.
+        test_set: Test images.
+    """
+    changed = first_changed_file(train_set, test_set)
+    if changed is None:
+        return True
+
+    row['changed_file'] = changed
+    print(f'warning: {changed} changed while the run read it: the subset hash need not be that of the images that were '
+          'used, and no row of results is written', flush=True)
+    return False
+
+
+# ------------------------------------------------------------------------------------------------ files and tables
+
+def _write_export(folder: Path, run: Run, train_set: LongTailDataset, row: dict[str, Any]):
     """Write the model with the provenance that a row of results has, and with its figures where it has them."""
-    model, preprocessing = run.eval_model, run.preprocessing
-    provenance = _provenance(row)
+    options, preprocessing, model = run.options, run.data.preprocessing, run.eval_model
+    provenance = published_columns(row, _EXPORTED_COLUMNS)
     if 'last' in row:
         provenance['metrics'] = row['last']
 
     # outputs that are no classes (none, rotations) have no names
-    has_names = tells_classes(args.method, model.num_classes)
+    class_names = None
+    if tells_classes(options.method, model.num_classes):
+        class_names = list(train_set.class_names)
+
     with writing(folder):
         export_model(
-            model, folder, provenance=provenance,
-            mean=preprocessing.mean, std=preprocessing.std, crop_pct=preprocessing.crop_pct,
+            model,
+            folder,
+            provenance=provenance,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            crop_pct=preprocessing.crop_pct,
             interpolation=preprocessing.interpolation,
             license=license_of(
-                architecture_of(args.model, run.eval_model), args.pretrained, args.initial_checkpoint, args.license),
+                run.protocol.arch, options.pretrained, options.initial_checkpoint, options.license),
             input_size=(3, preprocessing.img_size, preprocessing.img_size),
-            class_names=list(train_set.class_names) if has_names else None,
+            class_names=class_names,
         )
+
+
+def write_summary(run: Run):
+    """Write `summary.csv`, one row an epoch, from the run's history: rows past a resumed checkpoint vanish.
+
+    Args:
+        run: Run in its output folder.
+
+    Raises:
+        UserError: The disk refuses.
+    """
+    # an epoch without an evaluation has fewer figures
+    names = list(dict.fromkeys(name for row in run.history for name in row))
+    with create_text(run.output_dir / 'summary.csv') as f:
+        writer = csv.DictWriter(f, names)
+        writer.writeheader()
+        writer.writerows(run.history)
 
 
 def _print_table(run: Run, row: dict[str, Any]):
     """Print the figures of the last and the best epoch, and how to measure the export again."""
     last, best = row['last'], row['best']
-    rows = {'last epoch': last, f'best epoch ({best["epoch"] + 1}, by {best["selected_by"]})': best}
-    print(f'\ntest set, weights as exported{_counted(run)}:\n{format_table(rows)}', flush=True)
+    best_label = f'best epoch ({best["epoch"] + 1}, by {best["selected_by"]})'
+    table = format_table({'last epoch': last, best_label: best})
+    print(f'\ntest set, weights as exported{counted_words(run)}:\n{table}', flush=True)
     if 'class_correct' in last:
-        print(f'python validate.py --model local-dir:{run.output_dir / "export"}', flush=True)
+        print(f'{start_of("validate")} --model local-dir:{run.output_dir / "export"}', flush=True)
 
 
-def _write_class_table(run: Run, row: dict[str, Any], train_set, test_set):
+def _write_class_table(run: Run, row: dict[str, Any], train_set: LongTailDataset, test_set: LongTailDataset):
     """Write `per_class.csv`, of a model that tells classes."""
     if 'class_correct' in row['last']:
         columns = train_set.class_names, train_set.class_counts, train_set.shot_counts
         write_per_class(run.output_dir / 'per_class.csv', *columns, row['last'])
 
 
-def _write_bad_images(run: Run, row: dict[str, Any], train_set, test_set):
+def _write_bad_images(run: Run, row: dict[str, Any], train_set: LongTailDataset, test_set: LongTailDataset):
     """List what could not be read in `bad_images.csv`, and count it."""
     left_out = [*train_set.bad_images, *test_set.bad_images]
     bad = {**dict.fromkeys(left_out, 'left out'), **run.bad_images}
@@ -305,65 +319,9 @@ def _write_bad_images(run: Run, row: dict[str, Any], train_set, test_set):
 
     path = run.output_dir / 'bad_images.csv'
     with create_text(path) as f:
-        csv.writer(f).writerows([['image', 'reason'], *sorted(bad.items())])
+        writer = csv.writer(f)
+        writer.writerow(['image', 'reason'])
+        writer.writerows(sorted(bad.items()))
     print(f'\n{len(bad)} images could not be read and were skipped; they are listed in {path}', flush=True)
 
 
-def _train_terms(run: Run) -> dict[str, float]:
-    return {k.removeprefix('train_'): v for k, v in run.history[-1].items() if k.startswith('train_')}
-
-
-def license_of(model: str, pretrained: bool, initial_checkpoint: str, asked: str | None) -> str | None:
-    """Return the licence of weights: of ours or of pretrained ones their own (None), of others not known ('')."""
-    known = pretrained or is_ours(model)
-    return asked or (None if known and not initial_checkpoint else '')
-
-
-def _protocol(args: Namespace, run: Run, train_set) -> dict[str, Any]:
-    return {
-        'tag': results.data_tag(train_set),
-        'model': args.model, 'model_kwargs': args.model_kwargs,
-        'method': args.method, 'method_kwargs': args.method_kwargs,
-        'sampler': args.sampler, 'epoch_length': args.epoch_length, 'experiment': results.experiment_of(args),
-        # a packed file is a way to carry a set: the name is that of the set, not of a file on this machine
-        'dataset': train_set.name if args.dataset.startswith('packed:') else args.dataset,
-        'dataset_name': train_set.name, 'hub_id': train_set.hub_id, 'imbalance_factor': train_set.imbalance_factor,
-        'imbalance_profile': train_set.profile, 'img_size': run.preprocessing.img_size,
-        'pretrained': args.pretrained, 'initial_checkpoint': args.initial_checkpoint,
-        'subset_hash': train_set.hash, 'subset_order': train_set.subset_order,
-        'original_order': train_set.original_order, 'resident': train_set.resident,
-        'class_counts': list(train_set.class_counts), 'shot_counts': list(train_set.shot_counts),
-        'seed': args.seed, 'data_seed': train_set.seed, 'val_fraction': args.val_fraction,
-        'epochs': args.epochs, 'global_batch_size': run.images_per_step,
-        'mixed_precision': run.accelerator.mixed_precision, 'num_processes': run.accelerator.num_processes,
-        'command': results.command_line(run.accelerator.num_processes),
-        'environment': results.environment(run.accelerator.device),
-    }
-
-
-def _cost(run: Run) -> dict[str, Any]:
-    images = run.images_per_step * run.steps_per_epoch * len(run.loaders)  # of an epoch
-    method = run.method
-    per_image = len(method.views) if method.forwards_per_image is None else method.forwards_per_image
-    phases = sum(1 + sum(f'train_{phase}_loss' in row for phase in method.phases[1:]) for row in run.history)
-    return {
-        'images_seen': images * len(run.history),
-        'forward_passes': int(images * per_image * phases),  # an epoch may leave a later phase out
-        'seconds': run.seconds,
-        'train_seconds_per_epoch': sum(row['train_seconds'] for row in run.history) / len(run.history),
-        **results.peak_memory(run.accelerator.device),
-    }
-
-
-def _provenance(row: dict[str, Any]) -> dict[str, Any]:
-    names = (
-        'tag', 'method', 'method_kwargs', 'dataset', 'dataset_name', 'hub_id', 'imbalance_factor', 'imbalance_profile',
-        'subset_hash', 'subset_order', 'class_counts', 'shot_counts', 'resident', 'pretrained', 'initial_checkpoint',
-        'seed', 'data_seed', 'val_fraction', 'epochs', 'recipe', 'command', 'tree_hash',
-    )
-    provenance = {**{name: row[name] for name in names}, 'device_type': row['environment']['device_type']}
-    # an export is published: what stands before the last name of a path on this machine is nobody's business
-    provenance['command'] = results.without_folders(row['command'])
-    start = Path(row['initial_checkpoint'])
-    provenance['initial_checkpoint'] = start.parent.name if start.name == 'export' else start.name
-    return provenance

@@ -9,6 +9,9 @@ from .run import Run
 
 __all__ = ['Progress']
 
+# figures of an evaluation that a line shows, where an epoch has them, by what they are called there
+_SHOWN = {'all': 'all', 'many': 'many', 'medium': 'medium', 'few': 'few', 'balanced': 'balanced', 'loss': 'eval loss'}
+
 
 class Progress:
     """Progress of a run over all its epochs, on the main process.
@@ -19,47 +22,72 @@ class Progress:
     """
 
     def __init__(self, run: Run, num_epochs: int):
-        self._shown = run.accelerator.is_main_process
         self._num_epochs = num_epochs
         self._total = num_epochs * run.steps_per_epoch
         self._first = run.epoch * run.steps_per_epoch + run.step
         self._started = time.perf_counter()
-        on_terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=self._total, initial=self._first, unit='step', dynamic_ncols=True, disable=not on_terminal,
-        ) if self._shown else None
+
+        self._bar = None
+        if run.accelerator.is_main_process:
+            self._bar = tqdm(
+                total=self._total,
+                initial=self._first,
+                unit='step',
+                dynamic_ncols=True,
+                disable=not sys.stderr.isatty(),
+            )
 
     def step(self, run: Run):
-        """Show the step that the run has reached; reads the mean loss of the epoch from the device."""
-        if not self._shown:
+        """Show the step that the run has reached; reads the mean loss of the epoch from the device.
+
+        Args:
+            run: The run, after a step.
+        """
+        if self._bar is None:
             return
+
         done = run.epoch * run.steps_per_epoch + run.step
-        total, count = run.sums['train_loss'].tolist()
+        total, count = run.epoch_state.sums['train_loss'].tolist()
         lr = run.optimizers[0].param_groups[0]['lr']
+        epoch = f'epoch {run.epoch + 1}/{self._num_epochs}'
+        loss = f'{total / count:.3f}'
+
+        # a terminal
         if not self._bar.disable:
-            self._bar.set_description(f'epoch {run.epoch + 1}/{self._num_epochs}')
-            self._bar.set_postfix(loss=f'{total / count:.3f}', lr=f'{lr:.3g}', refresh=False)
+            self._bar.set_description(epoch)
+            self._bar.set_postfix(loss=loss, lr=f'{lr:.3g}', refresh=False)
             self._bar.update(done - self._bar.n)
-        elif run.step < run.steps_per_epoch:
-            seconds = time.perf_counter() - self._started
-            rate = (done - self._first) / seconds
+            return
+
+        # the line of a finished epoch follows that of its last step
+        if run.step < run.steps_per_epoch:
+            rate = (done - self._first) / (time.perf_counter() - self._started)
+            left = tqdm.format_interval((self._total - done) / rate)
             print(
-                f'epoch {run.epoch + 1}/{self._num_epochs}  step {run.step}/{run.steps_per_epoch}  '
-                f'loss {total / count:.3f}  lr {lr:.3g}  {rate * run.images_per_step:.0f} images/s  '
-                f'left {tqdm.format_interval((self._total - done) / rate)}',
+                f'{epoch}  step {run.step}/{run.steps_per_epoch}  loss {loss}  lr {lr:.3g}  '
+                f'{rate * run.images_per_step:.0f} images/s  left {left}',
                 flush=True,
             )
 
     def epoch(self, row: dict[str, Any]):
-        """Show the figures of a finished epoch."""
-        if not self._shown:
+        """Show the figures of a finished epoch.
+
+        Args:
+            row: Row of `Run.history`.
+        """
+        if self._bar is None:
             return
+
         parts = [f'epoch {row["epoch"] + 1}/{self._num_epochs}', f'loss {row["train_loss"]:.3f}']
-        for name in ('all', 'many', 'medium', 'few', 'balanced', 'loss'):
-            value = row.get(f'eval_{name}', 'missing')
-            if value != 'missing':
-                parts.append(f'{name if name != "loss" else "eval loss"} {"n/a" if value is None else f"{value:.2f}"}')
-        tqdm.write('  '.join([*parts, f'{row["train_seconds"]:.1f} s']), file=sys.stdout)
+        for name, label in _SHOWN.items():
+            if f'eval_{name}' not in row:
+                continue
+            value = row[f'eval_{name}']
+            shown = 'n/a' if value is None else f'{value:.2f}'
+            parts.append(f'{label} {shown}')
+        parts.append(f'{row["train_seconds"]:.1f} s')
+
+        tqdm.write('  '.join(parts), file=sys.stdout)
         sys.stdout.flush()
 
     def close(self):

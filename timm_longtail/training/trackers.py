@@ -1,4 +1,4 @@
-"""A run in TensorBoard, Weights & Biases or trackio, through Accelerate's trackers. The engine does not know them.
+"""A run in TensorBoard, Weights & Biases or trackio, through Accelerate's trackers. The loop does not know them.
 
 The step of a figure is the epoch it belongs to, counted from 0 as in `summary.csv`; the figures of the exported weights
 (`last_all`, …) stand at the number of epochs. `accelerator.log_with` takes trackers that are built already: the output
@@ -7,7 +7,6 @@ folder is known only after the accelerator exists.
 import importlib.metadata
 import logging
 import secrets
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
+from ..data import LongTailDataset
 from ..utils.errors import UserError, one_line
 from ..utils.files import read_text, write_text
-from .build import plain
+from .options import plain
 from .run import Run
 
 __all__ = ['check_trackers', 'flatten', 'hyper_parameters', 'log_epoch', 'log_final', 'tracking']
@@ -28,39 +28,34 @@ _logger = logging.getLogger(__name__)
 
 
 def check_trackers(names: list[str]):
-    """Raise a `UserError` for a tracker whose package is not installed."""
+    """Raise a `UserError` for a tracker whose package is not installed.
+
+    Args:
+        names: Names of trackers.
+    """
     for name in names:
         try:
-            importlib.metadata.version(name)  # not find_spec: a folder `wandb` of former runs would do for it
+            # not find_spec: a folder `wandb` of former runs would do for it
+            importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError as e:
             raise UserError(
                 f"--tracker {name}: the package {name} is not installed; pip install 'timm_longtail[trackers]'") from e
 
 
 @contextmanager
-def tracking(args: Namespace, run: Run, train_set) -> Iterator[None]:
+def tracking(run: Run, train_set: LongTailDataset) -> Iterator[None]:
     """Start the trackers on the main process, and close them however the block ends. A resumed run goes on in them.
 
     Args:
-        args: Options, `tracker` and `project` among them.
-        run: The run, in its output folder and at its position.
-        train_set: Training data.
+        run: Run in its output folder, at its position; its options name the trackers and the project.
+        train_set: Training images.
 
     Raises:
         UserError: A tracker refuses to start, as where it is not logged in.
     """
     accelerator = run.accelerator
-    if args.tracker and accelerator.is_main_process:
-        is_new = not (run.output_dir / RUN_ID).exists()
-        run_id = _run_id(run.output_dir)
-        accelerator.log_with = [_create(name, args.project, run, run_id) for name in dict.fromkeys(args.tracker)]
-        try:
-            accelerator.init_trackers(args.project, hyper_parameters(args, run, train_set))
-        except Exception as e:  # each package has errors of its own
-            accelerator.trackers.clear()  # those that did not start cannot be closed; the others close at exit
-            if is_new:
-                (run.output_dir / RUN_ID).unlink(missing_ok=True)
-            raise UserError(f'--tracker {" ".join(args.tracker)}: {one_line(e)}') from e
+    if run.options.tracker and accelerator.is_main_process:
+        _start(run, train_set)
     try:
         yield
     finally:
@@ -70,15 +65,45 @@ def tracking(args: Namespace, run: Run, train_set) -> Iterator[None]:
                 tracker.finish()
 
 
+def _start(run: Run, train_set: LongTailDataset):
+    """Start all trackers of a run, or none."""
+    accelerator, options = run.accelerator, run.options
+    id_path = run.output_dir / RUN_ID
+    is_new = not id_path.exists()
+    run_id = _run_id(run.output_dir)
+
+    names = dict.fromkeys(options.tracker)
+    accelerator.log_with = [_create(name, options.project, run, run_id) for name in names]
+    try:
+        accelerator.init_trackers(options.project, hyper_parameters(run, train_set))
+    except Exception as e:  # each package has errors of its own
+        # those that did not start cannot be closed; the others close at exit
+        accelerator.trackers.clear()
+        if is_new:
+            id_path.unlink(missing_ok=True)
+        raise UserError(f'--tracker {" ".join(options.tracker)}: {one_line(e)}') from e
+
+
 def log_epoch(run: Run):
-    """Give the trackers the figures of the last epoch."""
-    row = {k: v for k, v in run.history[-1].items() if k != 'epoch'}
-    _log(run, _figures(row), run.history[-1]['epoch'])
+    """Give the trackers the figures of the last epoch.
+
+    Args:
+        run: Run after an epoch.
+    """
+    figures = _figures(run.history[-1])
+    epoch = figures.pop('epoch')
+    _log(run, figures, epoch)
 
 
 def log_final(run: Run, metrics: dict[str, Any]):
-    """Give the trackers the figures of the exported weights, as `last_<name>`."""
-    _log(run, {f'last_{k}': v for k, v in _figures(metrics).items()}, run.epoch)
+    """Give the trackers the figures of the exported weights, as `last_<name>`.
+
+    Args:
+        run: Finished run.
+        metrics: Figures of the exported weights.
+    """
+    figures = {f'last_{name}': value for name, value in _figures(metrics).items()}
+    _log(run, figures, run.epoch)
 
 
 def _log(run: Run, figures: dict[str, float], step: int):
@@ -101,10 +126,15 @@ def _never_ending_the_run(tracker: GeneralTracker) -> Iterator[list[Exception]]:
         _logger.warning(f'--tracker {tracker.name}: {one_line(e) or type(e).__name__}; the run goes on without it')
 
 
-def hyper_parameters(args: Namespace, run: Run, train_set) -> dict[str, bool | int | float | str]:
-    """Return all options, and in the place of those left open what the run found out."""
+def hyper_parameters(run: Run, train_set: LongTailDataset) -> dict[str, bool | int | float | str]:
+    """Return all options, and in the place of those left open what the run found out.
+
+    Args:
+        run: The run.
+        train_set: Training images.
+    """
     return flatten({
-        **plain(args),
+        **plain(run.options),
         'global_batch_size': run.images_per_step,
         'imbalance_factor': train_set.imbalance_factor,
         'real_imbalance_factor': train_set.real_imbalance_factor,
@@ -117,13 +147,20 @@ def hyper_parameters(args: Namespace, run: Run, train_set) -> dict[str, bool | i
 
 
 def flatten(values: dict[str, Any]) -> dict[str, bool | int | float | str]:
-    """Return nested options under dotted names, lists and None as strings: TensorBoard takes no others."""
+    """Return nested options under dotted names, lists and None as strings: TensorBoard takes no others.
+
+    Args:
+        values: Options by name; the options of a model or method are a dictionary of their own.
+    """
     flat = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            flat.update({f'{name}.{k}': v for k, v in flatten(value).items()})
+            for inner_name, inner_value in flatten(value).items():
+                flat[f'{name}.{inner_name}'] = inner_value
+        elif isinstance(value, (bool, int, float, str)):
+            flat[name] = value
         else:
-            flat[name] = value if isinstance(value, (bool, int, float, str)) else str(value)
+            flat[name] = str(value)
     return flat
 
 
@@ -139,8 +176,10 @@ class _TensorBoard(TensorBoardTracker):
 
 
 def _create(name: str, project: str, run: Run, run_id: str) -> GeneralTracker:
+    """Return a tracker that continues the run of this id, or begins it."""
     folder = run.output_dir
-    if name == 'tensorboard':  # purge_step: epochs that are trained once more replace the former ones
+    if name == 'tensorboard':
+        # purge_step: epochs that are trained once more replace the former ones
         return _TensorBoard(project, folder / 'tensorboard', purge_step=run.epoch)
     if name == 'wandb':
         return WandBTracker(project, name=folder.name, dir=str(folder), id=run_id, resume='allow')
@@ -157,4 +196,5 @@ def _run_id(folder: Path) -> str:
 
 
 def _figures(row: dict[str, Any]) -> dict[str, float]:
-    return {k: v for k, v in row.items() if isinstance(v, (int, float))}
+    """Return what is a number in a row of figures."""
+    return {name: value for name, value in row.items() if isinstance(value, (int, float))}

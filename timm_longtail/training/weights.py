@@ -49,22 +49,40 @@ _OPTIONS_OF_THEIR_OWN = {
 
 
 def is_export(source: str) -> bool:
-    """Return whether a source names an exported model and not one of timm's."""
+    """Return whether a source names an exported model and not one of timm's.
+
+    Args:
+        source: Name of a model.
+    """
     return source.startswith(('local-dir:', 'hf-hub:', 'hf_hub:'))
 
 
 def architecture_of(name: str, model: nn.Module) -> str:
-    """Return the name by which timm builds a model once more: of an export that of its architecture."""
-    return model.pretrained_cfg['architecture'] if is_export(name) else name
+    """Return the name by which timm builds a model once more: of an export that of its architecture.
+
+    Args:
+        name: Name that the model was built by.
+        model: The model.
+    """
+    if is_export(name):
+        return model.pretrained_cfg['architecture']
+    return name
 
 
 def initial_weights_path(name: str) -> Path:
-    """Return the file that `--initial-checkpoint` means: of an export its weights, of an output folder its export's."""
+    """Return the file that `--initial-checkpoint` means: of an export its weights, of an output folder its export's.
+
+    Args:
+        name: File, export or output folder.
+    """
     path = Path(name)
     if not path.is_dir():
         return path
-    folder = path / 'export' if (path / 'export').is_dir() else path
-    return folder / 'model.safetensors'
+
+    is_output_folder = (path / 'export').is_dir()
+    if is_output_folder:
+        path = path / 'export'
+    return path / 'model.safetensors'
 
 
 def weights_preprocessing(
@@ -101,6 +119,7 @@ def weights_preprocessing(
 
 
 def _from_fields(fields: dict[str, Any], source: str) -> Preprocessing:
+    """Return the input that a training checkpoint describes."""
     try:
         return _checked(Preprocessing(**fields))
     except (TypeError, ValueError) as e:
@@ -108,6 +127,7 @@ def _from_fields(fields: dict[str, Any], source: str) -> Preprocessing:
 
 
 def _from_config(cfg: dict[str, Any], source: str) -> Preprocessing:
+    """Return the input that timm's configuration of a model describes."""
     try:
         config = resolve_data_config({}, pretrained_cfg=cfg)
         return _checked(Preprocessing(
@@ -122,9 +142,10 @@ def _from_config(cfg: dict[str, Any], source: str) -> Preprocessing:
 
 
 def _checked(preprocessing: Preprocessing) -> Preprocessing:
-    """Return it, or raise a `ValueError`: a file may hold anything."""
+    """Return an input that is possible, or raise a `ValueError`: a file may hold anything."""
     if type(preprocessing.img_size) is not int or preprocessing.img_size < 1:
         raise ValueError(f'img_size {preprocessing.img_size!r}')
+
     for name in ('mean', 'std'):
         values = getattr(preprocessing, name)
         is_triple = isinstance(values, (list, tuple)) and len(values) == 3
@@ -132,6 +153,7 @@ def _checked(preprocessing: Preprocessing) -> Preprocessing:
             raise ValueError(f'{name} {values!r}, expected three numbers')
     if min(preprocessing.std) <= 0:
         raise ValueError(f'std {preprocessing.std!r}, expected numbers above 0')
+
     if not isinstance(preprocessing.crop_pct, (int, float)) or not 0 < preprocessing.crop_pct <= 1:
         raise ValueError(f'crop_pct {preprocessing.crop_pct!r}, expected a share in (0, 1]')
     if preprocessing.interpolation not in _INTERPOLATIONS:
@@ -157,6 +179,7 @@ def choose_preprocessing(args: Namespace, dataset: LongTailDataset) -> Preproces
     if dataset.resident and args.crop_pct not in (None, 1):
         raise UserError('--crop-pct is for image files: images in memory are looked at whole')
 
+    # the weights, or else the data
     cfg = _pretrained_cfg(args)
     if args.pretrained or args.initial_checkpoint:
         chosen, source = weights_preprocessing(cfg, args.model, args.initial_checkpoint)
@@ -166,14 +189,17 @@ def choose_preprocessing(args: Namespace, dataset: LongTailDataset) -> Preproces
     # a model that is built for one size says so by its constructor
     own_size = args.model_kwargs.get('img_size')
     if own_size is not None:
-        chosen = replace(chosen, img_size=own_size if isinstance(own_size, int) else own_size[-1])
+        img_size = own_size if isinstance(own_size, int) else own_size[-1]
+        chosen = replace(chosen, img_size=img_size)
     if dataset.resident:
         chosen = replace(chosen, crop_pct=1.0)
 
-    typed = {name: getattr(args, name) for name in ('img_size', 'mean', 'std', 'crop_pct')}
-    typed = {name: value for name, value in typed.items() if value is not None}
-    for name in typed.keys() & {'mean', 'std'}:
-        typed[name] = tuple(typed[name])
+    # what was typed is above all
+    typed = {}
+    for name in ('img_size', 'mean', 'std', 'crop_pct'):
+        value = getattr(args, name)
+        if value is not None:
+            typed[name] = tuple(value) if name in ('mean', 'std') else value
     chosen = replace(chosen, **typed)
 
     if source is not None:
@@ -182,24 +208,32 @@ def choose_preprocessing(args: Namespace, dataset: LongTailDataset) -> Preproces
 
 
 def _from_scratch(cfg: dict[str, Any], dataset: LongTailDataset) -> Preprocessing:
-    free = not cfg.get('fixed_input_size', False)
-    size = dataset.input_size[-1] if dataset.resident and free else cfg.get('input_size', (3, 224, 224))[-1]
-    return Preprocessing(img_size=int(size), mean=tuple(dataset.mean), std=tuple(dataset.std), crop_pct=0.875)
+    """Return the input of a model that starts from random weights."""
+    takes_any_size = not cfg.get('fixed_input_size', False)
+    if dataset.resident and takes_any_size:
+        input_size = dataset.input_size
+    else:
+        input_size = cfg.get('input_size', (3, 224, 224))
+    return Preprocessing(img_size=int(input_size[-1]), mean=tuple(dataset.mean), std=tuple(dataset.std), crop_pct=0.875)
 
 
 def say_input(preprocessing: Preprocessing, source: str, typed: Iterable[str] = ()):
     """Say in a start line how images are prepared, and what decides it.
 
     Args:
-        preprocessing: The input.
-        source: From `weights_preprocessing`.
+        preprocessing: Input of the model.
+        source: Place where it is described, from `weights_preprocessing`.
         typed: Names of options that are above it.
     """
     size = f'{preprocessing.img_size}x{preprocessing.img_size}'
-    mean, std = (' '.join(f'{value:.4g}' for value in values) for values in (preprocessing.mean, preprocessing.std))
+    mean = ' '.join(f'{value:.4g}' for value in preprocessing.mean)
+    std = ' '.join(f'{value:.4g}' for value in preprocessing.std)
+    line = f'input: {size}, mean {mean}, std {std}, as in {source}'
+
     options = ', '.join(f'--{name.replace("_", "-")}' for name in typed)
-    above = f'; typed: {options}' if options else ''
-    _logger.info(f'input: {size}, mean {mean}, std {std}, as in {source}{above}')
+    if options:
+        line = f'{line}; typed: {options}'
+    _logger.info(line)
 
 
 def create_task_model(args: Namespace, num_classes: int, img_size: int | None = None) -> nn.Module:
@@ -214,15 +248,16 @@ def create_task_model(args: Namespace, num_classes: int, img_size: int | None = 
         UserError: An argument that the model does not take or that contradicts the data; weights that do not fit it.
     """
     rng.seed_torch(args.seed, purpose='init')
-    num_outputs = method_class(args.method).num_outputs(num_classes)
 
+    # the file of weights, before anything is built
     path = initial_weights_path(args.initial_checkpoint)
     if args.initial_checkpoint and not path.is_file():
         raise UserError(f'--initial-checkpoint {path}: no such file')
     if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
         verify_weights(path.parent, read_config(path.parent))
 
-    kwargs = {**args.model_kwargs, 'num_classes': num_outputs}
+    # the model, with the outputs that the method wants
+    kwargs = {**args.model_kwargs, 'num_classes': method_class(args.method).num_outputs(num_classes)}
     if args.pretrained:
         kwargs['pretrained'] = True
     if 'img_size' not in kwargs:
@@ -230,8 +265,9 @@ def create_task_model(args: Namespace, num_classes: int, img_size: int | None = 
     try:
         model = create_timm_model(args.model, **kwargs)
     except UserError as e:
-        hint = '; --initial-checkpoint takes weights from a file' if args.pretrained else ''
-        raise UserError(f'{e}{hint}') from e
+        if args.pretrained:
+            raise UserError(f'{e}; --initial-checkpoint takes weights from a file') from e
+        raise
 
     if args.pretrained:
         check_finite(trained_tensors(model), f'--model {args.model}')
@@ -278,11 +314,17 @@ def load_initial_weights(model: nn.Module, path: Path):
     part, stored = read_part(path)
     weights = _translate(clean_state_dict(stored), model)
     own = model.state_dict()
-    fits = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    fits = {}
+    for name, value in weights.items():
+        if name in own and own[name].shape == value.shape:
+            fits[name] = value
+
+    # a counter of BatchNorm that fits is no weight
     if not any(name in fits for name, _ in model.named_parameters()):
         raise UserError(
             f'{path}: none of its {len(weights)} tensors fits {type(model).__name__}; it has {_shown(weights)}, '
             f'the model {_shown(own)}')
+
     check_finite({name: fits[name] for name in trained_tensors(model) if name in fits}, path)
     model.load_state_dict(fits, strict=False)
 
@@ -295,16 +337,24 @@ def load_initial_weights(model: nn.Module, path: Path):
 
 
 def _translate(weights: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return weights by the names of the model, as timm's file of its architecture translates them."""
     translate = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
     if translate is None or len(inspect.signature(translate).parameters) < 2:
         return weights
+
     try:
         return translate(weights, model)
     except (KeyError, RuntimeError, AttributeError) as e:
         raise UserError(f'these weights are not of a {type(model).__name__}: {one_line(e)}') from e
 
 
-def _shown(names, limit: int = 6) -> str:
+def _shown(names: Iterable[str], limit: int = 6) -> str:
+    """Return the first of some names in alphabetical order, and how many more there are."""
     names = sorted(names)
-    more = f' and {len(names) - limit} more' if len(names) > limit else ''
-    return ', '.join(names[:limit]) + more if names else 'none'
+    if not names:
+        return 'none'
+
+    shown = ', '.join(names[:limit])
+    if len(names) > limit:
+        shown = f'{shown} and {len(names) - limit} more'
+    return shown
