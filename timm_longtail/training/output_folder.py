@@ -6,7 +6,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from ..utils.errors import UserError
-from ..utils.folder import create_folder, hold_folder, join_folder
+from ..utils.output_lock import create_folder, hold_folder, join_folder
 from .checkpoint import find_checkpoint, read_checkpoint
 from .rows import data_tag
 from .run import Run
