@@ -191,7 +191,7 @@ def test_a_recipe_names_one_tracker_or_several(tmp_path):
         recipe.write_text(f'tracker: {text}\n')
         assert parse_train_args(['-c', str(recipe)]).tracker == names
     recipe.write_text('tracker: [trackio, mlflow]\n')
-    with pytest.raises(UserError, match='tracker: mlflow is not one of tensorboard, wandb, trackio'):
+    with pytest.raises(UserError, match="tracker must be one of tensorboard, wandb, trackio, got 'mlflow'"):
         parse_train_args(['-c', str(recipe)])
 
 
