@@ -21,6 +21,7 @@ def test_confusion_agrees_with_scikit_learn(batch_size):
     confusion = evaluator.confusion_matrix()
     assert confusion.dtype == torch.int64
     assert confusion.tolist() == confusion_matrix(target, logits.argmax(dim=1), labels=range(10)).tolist()
+
     metrics = evaluator.compute()
     assert confusion.diag().tolist() == metrics['class_correct']
     assert confusion.sum(dim=1).tolist() == metrics['class_total']
@@ -35,6 +36,7 @@ def test_confusion_of_all_processes(monkeypatch):
     assert torch.equal(evaluator.confusion_matrix(), 2 * evaluator.confusion_matrix(reduce=False))
     assert torch.equal(evaluator.confusion_matrix(), 2 * evaluator.confusion_matrix(reduce=False))
     assert reduced == [100, 100]
+
     evaluator.compute()
     assert reduced.count(100) == 2  # the figures do not send the confusion
 
@@ -56,6 +58,7 @@ def test_confusion_is_counted_on_request_only():
 
 def test_confusion_rate_in_loops():
     confusion = filled(*predictions(), confusion=True).confusion_matrix().tolist()
+
     assert confusion_rate(confusion, SHOT_COUNTS) > 10
     for source, rows in (('many', MANY), ('medium', MEDIUM), ('few', FEW)):
         total = 0

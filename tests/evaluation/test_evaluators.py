@@ -45,6 +45,7 @@ def calibration_error(logits, target, num_bins=15):
         if hits:
             gap = abs(sum(hits) / len(hits) - sum(confidences) / len(confidences))
             error += len(hits) / len(target) * gap
+
     return 100 * error
 
 
@@ -53,6 +54,7 @@ def test_agrees_with_scikit_learn(seed):
     logits, target = predictions(seed=seed)
     predicted = logits.argmax(dim=1)
     metrics = evaluate(logits, target)
+
     assert 0 < metrics['all'] < 100
     assert metrics['all'] == close(100 * accuracy_score(target, predicted))
     assert metrics['balanced'] == close(100 * balanced_accuracy_score(target, predicted))
@@ -68,6 +70,7 @@ def test_agrees_with_loops(scale):
 
     def mean(classes):
         return close(sum(accuracy[c] for c in classes) / len(classes))
+
     assert metrics['class_accuracy'] == [close(accuracy[c]) for c in range(10)]
     assert metrics['many'] == mean(MANY)
     assert metrics['medium'] == mean(MEDIUM)
@@ -108,6 +111,7 @@ def test_classes_absent_from_the_test_are_left_out():
     logits, target = logits[kept], target[kept]
     predicted = logits.argmax(dim=1)
     assert {4, 9} & set(predicted.tolist())  # they are still predicted
+
     metrics = evaluate(logits, target)
     accuracy = class_accuracies(logits, target)
     seen = sorted(accuracy)
@@ -116,9 +120,11 @@ def test_classes_absent_from_the_test_are_left_out():
     assert metrics['few'] == close(accuracy[8])
     assert metrics['medium'] == close(sum(accuracy[c] for c in (2, 3, 5, 6, 7)) / 5)
     assert metrics['worst_class'] == close(min(accuracy.values()))
+
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # scikit-learn remarks on the predicted classes that have no image
         assert metrics['balanced'] == close(100 * balanced_accuracy_score(target, predicted))
+
     assert metrics['macro_f1'] == close(100 * f1_score(target, predicted, labels=seen, average='macro'))
 
 

@@ -2,6 +2,7 @@
 import csv
 import io
 import sys
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -31,15 +32,17 @@ def draw(tmp_path):
             image.load()
             assert image.format == 'PNG' and image.size == tuple(round(150 * s) for s in figure.get_size_inches())
             assert len(image.convert('L').getcolors()) > 5  # not blank
+
         assert 5_000 < path.stat().st_size < 1_000_000
         return figure
+
     return draw
 
 
 def curves(axis):
     """The named curves of an axis: x and y by label."""
-    return {line.get_label(): (line.get_xdata(), line.get_ydata())
-            for line in axis.get_lines() if not line.get_label().startswith('_')}
+    named = [line for line in axis.get_lines() if not line.get_label().startswith('_')]
+    return {line.get_label(): (line.get_xdata(), line.get_ydata()) for line in named}
 
 
 def points(axis):
@@ -57,8 +60,12 @@ def words(axis):
 
 def bounds(axis):
     """Where the dashed lines between the groups stand."""
-    return [line.get_xdata()[0] for line in axis.get_lines() if len(line.get_xdata()) == 2
-            and line.get_xdata()[0] == line.get_xdata()[1] and line.get_label().startswith('_')]
+    places = []
+    for line in axis.get_lines():
+        x = line.get_xdata()
+        if len(x) == 2 and x[0] == x[1] and line.get_label().startswith('_'):
+            places.append(x[0])
+    return places
 
 
 def equal(values, expected):
@@ -78,6 +85,7 @@ def test_weight_norms_against_images(draw):
     for (x, y), expected in zip(points(axis), ([4, 3, 2, 1], [2, 1, 2, 2]), strict=True):
         equal(x, SORTED)
         equal(y, expected)
+
     equal(curves(axis)['joint'], ([10, 30, 200, 500], [1, 2, 3, 4]))
     assert legend_labels(figure) == ['joint', 'cRT'] and figure.get_suptitle() == 'A title'
     assert axis.get_xscale() == 'log' and axis.get_yscale() == 'linear' and axis.get_ylim()[0] == 0
@@ -105,16 +113,19 @@ def test_classes_with_as_many_images_share_a_place_of_the_line(draw):
 def test_sampler_probabilities(draw):
     p = np.array(COUNTS) / sum(COUNTS)
     changing = {20: np.full(4, 0.25), 0: p, 10: (p + 0.25) / 2}  # not in order
-    axis, = (figure := draw(
-        figures.plot_sampler_probabilities, {'uniform': p, 'progressive': changing, 'balanced': [0.25] * 4}, COUNTS)).axes
+    samplers = {'uniform': p, 'progressive': changing, 'balanced': [0.25] * 4}
+    figure = draw(figures.plot_sampler_probabilities, samplers, COUNTS)
+    axis, = figure.axes
     labels = ['uniform', *(f'progressive, epoch {e}' for e in (0, 10, 20)), 'balanced']
     assert legend_labels(figure) == [*curves(axis)] == labels
     equal(curves(axis)['uniform'], ([1, 2, 3, 4], 100 * p[ORDER]))
     equal(curves(axis)['progressive, epoch 10'][1], 100 * (p[ORDER] + 0.25) / 2)
     assert all(sum(y) == pytest.approx(100) for _, y in curves(axis).values())
     assert axis.get_yscale() == 'log' and '(%)' in axis.get_ylabel()
+
     lines = {line.get_label(): line for line in axis.get_lines()}
     assert lines['progressive, epoch 0'].get_linestyle() != lines['uniform'].get_linestyle() == '-'
+
     shades = [sum(to_rgb(lines[f'progressive, epoch {e}'].get_color())) for e in (0, 10, 20)]
     assert shades == sorted(shades, reverse=True) and len(set(shades)) == 3  # darker and darker
 
@@ -128,12 +139,15 @@ def test_class_accuracy(draw):
     assert legend_labels(figure) == ['early', 'late']
     assert [label.get_text() for label in axis.get_xticklabels()] == ['b', 'd', 'a', 'c']
     assert words(axis) == ['Many (2)', 'Medium (1)', 'Few (1)'] and bounds(axis) == [2.5, 3.5]
+
     heights = images.collections[0].get_paths()[0].vertices
     for rank, count in enumerate(SORTED, start=1):
         beside = heights[(heights[:, 0] == rank - 0.5) | (heights[:, 0] == rank + 0.5)]
         assert count in beside[:, 1]
+
     assert heights[:, 1].max() == 500 and set(heights[:, 1]) == {0, *SORTED}
     assert axis.get_zorder() > images.get_zorder() and not axis.patch.get_visible()
+
     low, high = axis.get_ylim()
     equal(np.array(images.get_ylim()) / 500, np.array([low, high]) / 100)  # zero beside zero
 
@@ -145,10 +159,12 @@ def test_many_classes_have_a_running_mean(draw):
     figure = draw(figures.plot_class_accuracy, {'x': accuracy}, counts, class_names=[str(c) for c in range(100)])
     axis = figure.axes[0]
     equal(points(axis)[0][1], accuracy)
+
     line = curves(axis)['x'][1]
     for c in range(100):
         around = [a for a in accuracy[max(0, c - 4):c + 5] if not np.isnan(a)]
         assert line[c] == pytest.approx(sum(around) / len(around))
+
     assert figure.legends[0].get_title().get_text().endswith('mean of 9 neighbouring classes')
     assert len(axis.get_xticklabels()) < 12  # a hundred names would be a black bar
 
@@ -165,12 +181,14 @@ def test_confusion(draw):
                 assert drawn.mask[i, j]  # no image of this class
             else:
                 assert drawn[i, j] == pytest.approx(100 * confusion[row, column] / confusion[row].sum())
+
     equal(second.images[0].get_array(), 100 * np.eye(4))
     assert confusion_rate(confusion, COUNTS) == 50  # Many are classes 1 and 3, Few is class 2
     assert first.get_title() == 'CE\nFew predicted as Many: 50.0 %'
     assert second.get_title() == 'BCL\nFew predicted as Many: 0.0 %'
     assert [label.get_text() for label in first.get_yticklabels()] == ['b', 'd', 'a', 'c']
     assert [text for text in words(first) if text.isalpha()] == 2 * ['Many', 'Medium', 'Few']
+
     numbers = [text for text in words(first) if text.isdigit()]
     assert numbers == ['90', '10', '20', '10', '60', '10', '50', '10', '40']  # row by row, a zero is not written
     assert bounds(first) == [2.5, 3.5]
@@ -197,16 +215,21 @@ def test_confusion_in_blocks():
             rows = [row for row in confusion[3 * i:3 * i + 3] if row.sum()]
             shares = [100 * row[3 * j:3 * j + 3].sum() / row.sum() for row in rows]
             assert np.isnan(blocks[i, j]) if i == 1 else blocks[i, j] == pytest.approx(sum(shares) / len(shares))
+
     assert np.isnan(blocks[1]).all()
     equal(style.in_blocks(np.eye(7), 1), 100 * np.eye(7))
     assert [style.block_size(n) for n in (1, 200, 201, 1000, 8142)] == [1, 1, 2, 5, 41]
 
 
 def test_tau_curve(draw):
-    metrics = [{'balanced': 40, 'many': 60, 'medium': None, 'few': None if tau == 1 else 5 * tau, 'class_correct': []}
-               for tau in (2, 0, 1)]
+    few = {2: 10, 0: 0, 1: None}
+    metrics = [
+        {'balanced': 40, 'many': 60, 'medium': None, 'few': few[tau], 'class_correct': []}
+        for tau in (2, 0, 1)
+    ]
     figure = draw(figures.plot_tau_curve, [2, 0, 1], metrics, 1)
     axis, = figure.axes
+
     assert legend_labels(figure) == ['Balanced', 'Many', 'Few', 'Chosen: τ = 1']
     equal(curves(axis)['Few'], ([0, 2], [0, 10]))
     equal(curves(axis)['Many'], ([0, 1, 2], [60, 60, 60]))
@@ -216,13 +239,25 @@ def test_tau_curve(draw):
 
 
 def history(num_epochs=4):
-    return [{'epoch': e, 'lr': 0.1 / (e + 1), 'train_accuracy': e / 10, 'train_loss': 4.0 - e, 'train_seconds': 1.0,
-             **({'eval_all': 10.0 * e, 'eval_many': 20.0 * e, 'eval_few': None, 'eval_loss': 5.0} if e % 2 else {})}
-            for e in range(num_epochs)]
+    """Rows of a run that is evaluated every second epoch."""
+    rows = []
+    for e in range(num_epochs):
+        rows.append({
+            'epoch': e,
+            'lr': 0.1 / (e + 1),
+            'train_accuracy': e / 10,
+            'train_loss': 4.0 - e,
+            'train_seconds': 1.0,
+        })
+        if e % 2:
+            rows[-1].update(
+                {'eval_all': 10.0 * e, 'eval_many': 20.0 * e, 'eval_few': None, 'eval_loss': 5.0})
+    return rows
 
 
 def check_training_curves(figure):
     losses, accuracies, rate = figure.axes
+
     assert [*curves(losses)] == ['Train loss: 1', 'Eval loss: 5']
     equal(curves(losses)['Train loss: 1'], ([0, 1, 2, 3], [4, 3, 2, 1]))
     assert [*curves(accuracies)] == ['Train accuracy: 30', 'Eval all: 30', 'Eval many: 60']
@@ -261,6 +296,7 @@ def test_number_of_classes(draw, num_classes):
     draw(figures.plot_sampler_probabilities, {'a': p, 'b': {0: p, 9: p ** 0 / num_classes}}, counts)
     figure = draw(figures.plot_class_accuracy, {'a': random.uniform(0, 100, num_classes)}, counts)
     assert figure.axes[0].get_xlim() == (0.5, num_classes + 0.5)
+
     confusion = random.integers(0, 5, (num_classes, num_classes)) + 50 * np.eye(num_classes)
     first, bar = draw(figures.plot_confusion, {'a': confusion}, counts).axes
     if num_classes == 1000:
@@ -308,10 +344,12 @@ def test_a_figure_is_a_function_of_its_arguments(tmp_path):
     def draw(name):
         figures.plot_class_accuracy(tmp_path / name, {'run': [10.0, 90, None, 40]}, COUNTS)
         return (tmp_path / name).read_bytes()
+
     first = draw('a.png')
     with matplotlib.rc_context({'lines.linewidth': 9, 'font.size': 20, 'savefig.dpi': 30, 'figure.facecolor': 'red'}):
         assert draw('b.png') == first
         assert matplotlib.rcParams['lines.linewidth'] == 9  # the user's settings are as they were
+
     with Image.open(tmp_path / 'a.png') as image:
         assert image.info.keys() <= {'dpi'}  # no date, no program
 
@@ -339,7 +377,7 @@ def test_curves_are_told_apart():
 @pytest.mark.parametrize('middles', [[0.5], [0.01, 0.02, 0.5], [0.4, 0.98, 0.99], [0.2, 0.5, 0.8], [0.49, 0.5, 0.51]])
 def test_labels_do_not_overlap(middles):
     placed = style.pad_labels(middles, 0.17)
-    assert all(b - a >= 0.17 - 1e-9 for a, b in zip(placed, placed[1:]))
+    assert all(b - a >= 0.17 - 1e-9 for a, b in pairwise(placed))
     assert placed[0] >= 0.085 - 1e-9 and placed[-1] <= 0.915 + 1e-9
     if middles == [0.2, 0.5, 0.8]:
         assert placed == middles

@@ -41,6 +41,7 @@ def test_sums_of_all_processes(monkeypatch):
     evaluator.add(logits, target)
     monkeypatch.setattr(evaluators, 'all_reduce_sum', lambda value: value.mul_(2))  # a twin with the same images
     both, alone = evaluator.compute(), evaluator.compute(reduce=False)
+
     assert both['num_images'] == 2 * alone['num_images'] == 2 * len(target)
     assert both['class_correct'] == [2 * n for n in alone['class_correct']]
     assert both['class_accuracy'] == alone['class_accuracy'] and both['ece'] == close(alone['ece'])
@@ -77,5 +78,6 @@ def test_add_does_not_synchronise_on_cuda():
         evaluator.add(logits, target)
     finally:
         torch.cuda.set_sync_debug_mode('default')
+
     once = evaluate(logits.cpu(), target.cpu())['class_correct']
     assert evaluator.compute()['class_correct'] == evaluator.confusion_matrix().diag().tolist() == [2 * n for n in once]

@@ -30,10 +30,12 @@ def test_table_is_well_formed_markdown(columns, names):
     rows[names[0]].pop('many')
     header, rule, *body = format_table(rows, columns).splitlines()
     assert len(body) == len(names)
+
     bars = [i for i, character in enumerate(header) if character == '|']
     assert len(bars) == len(columns) + 2 and bars[0] == 0 and bars[-1] == len(header) - 1
     for line in (rule, *body):
         assert [i for i, character in enumerate(line) if character == '|'] == bars and len(line) == len(header)
+
     left, *right = rule.strip('|').split('|')
     assert set(left) == {':', '-'} and left[0] == ':'
     assert all(set(cell) == {'-', ':'} and cell[-1] == ':' and len(cell) >= 4 for cell in right)

@@ -10,9 +10,11 @@ def test_cosine_linear():
     head = CosineLinear(5, 3, scale=7.0, dtype=torch.float64)
     x = torch.randn(4, 2, 5, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(3, dtype=torch.float64))
+
     expected = 7 * F.cosine_similarity(x[..., None, :], head.weight, dim=-1)
     torch.testing.assert_close(head(x), expected)
     torch.testing.assert_close(head(1e3 * x), expected)  # blind to the length of a feature ...
+
     with torch.no_grad():
         head.weight.mul_(torch.tensor([[0.1], [1.0], [50.0]]))
     torch.testing.assert_close(head(x), expected)  # ... and of a class weight
@@ -29,6 +31,7 @@ def test_cosine_linear_normalises_in_fp32(dtype):
     exact = 30 * F.normalize(x.double()) @ F.normalize(head.weight.double()).T
     assert head(x).dtype == dtype
     torch.testing.assert_close(head(x).double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
+
     with torch.autocast('cpu', torch.bfloat16):
         assert head(x).isfinite().all()
 

@@ -1,4 +1,4 @@
-"""Run a function on several gloo processes of this machine, in a pool that lives as long as the test session."""
+"""Run a function on several gloo processes, in a pool that lives as long as the test session."""
 import atexit
 import os
 import pickle
@@ -21,23 +21,28 @@ _pools: dict[int, '_Pool'] = {}
 
 
 def _serve(rank: int, world_size: int, store: str, connection: Connection):
-    """Body of one process: join the group, then answer tasks until the other end of the connection closes."""
+    """Body of one process: join the group, then answer tasks until the connection closes."""
     torch.set_num_threads(1)
     if sys.platform == 'linux':  # the host's name need not resolve
         os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo')
     dist.init_process_group(
-        'gloo', init_method=f'file://{store}', rank=rank, world_size=world_size, timeout=timedelta(minutes=10))
+        'gloo', init_method=f'file://{store}', rank=rank, world_size=world_size,
+        timeout=timedelta(minutes=10))
+
     while True:
         try:
             paths, task = pickle.loads(connection.recv_bytes())
         except (EOFError, OSError):
             break
-        sys.path[:] = paths  # the module of a test may lie in a folder that pytest added after the start
+
+        # the module of a test may lie in a folder that pytest added after the start
+        sys.path[:] = paths
         try:
             fn, args = pickle.loads(task)
             answer = pickle.dumps((True, fn(rank, *args)))
         except BaseException:
             answer = pickle.dumps((False, traceback.format_exc()))
+
         try:
             connection.send_bytes(answer)
         except OSError:  # nobody waits for it any more
@@ -50,58 +55,77 @@ class _Pool:
     def __init__(self, world_size: int):
         self.folder = tempfile.TemporaryDirectory()
         store = str(Path(self.folder.name, 'store'))
-        self.connections, self.processes = [], []
+        self.connections: list[Connection] = []
+        self.processes: list[forks.Process] = []
+
         for rank in range(world_size):
             ours, theirs = Pipe()
             with theirs:
-                self.processes.append(forks.Process(
-                    '-m', 'tests.support.ddp', rank, world_size, store, cwd=forks.ROOT, stdin=theirs, stdout=None))
+                process = forks.Process(
+                    '-m', 'tests.support.ddp', rank, world_size, store,
+                    cwd=forks.ROOT, stdin=theirs, stdout=None)
+            self.processes.append(process)
             self.connections.append(ours)
 
     def run(self, fn: Callable, args: tuple, timeout: float) -> list[Any]:
+        """Send a task to all processes and wait for their results."""
         # bytes, so that tensors travel by value and not as handles to shared memory
         task = pickle.dumps((list(sys.path), pickle.dumps((fn, args))))
         for connection in self.connections:
             connection.send_bytes(task)
+
         deadline = time.monotonic() + timeout
-        results = {}
+        results: dict[int, Any] = {}
         while len(results) < len(self.connections):
             waiting = {c: r for r, c in enumerate(self.connections) if r not in results}
             ready = wait(waiting, max(0, deadline - time.monotonic()))
             if not ready:
-                raise TimeoutError(f'{fn.__name__}: no answer from ranks {sorted(waiting.values())} in {timeout:g} s')
+                ranks = sorted(waiting.values())
+                raise TimeoutError(f'{fn.__name__}: no answer from ranks {ranks} in {timeout:g} s')
+
             for connection in ready:
+                rank = waiting[connection]
                 try:
                     succeeded, result = pickle.loads(connection.recv_bytes())
                 except (EOFError, OSError):
                     succeeded, result = False, 'the process died'
                 if not succeeded:
-                    raise RuntimeError(f'{fn.__name__} failed on rank {waiting[connection]}:\n{result}')
-                results[waiting[connection]] = result
+                    raise RuntimeError(f'{fn.__name__} failed on rank {rank}:\n{result}')
+                results[rank] = result
+
         return [results[rank] for rank in range(len(results))]
 
     def close(self, patience: float = 5):
+        """End all processes, by force after some seconds."""
         for connection in self.connections:
             connection.close()
+
         for process in self.processes:
             try:
                 process.wait(patience)
             except TimeoutError:
                 process.kill()
                 process.wait()
+
         self.folder.cleanup()
 
 
-def run_distributed(fn: Callable, *args: Any, world_size: int = 2, timeout: float = 120) -> list[Any]:
-    """Call `fn(rank, *args)` on every process of a gloo group at once and return the results in the order of ranks.
+def run_distributed(
+        fn: Callable,
+        *args: Any,
+        world_size: int = 2,
+        timeout: float = 120,
+) -> list[Any]:
+    """Call `fn(rank, *args)` on every process of a gloo group, and return the results by rank.
 
-    The group is initialised and stays for the next call; a call that fails ends its processes, since the others may
-    be waiting in a collective, and the next call starts new ones. Each process has one thread. Whatever else a
-    function leaves behind in its process (seeds, registries) stays there.
+    The group is initialised and stays for the next call; a call that fails ends its processes,
+    since the others may be waiting in a collective, and the next call starts new ones. Each
+    process has one thread. Whatever else a function leaves behind in its process (seeds,
+    registries) stays there.
 
     Args:
         fn: Function of a module that the processes can import, not a lambda or a local function.
-        args: Arguments, the same on all processes; pickled.
+        *args: Arguments, the same on all processes; pickled.
         world_size: Number of processes.
         timeout: Seconds to wait for all results, the start of the processes included.
 
@@ -112,6 +136,7 @@ def run_distributed(fn: Callable, *args: Any, world_size: int = 2, timeout: floa
     if world_size not in _pools:
         _pools[world_size] = _Pool(world_size)
         atexit.register(_close_pools)  # before the server of the processes is closed
+
     try:
         return _pools[world_size].run(fn, args, timeout)
     except BaseException:

@@ -1,13 +1,17 @@
-"""Processes without the seconds that their imports take: a server with the modules loaded forks for each.
+"""Processes without the seconds that imports take: a server with the modules loaded forks them.
 
-    run('train.py', '--epochs', '1')        as  subprocess.run([sys.executable, '-u', 'train.py', '--epochs', '1'], …)
-    Process('-m', 'tests.support.ranks', 'stall')   as  subprocess.Popen(…)
+    run('train.py', '--epochs', '1')
+    as subprocess.run([sys.executable, '-u', 'train.py', '--epochs', '1'], …)
 
-What is forked has arguments, environment, working folder, streams, session, signals and exit status of its own, one
-thread, and runs what was registered with `atexit`. It differs from a fresh process in what is in `sys.modules`, and in
-that a library has read those variables that it reads when it is imported (`OMP_NUM_THREADS`, `HF_HOME`). And it does
-not take its modules apart at the end, which would copy the memory of the server. So a test of imports, or of the start
-of an entry point, starts a real one.
+    Process('-m', 'tests.support.ranks', 'stall')
+    as subprocess.Popen(…)
+
+What is forked has arguments, environment, working folder, streams, session, signals and exit
+status of its own, one thread, and runs what was registered with `atexit`. It differs from a fresh
+process in what is in `sys.modules`, and in that a library has read those variables that it reads
+when it is imported (`OMP_NUM_THREADS`, `HF_HOME`). And it does not take its modules apart at the
+end, which would copy the memory of the server. So a test of imports, or of the start of an entry
+point, starts a real one.
 """
 import atexit
 import gc
@@ -29,28 +33,37 @@ from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
-ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '',
-       'JE_ARROW_MALLOC_CONF': 'background_thread:false'}  # pyarrow, which scikit-learn brings, would start a thread
+ENV = {
+    **os.environ,
+    'OMP_NUM_THREADS': '1',
+    'CUDA_VISIBLE_DEVICES': '',
+    # pyarrow, which scikit-learn brings, would start a thread
+    'JE_ARROW_MALLOC_CONF': 'background_thread:false',
+}
 
 
 class Server:
     """A process that has imported modules, and forks.
 
     Args:
-        *modules: What to import.
-        env: Its environment.
-        origin: A server to be forked from itself, which has imported a part of them.
+        *modules: Names of the modules to import.
+        env: Environment of the server.
+        origin: Server to fork this one from, which has imported a part of them; None for a fresh
+            one.
     """
 
     def __init__(self, *modules: str, env=None, origin: 'Server | None' = None):
         self.env = env or ENV
         self.channel, theirs = socket.socketpair()
         command = ['-m', 'tests.support.forks', *modules]
+        place = dict(env=self.env, cwd=ROOT, stdin=theirs)
+
+        self.process: Process | subprocess.Popen
         if origin:
-            self.process = Process(*command, env=self.env, cwd=ROOT, stdin=theirs, stdout=None, server=origin)
+            self.process = Process(*command, **place, stdout=None, server=origin)
         else:
             self.process = subprocess.Popen(
-                [sys.executable, '-u', *command], env=self.env, cwd=ROOT, stdin=theirs, start_new_session=True)
+                [sys.executable, '-u', *command], **place, start_new_session=True)
         theirs.close()
         atexit.register(self.close)
 
@@ -81,47 +94,69 @@ def ours() -> Server:
 
 
 class Process:
-    """One that is forked: the part of `subprocess.Popen` that the tests use.
+    """A forked process: the part of `subprocess.Popen` that the tests use.
 
     Args:
-        *argv: What follows `python`: a script, `-c CODE` or `-m MODULE`, and its arguments.
-        env: Its environment; this one's by default.
-        cwd: Its working folder; this one's by default.
-        stdin: File or `PIPE`.
-        stdout: `PIPE`, or None for the streams of this process. What goes to stderr is kept for `communicate`.
-        server: Whom to ask; `ours()` by default.
+        *argv: Words behind `python`: a script, `-c CODE` or `-m MODULE`, and its arguments.
+        env: Environment of the process; this one's by default.
+        cwd: Working folder of the process; this one's by default.
+        stdin: File, `PIPE` or `DEVNULL`.
+        stdout: `PIPE`, or None for the streams of this process. What goes to stderr is kept for
+            `communicate`.
+        server: Server that forks it; `ours()` by default.
     """
 
-    def __init__(self, *argv, env=None, cwd=None, stdin=DEVNULL, stdout=PIPE, server: Server | None = None):
+    def __init__(
+            self,
+            *argv,
+            env=None,
+            cwd=None,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            server: Server | None = None,
+    ):
         self.args = [*map(str, argv)]
         self.returncode = self.stdin = self.stdout = None
-        self._error = tempfile.TemporaryFile('w+') if stdout == PIPE else None
+        self._error = None
+        if stdout == PIPE:
+            self._error = tempfile.TemporaryFile('w+')  # noqa: SIM115  open until `communicate`
+
+        # its three streams, and those of our descriptors that only it needs
         files, theirs = [0, 1, 2], []
         if stdin == PIPE:
             files[0], number = os.pipe()
             theirs.append(files[0])
-            self.stdin = open(number, 'w')
+            self.stdin = open(number, 'w')  # noqa: SIM115
         elif stdin == DEVNULL:
             theirs.append(os.open(os.devnull, os.O_RDONLY))
             files[0] = theirs[-1]
         else:
             files[0] = stdin.fileno()
+
         if stdout == PIPE:
             number, files[1] = os.pipe()
             theirs.append(files[1])
-            self.stdout, files[2] = open(number, errors='replace'), self._error.fileno()
+            self.stdout = open(number, errors='replace')  # noqa: SIM115
+            files[2] = self._error.fileno()
+
         self._reply, reply = Pipe()
         with reply:
             socket.send_fds((server or ours()).channel, [b'.'], [*files, reply.fileno()])
         for number in theirs:
             os.close(number)
-        self._reply.send({'argv': self.args, 'cwd': str(cwd or os.getcwd()), 'env': dict(env or os.environ)})
+
+        self._reply.send({
+            'argv': self.args,
+            'cwd': str(cwd or os.getcwd()),
+            'env': dict(env or os.environ),
+        })
 
     @cached_property
     def pid(self) -> int:
         return self._reply.recv()  # the server may not have begun to listen yet
 
     def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end; returns the exit status."""
         if self.returncode is None and self.pid:
             if not self._reply.poll(timeout):
                 raise TimeoutError(f'{self.args}: goes on after {timeout:g} s')
@@ -133,9 +168,11 @@ class Process:
         """Return what is left to read of stdout, and stderr."""
         if self.stdin:
             self.stdin.close()
+
         out = self.stdout.read()
         self.wait(timeout)
         self.stdout.close()
+
         with self._error as file:
             file.seek(0)
             return out, file.read()
@@ -156,31 +193,40 @@ def run(*argv, **options) -> subprocess.CompletedProcess:
 
 
 def _serve(channel: socket.socket) -> dict:
-    """Fork for each request; returns the request in what is to become the process, and ends where no more comes."""
+    """Fork for each request, and end where no more comes.
+
+    Returns the request in what is to become the process.
+    """
     while True:
         message, files, *_ = socket.recv_fds(channel, 1, 4)
         if not message:
             time.sleep(0.1)  # the last of the middle ones is about to end
+
+        # the seconds of children that are not waited for count as the server's
         with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:  # their seconds count as the server's
+            while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         if not message:
             sys.exit()
+
         if os.fork() == 0:
             break
         for number in files:
             os.close(number)
+
+    # the middle one has no use but to be the parent, who learns the exit status
     *streams, number = files
     with Connection(number) as reply:
         request = reply.recv()
         process = os.fork()
-        if process:  # the middle one has no use but to be the parent, who learns the exit status
+        if process:
             for number in streams:
                 os.close(number)
             with suppress(OSError):  # nobody may listen any more
                 reply.send(process)
                 reply.send(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
             os._exit(0)
+
     channel.detach()
     os.setsid()
     for number, file in enumerate(streams):
@@ -196,10 +242,12 @@ def _become(argv: list[str], cwd: str, env: dict[str, str]):
     os.environ.update(env)
     if 'numpy' in sys.modules:
         sys.modules['numpy'].random.seed()  # as the generator of `random` is, by itself
+
     if argv[0] == '-m':
         sys.argv, sys.path[0] = argv[1:], cwd
         runpy.run_module(argv[1], run_name='__main__', alter_sys=True)
         return
+
     main = sys.modules['__main__'] = ModuleType('__main__')
     if argv[0] == '-c':
         sys.argv, sys.path[0] = ['-c', *argv[2:]], ''
@@ -212,32 +260,45 @@ def _become(argv: list[str], cwd: str, env: dict[str, str]):
 
 
 def _status(error: BaseException) -> int:
-    """Report what ends the program as the interpreter does; returns the exit status, less than 0 for a signal."""
+    """Report what ends the program as the interpreter does.
+
+    Returns the exit status, less than 0 for a signal.
+    """
     if isinstance(error, SystemExit):
         if error.code is None or isinstance(error.code, int):
             return error.code or 0
         print(error.code, file=sys.stderr)
         return 1
-    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__  # keeps the frames
+
+    # as the interpreter keeps them, and with them the frames
+    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
     sys.excepthook(type(error), error, error.__traceback__)
     return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
 
 
 def main(modules: list[str]):
+    """Body of a server, and of each process that it forks."""
     for name in modules:
         import_module(name)
+
     if sys.platform == 'linux':
-        threads = [Path(path, 'comm').read_text().strip() for path in Path('/proc/self/task').iterdir()]
+        tasks = Path('/proc/self/task').iterdir()
+        threads = [Path(task, 'comm').read_text().strip() for task in tasks]
         assert len(threads) == 1, f'a fork would lose the threads {threads[1:]}'
     gc.freeze()  # a collection need not copy all pages of the server
+
     status = 0
     try:
         _become(**_serve(socket.socket(fileno=0)))
     except BaseException as e:
         status = _status(e)  # and no frame is kept beyond here, nor what lives in it
+
+    # end as the interpreter does, but for taking the modules apart
     threading._shutdown()  # waits for the threads that are no daemons
     atexit._run_exitfuncs()
-    sys.stdout.flush(), sys.stderr.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
+
     if status < 0:
         signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)

@@ -1,4 +1,7 @@
-"""What one of two ranks without a launcher does: `RANK=… python -m tests.support.ranks CASE FOLDER [options of train.py]`."""
+"""What one of two ranks without a launcher does.
+
+    RANK=… python -m tests.support.ranks CASE FOLDER [options of train.py]
+"""
 import os
 import signal
 import sys
@@ -12,19 +15,26 @@ from timm_longtail.utils.errors import UserError
 
 def disagree(rank, folder, options):
     """Two ranks with other options and other images."""
-    train.main([*options, '--output', f'{folder}/disagree', *(['--lr', '0.2', '--data-seed', '1'] if rank else [])])
-
-
-def stall(rank, folder, options):
-    """The last rank stops after its first epoch, like a host that swaps or a disk that hangs."""
     if rank:
-        train.fit = lambda run, num_epochs, fit=train.fit: fit(run, 1) and os.kill(os.getpid(), signal.SIGSTOP)
-    train.main([*options, '--output', folder, '--experiment', 'stall', '--dist-timeout', '0.2'])
+        options = [*options, '--lr', '0.2', '--data-seed', '1']
+    train.main([*options, '--output', f'{folder}/disagree'])
+
+
+def _stop_after_an_epoch(run, num_epochs, fit=train.fit):
+    fit(run, 1)
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _die_after_an_epoch(run, num_epochs, fit=train.fit):
     fit(run, 1)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stall(rank, folder, options):
+    """The last rank stops after its first epoch, like a host that swaps or a disk that hangs."""
+    if rank:
+        train.fit = _stop_after_an_epoch
+    train.main([*options, '--output', folder, '--experiment', 'stall', '--dist-timeout', '0.2'])
 
 
 def killed(rank, folder, options):
@@ -68,12 +78,15 @@ def alone(rank, folder, options):
         if rank:
             raise UserError('cannot read the image of a.png')
         run.accelerator.wait_for_everyone()
+
     train.fit = fit
     train.main([*options, '--output', folder, '--experiment', 'alone'])
 
 
-CASES = {case.__name__: case for case in (
-    disagree, stall, killed, killed_main, killed_at_the_end, long_finish, missing, alone)}
+_CASES = (
+    disagree, stall, killed, killed_main, killed_at_the_end, long_finish, missing, alone,
+)
+CASES = {case.__name__: case for case in _CASES}
 
 
 def main(case, folder, *options):

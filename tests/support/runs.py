@@ -76,6 +76,7 @@ def assert_same_state(first, second):
     assert a.keys() == b.keys()
     differing = [name for name in a if not torch.equal(a[name], b[name])]
     assert not differing
+
     for one, other in zip(first.optimizers, second.optimizers):
         one, other = one.state_dict()['state'], other.state_dict()['state']
         assert one.keys() == other.keys()
@@ -86,6 +87,7 @@ def assert_same_state(first, second):
 
     def figures(run):
         return [{k: v for k, v in row.items() if 'seconds' not in k} for row in run.history]
+
     for row, other in zip(figures(first), figures(second), strict=True):
         differing = {k: (v, other.get(k)) for k, v in row.items() if v != other.get(k)}
         assert not differing, differing
@@ -98,6 +100,7 @@ def ended(capsys, monkeypatch, *args):
     AcceleratorState._reset_state(reset_partial_state=False)
     with pytest.raises(SystemExit) as stop:
         run_main(lambda: train.main([str(arg) for arg in args]))
+
     printed = capsys.readouterr()
     lines = printed.err.strip().splitlines()
     assert len(lines) == 1, lines

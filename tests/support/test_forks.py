@@ -40,6 +40,7 @@ def both(*argv, cwd):
         fresh = subprocess.run(
             [sys.executable, '-u', *argv], stdin=file, capture_output=True, text=True, cwd=cwd, env=env,
             start_new_session=True)
+
     with open(cwd / 'in') as file:
         return fresh, forks.run(*argv, stdin=file, cwd=cwd, env=env, server=forks.stock())
 
@@ -50,10 +51,12 @@ def test_a_fork_tells_of_itself_what_a_fresh_process_tells(end, tmp_path):
     (tmp_path / 'folder' / 'script.py').write_text(f'{PROGRAM}\n{end}\n')
     fresh, forked = both('folder/script.py', '--option', 'a b', cwd=tmp_path)
     assert forked.returncode == fresh.returncode == ENDS[end]
+
     ours, theirs = (done.stdout.splitlines() for done in (forked, fresh))
     assert json.loads(ours.pop(0)) == json.loads(theirs.pop(0))
     assert ours.pop(0) != theirs.pop(0)  # a random number
     assert ours == theirs
+
     ours, theirs = (done.stderr.splitlines() for done in (forked, fresh))
     assert ours[0] == theirs[0] == 'to stderr' and ours[-1] == theirs[-1]
 
@@ -74,6 +77,7 @@ def test_several_at_once():
         print(f'abc{i}', file=process.stdin, flush=True)
     processes[1].kill()
     assert processes[1].wait() == -signal.SIGKILL
+
     processes[0].send_signal(signal.SIGTERM)
     assert processes[0].wait() == -signal.SIGTERM
     assert processes[2].communicate() == ('\n2cba\n', '')
@@ -81,6 +85,7 @@ def test_several_at_once():
     with pytest.raises(TimeoutError):
         process = forks.Process('-c', 'import time; time.sleep(60)', server=forks.stock())
         process.wait(timeout=0.05)
+
     process.kill()
     assert process.wait(timeout=20) == -signal.SIGKILL
 

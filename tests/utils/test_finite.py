@@ -18,6 +18,7 @@ def test_the_first_tensor_that_is_not_finite_is_named(value, dtype):
         'bad': torch.tensor([[0, value, 1], [value, 2, 3]], dtype=dtype),
         'worse': torch.full((9,), value, dtype=dtype),
     }
+
     assert describe_not_finite(tensors) == 'bad holds NaN or infinity in 2 of 6 values'
     with pytest.raises(NotFinite, match='^file: bad holds NaN or infinity in 2 of 6 values$'):
         check_finite(tensors, 'file')
