@@ -109,10 +109,10 @@ BREAKING = [
 FIELDS = [
     'timm_longtail.tag', 'timm_longtail.dataset', 'timm_longtail.dataset_name', 'timm_longtail.hub_id',
     'timm_longtail.subset_hash', 'timm_longtail.subset_order', 'timm_longtail.seed', 'timm_longtail.data_seed',
-    'timm_longtail.utils.version', 'timm_longtail.note', 'timm_longtail.recipe', 'timm_longtail.command',
+    'timm_longtail.version', 'timm_longtail.note', 'timm_longtail.recipe', 'timm_longtail.command',
     'timm_longtail.initial_checkpoint', 'timm_longtail.stage_1.source', 'timm_longtail.stage_1.method',
     'timm_longtail.stage_1.epochs', 'timm_longtail.stage_1.command', 'timm_longtail.method',
-    'timm_longtail.training.weights.dtype', 'timm_longtail.training.weights.sha256', 'pretrained_cfg.license',
+    'timm_longtail.weights.dtype', 'timm_longtail.weights.sha256', 'pretrained_cfg.license',
 ]
 
 

@@ -1,7 +1,7 @@
 """The card of an exported model: the `README.md` of its folder, a function of its `config.json` alone.
 
-Run as a module, it brings folders up to date, `python -m timm_longtail.export.card hub/NAME …`: it writes the checksums into
-their `config.json`, where they are missing or it was edited, and their cards.
+Run as a module, it brings folders up to date, `python -m timm_longtail.export.card hub/NAME …`: it writes the
+checksums into their `config.json`, where they are missing or it was edited, and their cards.
 """
 import inspect
 import sys

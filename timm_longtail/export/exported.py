@@ -1,6 +1,6 @@
 """An exported folder as it lies on disk: what its files must hold, and the checksums by which damage is seen.
 
-`config.json` holds, under `timm_longtail.training.weights`, the sha256 of `model.safetensors` and the type of its numbers; and,
+`config.json` holds, under `timm_longtail.weights`, the sha256 of `model.safetensors` and the type of its numbers; and,
 as `config_sha256`, a digest of all its other content. Folders of versions that wrote neither are read unverified.
 """
 import hashlib
@@ -205,7 +205,7 @@ def _stored(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Return shape and type of each tensor in a safetensors file."""
     found = {}
     with safe_open(path, 'pt') as f:
-        for name in f.keys():
+        for name in f.keys():  # noqa: SIM118  no dictionary
             tensor = f.get_tensor(name)  # mapped, not read
             found[name] = tuple(tensor.shape), tensor.dtype
     return found

@@ -91,7 +91,8 @@ def export_model(
         folder: Folder to write; one that stands there is replaced, in one step.
         provenance: How the model came about (method, data set, counts, seeds, `metrics`), written to `config.json` and
             to the card; of absolute paths in it the last name is kept.
-        mean, std: Normalisation of the images, per channel, for values in [0, 1].
+        mean: Mean of the images, per channel, for values in [0, 1].
+        std: Their standard deviation.
         input_size: Channels, height and width of the training images.
         class_names: Name of each class, no two alike.
         crop_pct: Share of the shorter side of an image that evaluation looks at; None, here and for the other figures

@@ -39,7 +39,8 @@ def call_hub(seconds: float, function: Callable, *args, **kwargs) -> Any:
     Args:
         seconds: Time for the whole call.
         function: Function of the client.
-        *args, **kwargs: Its arguments.
+        *args: Positional arguments of it.
+        **kwargs: Named ones.
 
     Raises:
         UserError: The time is over.
