@@ -17,7 +17,7 @@ import retrain
 import train
 import validate
 from timm_longtail.cli.entry import run_main
-from timm_longtail.export.exported import seal
+from timm_longtail.export.checksums import seal
 from timm_longtail.retraining import trained_model
 from timm_longtail.retraining.trained_model import load_checkpoint, load_export
 from timm_longtail.training.checkpoint import read_checkpoint

@@ -7,9 +7,11 @@ import timm
 import yaml
 from huggingface_hub import ModelCard
 
-from timm_longtail.export import card, markdown
-from timm_longtail.export.card import is_ours, model_card
-from timm_longtail.export.folder import export_model, load_exported
+from timm_longtail.export import markdown, metadata
+from timm_longtail.export.card import model_card
+from timm_longtail.export.folder import export_model
+from timm_longtail.export.loading import load_exported
+from timm_longtail.export.metadata import is_ours
 
 HOSTILE = [
     '<script>alert(1)</script>', '<img src=x onerror=alert(1)>', '&lt;b&gt; &amp; <b>', '<!-- comment', '&#35;',
@@ -159,7 +161,7 @@ def test_the_line_that_loads_the_model_is_python_whatever_it_is_called(reference
 
 
 def test_an_architecture_is_ours_wherever_the_file_of_the_card_lies(monkeypatch):
-    monkeypatch.setattr(card, '__package__', 'timm_longtail.publish')
+    monkeypatch.setattr(metadata, '__package__', 'timm_longtail.publish')
     assert is_ours('bcl_resnet20') and not is_ours('resnet18') and not is_ours('no_such_model')
     monkeypatch.setattr(timm, 'model_entrypoint', lambda name: type('F', (), {'__module__': 'timm_longtail_more.x'}))
     assert not is_ours('bcl_resnet20')

@@ -21,8 +21,12 @@ from timm_longtail.data import create_dataset, create_loader
 from timm_longtail.evaluation.evaluators import LongTailEvaluator
 from timm_longtail.export import card
 from timm_longtail.export import folder as export
-from timm_longtail.export.card import model_name, write_card
-from timm_longtail.export.folder import deploy, export_model, load_exported
+from timm_longtail.export.card import write_card
+from timm_longtail.export.deploy import deploy, unwrap
+from timm_longtail.export.folder import export_model
+from timm_longtail.export.loading import load_exported
+from timm_longtail.export.metadata import model_name
+from timm_longtail.export.replacing import lock_folder
 from timm_longtail.models import attach_branches
 from timm_longtail.training.loop import evaluate
 from timm_longtail.training.outputs import finish
@@ -291,7 +295,7 @@ def test_what_a_killed_export_left_is_removed_and_other_folders_are_not(tmp_path
         (path / 'config.json').write_text('{}')
     lives = tmp_path / '.export.def.tmp'
     lives.mkdir()
-    descriptor = export._lock(lives)  # of a process that goes on
+    descriptor = lock_folder(lives)  # of a process that goes on
     export_model(build(), tmp_path / 'export')
     assert sorted(tmp_path.iterdir()) == sorted([lives, tmp_path / 'export', *others])
     os.close(descriptor)
@@ -420,8 +424,8 @@ def test_a_wrapped_model_is_exported_as_what_it_wraps(wrap, tmp_path):
 
 def test_the_same_model_is_unwrapped_as_by_accelerate():
     model = build()
-    assert export._unwrap(compiled(Wrapper(model))) is model
-    assert extract_model_from_parallel(compiled(model), keep_torch_compile=False) is export._unwrap(compiled(model))
+    assert unwrap(compiled(Wrapper(model))) is model
+    assert extract_model_from_parallel(compiled(model), keep_torch_compile=False) is unwrap(compiled(model))
 
 
 @pytest.mark.parametrize('cfg', [

@@ -13,11 +13,13 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from timm_longtail.export import card, exported
-from timm_longtail.export.card import METRIC_NAMES, model_card, write_card
-from timm_longtail.export.exported import FILES, seal
-from timm_longtail.export.folder import load_exported
+from timm_longtail.export import card
+from timm_longtail.export.card import model_card, write_card
+from timm_longtail.export.checks import FILES
+from timm_longtail.export.checksums import config_digest, seal
 from timm_longtail.export.hub import check_export, push_model
+from timm_longtail.export.loading import load_exported
+from timm_longtail.export.metadata import METRIC_NAMES
 from timm_longtail.utils.errors import UserError
 from timm_longtail.utils.version import __version__
 
@@ -245,10 +247,10 @@ def test_a_hub_that_is_down(hub, push):
 # calls `push_model` and `load_exported` of a Hub that is ill; they may take two seconds, of which a test waits for six
 _ILL = '''
 import json, sys, time
-from timm_longtail.export import folder, hub
+from timm_longtail.export import hub, loading
 from timm_longtail.utils.errors import UserError
-hub.SLOWEST = folder.SLOWEST = 1e9
-folder.ANSWER_SECONDS = 2.0
+hub.SLOWEST = loading.SLOWEST = 1e9
+loading.ANSWER_SECONDS = 2.0
 for line in sys.stdin:
     call = json.loads(line)
     begin, error = time.monotonic(), None
@@ -256,7 +258,7 @@ for line in sys.stdin:
         if call['name'] == 'push':
             hub.push_model(call['folder'], call['repo'], token='hf_alice', timeout=2.0)
         else:
-            folder.load_exported('hf-hub:' + call['repo'])
+            loading.load_exported('hf-hub:' + call['repo'])
     except UserError as e:
         error = str(e)
     print(json.dumps({'error': error, 'seconds': time.monotonic() - begin}), flush=True)
@@ -336,7 +338,7 @@ def edit_config(folder, **content):
     """Change keys of `config.json`, `None` taking one out, and the checksum of it; the card stays."""
     path = folder / 'config.json'
     config = {key: value for key, value in {**read(folder), **content}.items() if value is not None}
-    path.write_text(json.dumps({**config, 'config_sha256': exported._digest(config)}))
+    path.write_text(json.dumps({**config, 'config_sha256': config_digest(config)}))
 
 
 def read(folder):

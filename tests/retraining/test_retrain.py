@@ -16,7 +16,7 @@ import train
 import validate
 from timm_longtail.cli.entry import run_main
 from timm_longtail.data import create_dataset
-from timm_longtail.export.exported import seal
+from timm_longtail.export.checksums import seal
 from timm_longtail.retraining.trained_model import Candidate, load_checkpoint, load_export
 
 from ..data.test_sources import write_classes

@@ -16,7 +16,8 @@ import validate
 from timm_longtail.config.train_options import parse_train_args
 from timm_longtail.data import LongTailDataset, Preprocessing
 from timm_longtail.data.images import FileImages
-from timm_longtail.export.folder import export_model, load_exported
+from timm_longtail.export.folder import export_model
+from timm_longtail.export.loading import load_exported
 from timm_longtail.methods import create_method
 from timm_longtail.retraining.trained_model import load_timm_model
 from timm_longtail.training.build import check_single_image

@@ -18,21 +18,10 @@ from ..evaluation.evaluators import format_table
 from ..utils.errors import UserError, one_line
 from ..utils.files import reading
 from ..utils.version import __version__
-from .card import is_ours, model_name, shown_metrics
-from .exported import (
-    CARD,
-    CONFIG,
-    FILES,
-    WEIGHTS,
-    check_tensors,
-    check_values,
-    is_sealed,
-    read_config,
-    require_files,
-    require_ours,
-    verify_weights,
-)
+from .checks import CARD, CONFIG, CONFIG_KIND, FILES, WEIGHTS, check_tensors, check_values, require_files, require_ours
+from .checksums import is_sealed, read_config, verify_weights
 from .hub_client import ANSWER_SECONDS, LOGIN, SLOWEST, call_hub, hub_errors, impatient
+from .metadata import is_ours, model_name, shown_metrics
 
 __all__ = ['check_export', 'main', 'push_model']
 
@@ -95,16 +84,21 @@ def push_model(
         # .gitattributes is the Hub's: it says which files are large
         stale = sorted({file.rfilename for file in info.siblings} - {*FILES, '.gitattributes'})
         if stale and not replace:
-            raise UserError(f'{repo_id} holds other files, such as {stale[0]}: name another repository, or '
-                            'add --replace to delete them')
+            raise UserError(
+                f'{repo_id} holds other files, such as {stale[0]}: name another repository, or add --replace to delete '
+                'them'
+            )
 
         # not `upload_folder`: it may split an upload into several commits
+        operations: list[CommitOperationAdd | CommitOperationDelete] = []
+        operations += [CommitOperationAdd(name, folder / name) for name in FILES]
+        operations += [CommitOperationDelete(name) for name in stale]
         size = sum((folder / name).stat().st_size for name in FILES)
         commit = call_hub(
             timeout + size / SLOWEST,
             api.create_commit,
             repo_id,
-            [CommitOperationAdd(name, folder / name) for name in FILES] + [CommitOperationDelete(n) for n in stale],
+            operations,
             commit_message=commit_message or f'{model_name(config)}, by timm_longtail {__version__}',
             revision=revision,
         )
@@ -115,6 +109,9 @@ def check_export(folder: str | Path) -> dict[str, Any]:
     """Check that a folder is what is pushed: three files that fit each other. Nothing is sent.
 
     An export of a version that wrote no checksums passes with a line in the log.
+
+    Args:
+        folder: Exported folder.
 
     Returns:
         Content of its `config.json`.
@@ -132,42 +129,48 @@ def check_export(folder: str | Path) -> dict[str, Any]:
     config = read_config(folder)
     require_ours(config, folder / CONFIG)
     if not is_sealed(config):
-        _logger.warning(f'{folder} was exported without checksums, so damage would not be seen; '
-                        f'`python -m timm_longtail.export.card {folder}` adds them')
+        _logger.warning(
+            f'{folder} was exported without checksums, so damage would not be seen; '
+            f'`python -m timm_longtail.export.card {folder}` adds them'
+        )
 
     verify_weights(folder, config)
     check_tensors(folder, config)
     with reading(folder / WEIGHTS, 'safetensors file'):
         check_values(load_file(folder / WEIGHTS), folder / WEIGHTS)
 
-    with reading(folder / CONFIG, 'config of an exported model'):
+    # of a config that holds texts where the card shows numbers, the config is to blame
+    with reading(folder / CONFIG, CONFIG_KIND):
         _check_card(folder / CARD, config)
     return config
 
 
 def _check_card(path: Path, config: dict[str, Any]):
+    """Raise a `UserError` unless a card states the figures of a config, in its metadata and in its table."""
     hint = f'rewrite it with `python -m timm_longtail.export.card {path.parent}`'
     try:
         card = ModelCard.load(path)
     except (ValueError, TypeError, LookupError, AttributeError, OSError, yaml.YAMLError) as e:
         raise UserError(f'the metadata of {path} cannot be read: {one_line(e)}; {hint}') from e
-
     if not card.data.to_dict():
         raise UserError(f'{path} has no metadata; {hint}')
+
     stated = {result.metric_name: result.metric_value for result in card.data.eval_results or ()}
     measured = shown_metrics(config)
     for name in sorted(stated.keys() | measured.keys()):
-        if stated.get(name) != measured.get(name):
-            raise UserError(
-                f'{path} states {name} {stated.get(name, "not at all")}, config.json '
-                f'{measured.get(name, "not at all")}; {hint}')
+        on_card, in_config = stated.get(name, 'not at all'), measured.get(name, 'not at all')
+        if on_card != in_config:
+            raise UserError(f'{path} states {name} {on_card}, config.json {in_config}; {hint}')
+
     if measured and _table_row(config) not in card.content:
         raise UserError(f'the table of {path} does not show the figures of config.json; {hint}')
 
 
 def _table_row(config: dict[str, Any]) -> str:
     """Return the cells of the card's table, without the name of the row."""
-    return format_table({'': config['timm_longtail']['metrics']}).splitlines()[-1].split('|', 2)[2]
+    last_line = format_table({'': config['timm_longtail']['metrics']}).splitlines()[-1]
+    _, _, cells = last_line.split('|', 2)
+    return cells
 
 
 def _check_repo_id(repo_id: str):

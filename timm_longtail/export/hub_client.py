@@ -39,8 +39,8 @@ def call_hub(seconds: float, function: Callable, *args, **kwargs) -> Any:
     Args:
         seconds: Time for the whole call.
         function: Function of the client.
-        *args: Positional arguments of it.
-        **kwargs: Named ones.
+        *args: Positional arguments of the function.
+        **kwargs: Keyword arguments of the function.
 
     Raises:
         UserError: The time is over.
@@ -55,6 +55,7 @@ def call_hub(seconds: float, function: Callable, *args, **kwargs) -> Any:
 
     # a daemon: it does not keep the process from ending
     Thread(target=contextvars.copy_context().run, args=(work,), daemon=True).start()
+
     try:
         return future.result(seconds)
     except FutureTimeout as e:
@@ -68,7 +69,7 @@ def impatient(seconds: float) -> Iterator[None]:
     """Let connections of the Hub's client time out, which by itself would wait for an answer for ever.
 
     Args:
-        seconds: Time without a byte.
+        seconds: Time without a byte from the Hub after which a request fails.
     """
     session = get_session()
     before = getattr(session, 'timeout', None)
@@ -85,7 +86,7 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
 
     Args:
         repo_id: Repository that the block talks about.
-        revision: Branch, tag or commit of it.
+        revision: Branch, tag or commit of the repository.
 
     Raises:
         UserError: Names the Hub and what is wrong.

@@ -18,7 +18,7 @@ from ..config.train_options import parse_train_args
 from ..data import create_sampler
 from ..data.loaders.features import FeatureLoader
 from ..evaluation.evaluators import LongTailEvaluator
-from ..export.folder import deploy
+from ..export.deploy import deploy
 from ..methods import create_method, method_class
 from ..models import FeatureClassifier, replace_classifier
 from ..models.layers import CosineLinear

@@ -13,7 +13,7 @@ from ..config.data_options import dataset_options
 from ..config.train_options import check_names, create_timm_model
 from ..data import Preprocessing
 from ..evaluation.evaluators import trained_tensors
-from ..export.folder import load_exported
+from ..export.loading import load_exported
 from ..methods import tells_classes
 from ..training.checkpoint import (
     check_architecture,

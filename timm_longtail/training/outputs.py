@@ -10,7 +10,8 @@ from ..data import LongTailDataset
 from ..data.file_state import first_changed_file
 from ..data.longtail import shot_groups
 from ..evaluation.evaluators import format_table
-from ..export.folder import deploy, export_model
+from ..export.deploy import deploy
+from ..export.folder import export_model
 from ..export.licenses import license_of
 from ..methods import tells_classes
 from ..utils.errors import UserError

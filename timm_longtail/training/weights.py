@@ -17,7 +17,8 @@ from torchvision.transforms import InterpolationMode
 from ..config.train_options import create_timm_model
 from ..data import LongTailDataset, Preprocessing
 from ..evaluation.evaluators import trained_tensors
-from ..export.exported import CONFIG, WEIGHTS, read_config, verify_weights
+from ..export.checks import CONFIG, WEIGHTS
+from ..export.checksums import read_config, verify_weights
 from ..methods import method_class
 from ..utils import rng
 from ..utils.errors import UserError, one_line
