@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from torch import nn
 
 from ..data import create_sampler, default_imbalance_factor, find_dataset, list_samplers
 from ..methods import check_options, list_methods, method_class
-from ..utils.errors import UserError, one_line, unknown_name
+from ..models.factory import default_method
+from ..utils.errors import UserError, unknown_name
 from ..utils.files import read_yaml
 from ..utils.ranges import Number, shown
 from .data_options import (
@@ -27,7 +26,7 @@ from .data_options import (
 )
 from .optim_options import check_optimizer, check_schedule
 
-__all__ = ['check_names', 'create_timm_model', 'default_method', 'parse_train_args', 'train_parser']
+__all__ = ['check_names', 'parse_train_args', 'train_parser']
 
 _RECIPE_FOLDER = Path(__file__).parents[2] / 'recipes'
 
@@ -303,18 +302,3 @@ def _warn_of_unreached(args: dict[str, Any]):
     unreached = [m for m in args['decay_milestones'] if m > epochs]
     if args['sched'] == 'multistep' and unreached:
         _logger.warning(f'--decay-milestones {shown(unreached)}: the run has {epochs} epochs, and ends before')
-
-
-def default_method(model: str, /, **kwargs) -> str:
-    """Return the method that `train.py` takes for a timm model, built with options of its own, unless one is named."""
-    with torch.device('meta'):
-        return getattr(create_timm_model(model, **kwargs), 'default_method', 'ce')
-
-
-def create_timm_model(name: str, /, **kwargs) -> nn.Module:
-    """Call `timm.create_model`; what it refuses becomes a `UserError`."""
-    try:
-        return timm.create_model(name, **kwargs)
-    except Exception as e:  # constructors fail in ways of their own where an option is of the wrong kind
-        options = f' with {one_line(kwargs, 100)}' if kwargs else ''
-        raise UserError(f'--model {name}{options}: {one_line(e) or type(e).__name__}') from e

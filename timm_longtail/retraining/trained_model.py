@@ -10,11 +10,12 @@ from safetensors import safe_open
 from torch import nn
 
 from ..config.data_options import dataset_options
-from ..config.train_options import check_names, create_timm_model
+from ..config.train_options import check_names
 from ..data import Preprocessing
 from ..evaluation.evaluators import trained_tensors
 from ..export.loading import load_exported
 from ..methods import tells_classes
+from ..models.factory import create_timm_model, pretrained_config
 from ..training.checkpoint import (
     check_architecture,
     check_fields,
@@ -207,8 +208,7 @@ def load_timm_model(name: str, initial_checkpoint: str = '') -> Candidate:
 
     if not path.is_file():
         raise UserError(f'--initial-checkpoint {path}: no such file')
-    with torch.device('meta'):
-        cfg = create_timm_model(name).pretrained_cfg
+    cfg = pretrained_config(name)
     preprocessing, source = weights_preprocessing(cfg, name, initial_checkpoint)
     model = create_timm_model(name, **size_argument(cfg, preprocessing.img_size))
     load_initial_weights(model, path)

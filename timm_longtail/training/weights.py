@@ -14,12 +14,12 @@ from timm.models import clean_state_dict
 from torch import nn
 from torchvision.transforms import InterpolationMode
 
-from ..config.train_options import create_timm_model
 from ..data import LongTailDataset, Preprocessing
 from ..evaluation.evaluators import trained_tensors
 from ..export.checks import CONFIG, WEIGHTS
 from ..export.checksums import read_config, verify_weights
 from ..methods import method_class
+from ..models.factory import create_timm_model, pretrained_config
 from ..utils import rng
 from ..utils.errors import UserError, one_line
 from ..utils.files import read_json
@@ -297,9 +297,7 @@ def _pretrained_cfg(args: Namespace) -> dict[str, Any]:
     if channels != 3:
         raise UserError(f'--model-kwargs in_chans={channels}: images have 3 channels')
 
-    with torch.device('meta'):
-        model = create_timm_model(args.model, **args.model_kwargs)
-    return getattr(model, 'pretrained_cfg', None) or {}
+    return pretrained_config(args.model, **args.model_kwargs)
 
 
 def load_initial_weights(model: nn.Module, path: Path):
