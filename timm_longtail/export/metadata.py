@@ -4,8 +4,8 @@ from typing import Any
 import timm
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..config.train_options import default_method
 from ..methods import tells_classes
+from ..models.factory import default_method
 from .markdown import front_matter
 
 __all__ = ['METRIC_NAMES', 'has_classes', 'is_ours', 'metadata_block', 'model_name', 'shown_metrics']
