@@ -251,8 +251,8 @@ def quick_data(monkeypatch):
 
 def load_and_open(source):
     """Load a model and the data that it says it was trained on, as `validate.py` does."""
-    candidate = load_export(source) if source.startswith('local-dir:') else load_checkpoint(source)
-    validate.load_test_set(validate.parse_args(['--model', 'x']), candidate)
+    trained_model = load_export(source) if source.startswith('local-dir:') else load_checkpoint(source)
+    validate.load_test_set(validate.parse_args(['--model', 'x']), trained_model)
 
 
 def damages(whole, names=None):

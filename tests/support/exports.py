@@ -11,6 +11,7 @@ from timm_longtail.export.checksums import config_digest, seal
 
 ROOT = Path(__file__).parents[2]
 RELEASED = sorted(ROOT.glob('hub/*'))
+DIGITS = ROOT / 'hub' / 'bcl_resnet20.digits_lt_if20'
 
 FILES = ['README.md', 'config.json', 'model.safetensors']
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
@@ -93,3 +94,8 @@ def assert_bit_equal(model: nn.Module, loaded: nn.Module, x: torch.Tensor | None
     x = images() if x is None else x
     with torch.no_grad():
         assert torch.equal(model.eval()(x), loaded(x))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the content of each file of an export."""
+    return {name: (folder / name).read_bytes() for name in FILES}

@@ -71,9 +71,9 @@ def read_a_checkpoint(path: Path):
     return read_checkpoint(path)
 
 
-def read_a_candidate(path: Path):
-    candidate = load_checkpoint(path)
-    return candidate.model.state_dict(), candidate.preprocessing, candidate.trained
+def read_a_trained_model(path: Path):
+    trained_model = load_checkpoint(path)
+    return trained_model.model.state_dict(), trained_model.preprocessing, trained_model.provenance
 
 
 def read_initial_weights(path: Path):

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from ...models.layers import linear_classifier
+from ..classifier import Classifier
+from ..representation import Representation
 
-__all__ = ['logit_adjust']
+__all__ = ['fit_logit_adjust', 'logit_adjust']
 
 
 @torch.no_grad()
@@ -24,5 +26,33 @@ def logit_adjust(linear: nn.Linear, class_counts: Sequence[float] | torch.Tensor
         tau: Strength.
     """
     counts = torch.as_tensor(class_counts, dtype=torch.float64, device=linear.weight.device)
-    bias = torch.zeros_like(counts) if linear.bias is None else linear.bias.double()
-    return linear_classifier(linear.weight, bias - tau * (counts / counts.sum()).log()).to(linear.weight)
+    log_prior = (counts / counts.sum()).log()  # [C]
+
+    bias = torch.zeros_like(counts)
+    if linear.bias is not None:
+        bias = linear.bias.double()
+    return linear_classifier(linear.weight, bias - tau * log_prior).to(linear.weight)
+
+
+def fit_logit_adjust(representation: Representation) -> list[Classifier]:
+    """Take off the prior that stage 1 was trained under: that of its sampler, in its last epoch.
+
+    Args:
+        representation: Model, whose classifier is adjusted, and data.
+    """
+    sampler = representation.stage_1_sampler()
+    if sampler is None:
+        prior, name = representation.train_set.class_counts, 'data'
+        note = 'stage 1 may have had another prior than that of this data'
+    else:
+        provenance = representation.trained_model.provenance
+        prior, name = sampler.class_probabilities, provenance.get('sampler') or 'instance'
+        note = ''
+        if name != 'instance':
+            note = f'the prior is that of the sampler of stage 1, {name}'
+        method = provenance.get('method')
+        if method != 'ce':
+            note = f'where the loss of stage 1 ({method}) adjusts for the prior, this does so twice'
+
+    adjusted = logit_adjust(representation.head, prior)
+    return [Classifier('logit_adjust', adjusted, options={'tau': 1.0, 'prior': name}, note=note)]

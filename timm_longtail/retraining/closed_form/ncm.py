@@ -8,8 +8,10 @@ from torch.nn import functional as F
 
 from ...models.layers import CosineLinear, NearestMean, linear_classifier
 from ...utils.errors import UserError
+from ..classifier import Classifier
+from ..representation import Representation
 
-__all__ = ['nearest_class_mean']
+__all__ = ['fit_nearest_means', 'nearest_class_mean']
 
 METRICS = ('l2', 'cosine', 'centred')
 
@@ -25,8 +27,8 @@ def nearest_class_mean(
 
     Args:
         features: Training features [N, D].
-        target: Their classes, int64 [N].
-        num_classes: C.
+        target: Class of each feature, int64 [N].
+        num_classes: Number of classes C.
         metric: `l2`, an `nn.Linear` whose logits are -|x - mu_c|^2 / 2 but for a term that all classes share; `cosine`,
             a `CosineLinear`; `centred`, a `NearestMean`, which the released code does under the name cl2n.
 
@@ -35,14 +37,18 @@ def nearest_class_mean(
     """
     if metric not in METRICS:
         raise UserError(f'nearest class mean: the metric is one of {", ".join(METRICS)}, got {metric!r}')
-    wide = features.double()
-    centre = wide.mean(dim=0)
-    if metric == 'centred':
-        wide = F.normalize(wide - centre, dim=1)
-    counts = torch.bincount(target, minlength=num_classes)
+    counts = torch.bincount(target, minlength=num_classes)  # [C]
     if not (counts > 0).all():
         raise UserError(f'nearest class mean: class {int((counts > 0).int().argmin())} has no images')
-    means = wide.new_zeros(num_classes, wide.shape[1]).index_add_(0, target, wide) / counts[:, None]
+
+    # sums over many images, in double precision
+    wide = features.double()
+    centre = wide.mean(dim=0)  # [D]
+    if metric == 'centred':
+        wide = F.normalize(wide - centre, dim=1)
+    sums = wide.new_zeros(num_classes, wide.shape[1]).index_add_(0, target, wide)
+    means = sums / counts[:, None]  # [C, D]
+
     if metric == 'centred':
         return NearestMean(centre, means).to(features)
     if metric == 'cosine':
@@ -50,3 +56,17 @@ def nearest_class_mean(
         head.weight.copy_(F.normalize(means, dim=1))
         return head.to(features)
     return linear_classifier(means, -means.square().sum(dim=1) / 2).to(features)
+
+
+def fit_nearest_means(representation: Representation) -> list[Classifier]:
+    """Make the nearest class mean of the cached features, in each metric.
+
+    Args:
+        representation: Model and data.
+    """
+    train, num_classes = representation.train, representation.train_set.num_classes
+    made = []
+    for metric in METRICS:
+        head = nearest_class_mean(train.values, train.targets, num_classes, metric)
+        made.append(Classifier(f'ncm_{metric}', head, options={'metric': metric}))
+    return made
