@@ -1,7 +1,8 @@
-"""The card of an exported model: the `README.md` of its folder, a function of its `config.json` alone.
+"""The card of an export: the `README.md` of its folder, a function of its `config.json` alone.
 
-Run as a module, it brings folders up to date, `python -m timm_longtail.export.card hub/NAME …`: it writes the checksums
-into their `config.json`, where they are missing or it was edited, and their cards.
+Run as a module, `python -m timm_longtail.export.card hub/NAME …`, it brings folders up to date: it
+writes the checksums into their `config.json`, where they are missing or it was edited, and their
+cards.
 """
 import inspect
 import sys
@@ -21,7 +22,7 @@ __all__ = ['model_card', 'write_card']
 
 
 def write_card(folder: str | Path) -> Path:
-    """Write the `README.md` of an exported folder from its `config.json`; a crash leaves the former one whole.
+    """Write the card of an exported folder from its `config.json`; a crash leaves the former one whole.
 
     Args:
         folder: Exported folder.
@@ -45,7 +46,8 @@ def model_card(config: dict[str, Any]) -> str:
     """Return the card of an export: a block of metadata, then the page.
 
     Args:
-        config: Content of its `config.json`; what its provenance does not state, the card leaves out.
+        config: Content of its `config.json`; what its provenance does not state, the card leaves
+            out.
     """
     parts = [
         metadata_block(config),
@@ -64,8 +66,6 @@ def _section(title: str, text: str) -> str:
     """Return a section of the page; '' where it has no text."""
     return f'## {title}\n\n{text}' if text else ''
 
-
-# ------------------------------------------------------------------------------------------------ the head of the page
 
 def _summary(config: dict[str, Any]) -> str:
     """Return what kind of model this is, and a list of facts."""
@@ -129,7 +129,8 @@ def _training_set(provenance: dict[str, Any]) -> list[str]:
     fact = f'Training set: {code_span(provenance.get("dataset_name", provenance["dataset"]))}'
     counts = provenance.get('class_counts')
     if counts:
-        fact += f', {sum(counts)} images: {max(counts)} of the largest class, {min(counts)} of the smallest'
+        largest, smallest = max(counts), min(counts)
+        fact += f', {sum(counts)} images: {largest} of the largest class, {smallest} of the smallest'
     return [fact]
 
 
@@ -139,8 +140,6 @@ def _weights(provenance: dict[str, Any]) -> list[str]:
         return []
     return [f'Weights: {escape_text(weights["dtype"])}, sha256 {code_span(weights["sha256"])}']
 
-
-# ------------------------------------------------------------------------------------------------ Result
 
 def _result(config: dict[str, Any]) -> str:
     """Return the table of figures and how they were measured; '' where nothing was."""
@@ -176,8 +175,8 @@ def _protocol(config: dict[str, Any]) -> str:
 
     sentences = [
         f'All: percent of the images of the {test_set} that are right{correct}.',
-        'Many, Medium, Few: means of the class accuracies over the classes with more than 100, with 20 to 100, '
-        'and with fewer than 20 training images.',
+        'Many, Medium, Few: means of the class accuracies over the classes with more than 100, '
+        'with 20 to 100, and with fewer than 20 training images.',
         f'Measured{when} on the weights in this folder, in fp32.',
     ]
     if not config['num_classes']:
@@ -208,8 +207,6 @@ def _subset(provenance: dict[str, Any]) -> str:
     return ', '.join(known)
 
 
-# ------------------------------------------------------------------------------------------------ Use
-
 _CODE = '''\
 import timm
 {imports}from PIL import Image
@@ -221,8 +218,8 @@ image = Image.open('image.png').convert('RGB')
 '''
 _STOCK_TIMM = 'Stock timm loads it; no other package is needed.'
 _THIS_PACKAGE = (
-    'Stock timm does not know {architecture}: the package timm_longtail, imported, registers it. Without the package, '
-    '`model.safetensors` is a plain state dict.'
+    'Stock timm does not know {architecture}: the package timm_longtail, imported, registers it. '
+    'Without the package, `model.safetensors` is a plain state dict.'
 )
 
 
@@ -245,8 +242,6 @@ def _usage(config: dict[str, Any]) -> str:
     code = _CODE.format(imports=imports, source=source, forward=forward)
     return f'{words} `USER` is the owner of this repository.\n\n{code_block(code, "python")}'
 
-
-# ------------------------------------------------------------------------------------------------ Training, Limits
 
 def _training(config: dict[str, Any]) -> str:
     """Return the commands of both stages, and where the options that they do not name are found."""
@@ -279,13 +274,14 @@ def _limits(config: dict[str, Any]) -> str:
     sentences = [
         'The model is meant for research on long-tailed recognition.',
         f'It was tested {tested}, and not for robustness or bias.',
-        f'One training run stands behind it, which says nothing about the spread over seeds{worst}.',
+        'One training run stands behind it, which says nothing about the spread over seeds'
+        f'{worst}.',
     ]
     return ' '.join(sentences)
 
 
 def _citation(config: dict[str, Any]) -> str:
-    """Return title, authors, place and link of a method's paper, with which its file begins; '' without a paper."""
+    """Return title, authors, place and link of the paper, with which a method's file begins."""
     method = config['timm_longtail'].get('method')
     if method not in list_methods():
         return ''

@@ -77,12 +77,13 @@ def _is_counts(value: Any) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(_is_count(n) and n > 0 for n in value)
+    return _is_counts(value) and len(value) == 3 and 0 not in value
 
 
 _Known = dict[str, tuple[Callable[[Any], bool], str]]
 
-# keys of `config.json` and of the objects in it: what each may be, in words; all may be missing or null
+# keys of `config.json` and of the objects in it: what each may be, in words; all may be missing or
+# null
 _CONTENT: dict[str, _Known] = {
     '': {
         'architecture': (_is_name, 'a name'),
@@ -119,6 +120,10 @@ _CONTENT: dict[str, _Known] = {
 }
 
 
+# keys that every export of this package states
+_REQUIRED = ('architecture', 'num_classes', 'pretrained_cfg', 'timm_longtail')
+
+
 def check_content(config: dict[str, Any], path: Path):
     """Raise a `UserError` where a config holds something of the wrong type, or contradicts itself.
 
@@ -136,7 +141,8 @@ def check_content(config: dict[str, Any], path: Path):
             value = content.get(key)
             if value is not None and not is_right(value):
                 where = f'{place}.{key}' if place else key
-                raise UserError(f'{path}: {where} is {one_line(repr(value), 60)}, expected {expected}')
+                shown = one_line(repr(value), 60)
+                raise UserError(f'{path}: {where} is {shown}, expected {expected}')
 
     _check_num_classes(config, path)
     _check_label_names(config, path)
@@ -150,7 +156,8 @@ def _check_num_classes(config: dict[str, Any], path: Path):
 
     # timm drops a classifier of another size than the model's, and goes on with a random one
     if stated != built:
-        raise UserError(f'{path}: num_classes is {stated}, model_args.num_classes {one_line(repr(built), 60)}')
+        shown = one_line(repr(built), 60)
+        raise UserError(f'{path}: num_classes is {stated}, model_args.num_classes {shown}')
 
 
 def _check_label_names(config: dict[str, Any], path: Path):
@@ -173,11 +180,11 @@ def require_ours(config: dict[str, Any], path: Path):
         config: Content of a `config.json`.
         path: Path of the file, for the message.
     """
-    for key in ('architecture', 'num_classes', 'pretrained_cfg', 'timm_longtail'):
-        if config.get(key) is None:
+    stated = {key: config.get(key) for key in _REQUIRED}
+    stated['pretrained_cfg.input_size'] = (config.get('pretrained_cfg') or {}).get('input_size')
+    for key, value in stated.items():
+        if value is None:
             raise UserError(f'{path} says nothing of {key}: export_model did not write it')
-    if config['pretrained_cfg'].get('input_size') is None:
-        raise UserError(f'{path} says nothing of pretrained_cfg.input_size: export_model did not write it')
 
     if not timm.is_model(config['architecture']):
         raise unknown_name('architecture', config['architecture'], timm.list_models())
@@ -200,9 +207,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def check_tensors(folder: Path, config: dict[str, Any], model: nn.Module | None = None):
-    """Check names, shapes and types of the tensors of an export against the model that its config describes.
+    """Check names, shapes and types of the tensors of an export against the model of its config.
 
-    Weights may be fp32, fp16 or bf16; a buffer of integers, such as the counter of BatchNorm, has the model's type.
+    Weights may be fp32, fp16 or bf16; a buffer of integers, such as the counter of BatchNorm, has
+    the model's type.
 
     Args:
         folder: Exported folder.
@@ -210,7 +218,8 @@ def check_tensors(folder: Path, config: dict[str, Any], model: nn.Module | None 
         model: Model that the config describes; None builds it, without memory.
 
     Raises:
-        UserError: A tensor is missing, too many, or of another shape or type; the config describes no model.
+        UserError: A tensor is missing, too many, or of another shape or type; the config describes
+            no model.
     """
     path, architecture = folder / WEIGHTS, config['architecture']
     with reading(path, 'safetensors file'):
@@ -225,7 +234,8 @@ def check_tensors(folder: Path, config: dict[str, Any], model: nn.Module | None 
         shape = tuple(stored[name].shape) if name in stored else 'not there'
         wanted_shape = tuple(wanted[name].shape) if name in wanted else 'not there'
         if shape != wanted_shape:
-            raise UserError(f'{path} does not fit {architecture}: {name} is {shape}, in the model {wanted_shape}')
+            raise UserError(
+                f'{path} does not fit {architecture}: {name} is {shape}, in the model {wanted_shape}')
 
         accepted = _PUBLISHED if wanted[name].is_floating_point() else (wanted[name].dtype,)
         if stored[name].dtype not in accepted:
@@ -246,4 +256,5 @@ def check_values(tensors: dict[str, torch.Tensor], place: str | Path):
         finite = torch.isfinite(tensor)
         if not finite.all():
             count = int((~finite).sum())
-            raise UserError(f'{place}: {name} holds {count} values that are not finite, of {tensor.numel()}')
+            raise UserError(
+                f'{place}: {name} holds {count} values that are not finite, of {tensor.numel()}')

@@ -1,7 +1,8 @@
 """Checksums of an exported folder, by which damage to it is seen.
 
-`config.json` holds, under `timm_longtail.weights`, the sha256 of `model.safetensors` and the type of its numbers; and,
-as `config_sha256`, a digest of all its other content. Exports of versions that wrote neither are read unverified.
+`config.json` holds, under `timm_longtail.weights`, the sha256 of `model.safetensors` and the type
+of its numbers; and, as `config_sha256`, a digest of all its other content. Exports of versions
+that wrote neither are read unverified.
 """
 import hashlib
 import json
@@ -10,15 +11,32 @@ from typing import Any
 
 from ..utils.errors import UserError, one_line
 from ..utils.files import read_json, reading, write_text
-from .checks import CONFIG, CONFIG_KIND, WEIGHTS, check_content, dtype_name, require_files, require_ours, stored_tensors
+from .checks import (
+    CONFIG,
+    CONFIG_KIND,
+    WEIGHTS,
+    check_content,
+    dtype_name,
+    require_files,
+    require_ours,
+    stored_tensors,
+)
 
-__all__ = ['config_digest', 'describe_weights', 'is_sealed', 'read_config', 'seal', 'verify_weights']
+__all__ = [
+    'config_digest',
+    'describe_weights',
+    'is_sealed',
+    'read_config',
+    'seal',
+    'verify_weights',
+]
 
 
 def seal(folder: str | Path) -> dict[str, Any]:
-    """Write the checksums of an exported folder into its `config.json`: of its weights, and of its other content.
+    """Write the checksums of an exported folder into its `config.json`: of its weights, and the rest.
 
-    A checksum of the weights that is there already has to be right. All else in `config.json` is taken as it is.
+    A checksum of the weights that is there already has to be right. All else in `config.json` is
+    taken as it is.
 
     Args:
         folder: Exported folder.
@@ -77,7 +95,7 @@ def is_sealed(config: dict[str, Any]) -> bool:
 
 
 def config_digest(config: dict[str, Any]) -> str:
-    """Return the sha256 of the content of a config, whatever the order and the spaces it is written with."""
+    """Return the sha256 of the content of a config, whatever order and spaces it is written with."""
     content = {key: value for key, value in config.items() if key != 'config_sha256'}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -85,13 +103,13 @@ def config_digest(config: dict[str, Any]) -> str:
 def _check_digest(config: dict[str, Any], path: Path):
     if config.get('config_sha256') != config_digest(config):
         raise UserError(
-            f'{path} is damaged, or was edited: its content does not have the digest that it states; '
-            f'`python -m timm_longtail.export.card {path.parent}` takes it as it is now'
+            f'{path} is damaged, or was edited: its content does not have the digest that it '
+            f'states; `python -m timm_longtail.export.card {path.parent}` takes it as it is now'
         )
 
 
 def verify_weights(folder: Path, config: dict[str, Any]):
-    """Check that the weights of an export are those that it was written with; one without a checksum passes.
+    """Check that an export has the weights that it was written with; without a checksum it passes.
 
     Args:
         folder: Exported folder.
@@ -106,7 +124,7 @@ def verify_weights(folder: Path, config: dict[str, Any]):
 
 
 def describe_weights(path: Path) -> dict[str, str]:
-    """Return what `config.json` states about the file of the weights: `sha256`, and `dtype` of its floating numbers.
+    """Return what `config.json` states of the weights: `sha256`, and `dtype` of floating numbers.
 
     Args:
         path: Path of a safetensors file.
@@ -120,9 +138,10 @@ def describe_weights(path: Path) -> dict[str, str]:
             while block := file.read(1 << 20):
                 digest.update(block)
 
-        types = {tensor.dtype for tensor in stored_tensors(path).values() if tensor.is_floating_point()}
+        tensors = stored_tensors(path).values()
 
-    return {'sha256': digest.hexdigest(), 'dtype': ', '.join(sorted(map(dtype_name, types)))}
+    types = {dtype_name(tensor.dtype) for tensor in tensors if tensor.is_floating_point()}
+    return {'sha256': digest.hexdigest(), 'dtype': ', '.join(sorted(types))}
 
 
 def _compare_weights(path: Path, stated: dict[str, Any], found: dict[str, str]):

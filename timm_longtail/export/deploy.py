@@ -8,10 +8,11 @@ __all__ = ['deploy', 'unwrap']
 
 
 def deploy(model: nn.Module) -> nn.Module:
-    """Return a copy of a model as it is deployed: no branches, on the CPU, fp32, contiguous, in eval mode.
+    """Return a copy of a model as it is deployed: without branches, fp32 on the CPU, in eval mode.
 
     Args:
-        model: timm model; `torch.compile`, DistributedDataParallel, Accelerate and moving averages may have wrapped it.
+        model: timm model; `torch.compile`, DistributedDataParallel, Accelerate and moving averages
+            may have wrapped it.
     """
     model = unwrap(model)
     deployed = copy.deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format).eval()

@@ -1,6 +1,7 @@
 """Export of a trained model: a folder that is exactly what is pushed to the Hub.
 
-`config.json` (timm's, with the run's provenance under `timm_longtail`), `model.safetensors`, `README.md` (the card).
+`config.json` (timm's, with the run's provenance under `timm_longtail`), `model.safetensors`,
+`README.md` (the card).
 """
 import json
 import math
@@ -37,31 +38,32 @@ def export_model(
         interpolation: str | None = None,
         license: str | None = None,
 ) -> Path:
-    """Write a model as a folder that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads bit for bit.
+    """Write a model as a folder that `timm.create_model('local-dir:FOLDER', pretrained=True)` loads.
 
-    A timm backbone with its own linear classifier loads without this package. `config.json` holds the checksum of the
-    weights.
+    It loads bit for bit; a timm backbone with its own linear classifier does so without this
+    package. `config.json` holds the checksum of the weights.
 
     Args:
         model: Model built by `timm.create_model`, wrapped or not; its branches are left out.
         folder: Folder to write; one that is there already is replaced, in one step.
-        provenance: How the model came about (method, data set, counts, seeds, `metrics`), written to `config.json` and
-            to the card; of absolute paths in it the last name is kept.
+        provenance: How the model came about (method, data set, counts, seeds, `metrics`), written
+            to `config.json` and to the card; of absolute paths in it the last name is kept.
         mean: Mean of the images by channel, for values in [0, 1].
         std: Standard deviation of the images by channel, for values in [0, 1].
         input_size: Channels, height and width of the training images.
         class_names: Name of each class [C], no two alike.
-        crop_pct: Share of the shorter side of an image that evaluation looks at; None, here and for the other figures
-            of the input, keeps those of the model.
+        crop_pct: Share of the shorter side of an image that evaluation looks at; None, here and
+            for the other figures of the input, keeps those of the model.
         interpolation: Interpolation by which evaluation resizes an image.
-        license: Licence of the weights; None is that of the model's pretrained weights, '' leaves it open.
+        license: Licence of the weights; None is that of the model's pretrained weights, '' leaves
+            it open.
 
     Returns:
         Path of the folder.
 
     Raises:
-        UserError: The model was not built by timm, or has weights that are not finite; the names do not fit its
-            classes; the provenance or the disk cannot be written.
+        UserError: The model was not built by timm, or has weights that are not finite; the names
+            do not fit its classes; the provenance or the disk cannot be written.
     """
     deployed = deploy(model)
     deployed.pretrained_cfg = _complete_cfg(deployed)
@@ -107,9 +109,10 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _complete_cfg(model: nn.Module) -> dict[str, Any]:
-    """Return a model's `pretrained_cfg` with all that timm needs in it, even where it was replaced since."""
+    """Return a model's `pretrained_cfg` with all that timm needs in it, whatever replaced it."""
     if not hasattr(model, 'pretrained_cfg'):
-        raise UserError('only a model built by timm.create_model can be exported: it has no pretrained_cfg')
+        raise UserError(
+            'only a model built by timm.create_model can be exported: it has no pretrained_cfg')
 
     cfg = model.pretrained_cfg
     if isinstance(cfg, PretrainedCfg):
@@ -117,7 +120,8 @@ def _complete_cfg(model: nn.Module) -> dict[str, Any]:
 
     architecture = (cfg or {}).get('architecture')
     if not architecture:
-        raise UserError('the pretrained_cfg of this model does not say its architecture, which timm builds it by')
+        raise UserError(
+            'the pretrained_cfg of this model does not say its architecture, which timm builds it by')
     if not timm.is_model(architecture):
         raise unknown_name('architecture', architecture, timm.list_models())
 
@@ -129,9 +133,11 @@ def _complete_cfg(model: nn.Module) -> dict[str, Any]:
 def _check_names(names: Sequence[str], num_classes: int):
     """Raise a `UserError` unless each class has a name of its own."""
     if isinstance(names, str) or not isinstance(names, Sequence):
-        raise UserError(f'class_names is {one_line(repr(names), 60)}, expected a list of {num_classes} names')
+        shown = one_line(repr(names), 60)
+        raise UserError(f'class_names is {shown}, expected a list of {num_classes} names')
     if len(names) != num_classes:
-        raise UserError(f'class_names holds {len(names)} names, and the model has {num_classes} classes')
+        raise UserError(
+            f'class_names holds {len(names)} names, and the model has {num_classes} classes')
 
     seen: dict[str, int] = {}
     for number, name in enumerate(names):
@@ -139,7 +145,8 @@ def _check_names(names: Sequence[str], num_classes: int):
         if not isinstance(name, str):
             raise UserError(f'class_names: that of class {number} is {shown}, expected a text')
         if name in seen:
-            raise UserError(f'class_names: classes {seen[name]} and {number} are both called {shown}')
+            raise UserError(
+                f'class_names: classes {seen[name]} and {number} are both called {shown}')
         seen[name] = number
 
 

@@ -17,14 +17,16 @@ __all__ = ['load_exported']
 def load_exported(source: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """Load an exported model: the model in eval mode, and its `config.json`.
 
-    Weights that differ from the checksum in `config.json` are refused; exports of versions that wrote none, and models
-    of timm's own, are loaded unverified.
+    Weights that differ from the checksum in `config.json` are refused; exports of versions that
+    wrote none, and models of timm's own, are loaded unverified.
 
     Args:
-        source: Path of the folder, `local-dir:FOLDER`, or `hf-hub:USER/NAME` with an optional `@REVISION`.
+        source: Path of the folder, `local-dir:FOLDER`, or `hf-hub:USER/NAME` with an optional
+            `@REVISION`.
 
     Raises:
-        UserError: The folder is not an export, or damaged; the Hub does not have it, or cannot be reached.
+        UserError: The folder is not an export, or damaged; the Hub does not have it, or cannot be
+            reached.
     """
     scheme, _, place = str(source).partition(':')
     if scheme in ('hf-hub', 'hf_hub'):
@@ -54,20 +56,22 @@ def _load_from_hub(place: str) -> tuple[nn.Module, dict[str, Any]]:
     repository, _, revision = place.partition('@')
     try:
         with hub_errors(repository, revision or 'main'), impatient(ANSWER_SECONDS):
-            path = Path(call_hub(ANSWER_SECONDS, hf_hub_download, repository, CONFIG, revision=revision or None))
-            config = read_config(path.parent)
+            path = call_hub(
+                ANSWER_SECONDS, hf_hub_download, repository, CONFIG, revision=revision or None)
+            folder = Path(path).parent
+            config = read_config(folder)
 
             # a model of timm's own may have its weights in another file
             if 'timm_longtail' not in config:
                 return timm.create_model(f'hf-hub:{place}', pretrained=True).eval(), config
 
             # the weights of the same commit, whose files lie side by side
-            commit = path.parent.name
-            if not (path.parent / WEIGHTS).is_file():
+            commit = folder.name
+            if not (folder / WEIGHTS).is_file():
                 url = hf_hub_url(repository, WEIGHTS, revision=commit)
                 size = call_hub(ANSWER_SECONDS, get_hf_file_metadata, url).size or 0
                 seconds = ANSWER_SECONDS + size / SLOWEST
                 call_hub(seconds, hf_hub_download, repository, WEIGHTS, revision=commit)
-            return _load_folder(path.parent)
+            return _load_folder(folder)
     except UserError as e:
         raise UserError(f'cannot load hf-hub:{place}: {e}') from e

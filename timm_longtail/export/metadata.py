@@ -8,18 +8,31 @@ from ..methods import tells_classes
 from ..models.factory import default_method
 from .markdown import front_matter
 
-__all__ = ['METRIC_NAMES', 'has_classes', 'is_ours', 'metadata_block', 'model_name', 'shown_metrics']
+__all__ = [
+    'METRIC_NAMES',
+    'has_classes',
+    'is_ours',
+    'metadata_block',
+    'model_name',
+    'shown_metrics',
+]
 
 _PACKAGE = 'timm_longtail'
 
-METRIC_NAMES = {'all': 'Top-1 (all)', 'many': 'Many-shot', 'medium': 'Medium-shot', 'few': 'Few-shot'}
+METRIC_NAMES = {
+    'all': 'Top-1 (all)',
+    'many': 'Many-shot',
+    'medium': 'Medium-shot',
+    'few': 'Few-shot',
+}
 """Names of the figures in `model-index`, by their keys in `metrics`."""
 
 
 def model_name(config: dict[str, Any]) -> str:
-    """Return what an export is called, as recipes are: `bcl_resnet32.cifar100_lt_if100`, `resnet32_cifar.crt.…`.
+    """Return what an export is called, as recipes are: `bcl_resnet32.cifar100_lt_if100`.
 
-    The method stands in the name where it is not the one that the architecture has by default.
+    The method stands in the name where it is not the one that the architecture has by default:
+    `resnet32_cifar.crt.cifar100_lt_if100`.
 
     Args:
         config: Content of its `config.json`.
@@ -48,12 +61,12 @@ def is_ours(architecture: str) -> bool:
 
 
 def has_classes(config: dict[str, Any]) -> bool:
-    """Return whether the outputs of an export are the classes of its data; those of a self-supervised model are not."""
+    """Return whether the outputs of an export are the classes of its data, as far as is known."""
     return tells_classes(config['timm_longtail'].get('method'), config['num_classes'])
 
 
 def shown_metrics(config: dict[str, Any]) -> dict[str, float]:
-    """Return the figures that `model-index` shows, by the names that it gives them; none for an empty group.
+    """Return the figures of `model-index`, by the names that it gives them; none for an empty group.
 
     Args:
         config: Content of a `config.json`.
@@ -80,7 +93,9 @@ def metadata_block(config: dict[str, Any]) -> str:
 
     # lists without an entry are left out, not empty
     datasets = [provenance['hub_id']] if provenance.get('hub_id') else None
-    results = [_eval_result(provenance, label, value) for label, value in shown_metrics(config).items()]
+    results = []
+    for label, value in shown_metrics(config).items():
+        results.append(_eval_result(provenance, label, value))
     data = ModelCardData(
         model_name=model_name(config),
         tags=[task, 'timm', 'long-tailed'],

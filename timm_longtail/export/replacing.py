@@ -1,4 +1,4 @@
-"""A folder that is written whole or not at all: its successor is made beside it and put in its place in one step."""
+"""A folder that is written whole or not at all: made beside its place, and renamed in one step."""
 import errno
 import os
 import shutil
@@ -21,8 +21,9 @@ _SUFFIX = '.tmp'
 def replacing(folder: Path) -> Iterator[Path]:
     """Give a place to write a folder in, and put it where `folder` is at the end of the block.
 
-    Where the block fails, or the disk refuses, the former folder stays. Several processes may write the same folder at
-    once: one of theirs stands there in the end. What killed processes have left beside it is removed.
+    Where the block fails, or the disk refuses, the former folder stays. Several processes may
+    write the same folder at once: one of theirs stands there in the end. What killed processes
+    have left beside it is removed.
 
     Args:
         folder: Folder to replace; it need not be there.
@@ -52,9 +53,10 @@ def _work_prefix(folder: Path) -> str:
 
 
 def _make_work_folder(folder: Path) -> tuple[Path, int | None]:
-    """Return a new folder beside another, and the lock that is held on it while this process lives."""
+    """Return a new folder beside another, and the lock that this process holds on it."""
+    prefix = _work_prefix(folder)
     for _ in range(5):
-        work = Path(tempfile.mkdtemp(prefix=_work_prefix(folder), suffix=_SUFFIX, dir=folder.parent))
+        work = Path(tempfile.mkdtemp(prefix=prefix, suffix=_SUFFIX, dir=folder.parent))
         lock = lock_folder(work)
 
         # before it was locked, another process may have removed it as one that was left behind
@@ -82,7 +84,8 @@ def lock_folder(folder: Path) -> int | None:
         folder: Folder that is there.
 
     Returns:
-        The descriptor that holds the lock; None where another process holds it, or there are no locks.
+        The descriptor that holds the lock; None where another process holds it, or there are no
+        locks.
     """
     if fcntl is None:
         return None

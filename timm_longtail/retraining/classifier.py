@@ -1,4 +1,4 @@
-"""A classifier that was retrained: a row of the table, and a layer that can be put in the model's place of one."""
+"""A classifier that was retrained: a row of the table, and a layer that the model can hold."""
 import copy
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from .representation import Representation
 __all__ = ['JOINT', 'Classifier']
 
 JOINT = 'joint'
-"""The classifier of stage 1, by the name that the literature gives to one trained with its representation."""
+"""Row of the classifier of stage 1, which was trained jointly with its representation."""
 
 
 @dataclass
@@ -26,10 +26,12 @@ class Classifier:
     Attributes:
         name: Row of the table.
         module: Classifier, from features [B, D] to class logits [B, C].
-        model: Whole model, where more than its classifier changed; None where the representation stayed as it is.
+        model: Whole model, where more than its classifier changed; None where the representation
+            stayed as it is.
         options: What the classifier was made with.
         note: What a reader of the table should know, or ''.
-        curve: Balanced accuracy, Many, Medium and Few by tau; {} where nothing was chosen along a curve.
+        curve: Balanced accuracy, Many, Medium and Few by tau; {} where nothing was chosen along a
+            curve.
         curve_on: Images that the curve was measured on, `hold-out` or `test set`.
         seconds: Time that it took, without that of the features.
     """
@@ -42,7 +44,11 @@ class Classifier:
     curve_on: str = ''
     seconds: float = 0.0
 
-    def measure(self, representation: Representation, held_out: bool = False) -> tuple[dict[str, Any], torch.Tensor]:
+    def measure(
+            self,
+            representation: Representation,
+            held_out: bool = False,
+    ) -> tuple[dict[str, Any], torch.Tensor]:
         """Return the figures of the classifier and its confusion, int64 [C, C].
 
         Args:
@@ -72,4 +78,5 @@ class Classifier:
         """
         if self.model is not None:
             return deploy(self.model)
-        return replace_classifier(deploy(representation.trained_model.model), copy.deepcopy(self.module))
+        model = deploy(representation.trained_model.model)
+        return replace_classifier(model, copy.deepcopy(self.module))

@@ -1,10 +1,11 @@
-"""Classifiers retrained on a representation that stays: in closed form, or trained on features or on images.
+"""Classifiers retrained on a representation that stays: in closed form, or by gradient descent.
 
 Kang et al., `Decoupling Representation and Classifier for Long-Tailed Recognition`, ICLR 2020,
 https://arxiv.org/abs/1910.09217.
 
-A classifier is added by a function that fits it, in a file of its own, and by its name here. Whatever it does to the
-features, such as scaling them, it folds into the layer that it returns: what is exported is a plain linear classifier.
+A classifier is added by a function that fits it, in a file of its own, and by its name here.
+Whatever it does to the features, such as scaling them, it folds into the layer that it returns:
+what is exported is a plain linear classifier.
 """
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from .representation import Representation
 __all__ = ['CLASSIFIERS', 'TRAINED', 'choose_classifiers', 'make_classifiers']
 
 TRAINED = ('crt', 'lws', 'max_norm', 'linear')
-"""Classifiers that are trained by gradient descent: methods, which `train.py` knows by the same names."""
+"""Classifiers that are trained by gradient descent: methods of `train.py`, by the same names."""
 
 _Fit = Callable[[Representation], list[Classifier]]
 
@@ -37,7 +38,8 @@ CLASSIFIERS = tuple(_FITS)
 # those that need the features of the training images
 _ON_TRAINING_FEATURES = (*TRAINED, 'ncm')
 
-# what they do to the classifier of stage 1, and so why that must be linear and of the data's classes
+# what they do to the classifier of stage 1, and so why that must be linear and of the data's
+# classes
 _FROM_STAGE_1 = {
     'lws': 'scales the class weights',
     'max_norm': 'bounds the class weights',
@@ -46,7 +48,10 @@ _FROM_STAGE_1 = {
 }
 
 
-def choose_classifiers(asked: list[str], representation: Representation) -> tuple[list[str], dict[str, str]]:
+def choose_classifiers(
+        asked: list[str],
+        representation: Representation,
+) -> tuple[list[str], dict[str, str]]:
     """Return the classifiers to make, and why others cannot be made.
 
     Args:
@@ -86,10 +91,13 @@ def _why_not(name: str, representation: Representation) -> str | None:
             return f'it {does} of the trained classifier, and this model has none'
         if not representation.same_classes:
             num_classes = trained_model.model.num_classes
-            return (f'it {does} of the trained classifier, which has {num_classes} classes and the data '
-                    f'{train_set.num_classes}')
+            return (
+                f'it {does} of the trained classifier, which has {num_classes} classes and the '
+                f'data {train_set.num_classes}')
         if isinstance(trained_model.model.get_classifier(), CosineLinear):
-            return f'it {does}, and a cosine classifier has no bias and ignores the length of its weights'
+            return (
+                f'it {does}, and a cosine classifier has no bias and ignores the length of its '
+                'weights')
 
     if name == 'lws' and representation.args.train != 'classifier':
         return 'it trains one scale a class and nothing else'

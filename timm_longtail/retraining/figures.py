@@ -1,4 +1,4 @@
-"""Figures of a retraining: how classifiers differ, in their weights, their sampling and their errors."""
+"""Figures of a retraining: how classifiers differ in weights, sampling and errors."""
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from .representation import Representation
 
 __all__ = ['draw_figures']
 
-# classifiers whose weight norms can be compared; those of others mean something else, or are the same
+# classifiers whose weight norms can be compared; those of others mean something else, or are the
+# same
 _WITH_NORMS = ('crt', 'lws', 'max_norm', 'linear', 'tau_norm')
 
 # left out of a plot with many curves, since they lie next to another
@@ -34,7 +35,7 @@ def draw_figures(
         confusions: dict[str, torch.Tensor],
         representation: Representation,
 ):
-    """Draw weight norms, sampling, accuracy by class, the tau curve, and the confusion before and after.
+    """Draw weight norms, sampling, accuracy by class, the tau curve, and confusions.
 
     Args:
         folder: Folder for the PNG files.
@@ -64,7 +65,8 @@ def draw_figures(
     compared = [made[0].name]
     if JOINT in figures:
         compared.insert(0, JOINT)
-    plot_confusion(folder / 'confusion.png', {name: confusions[name] for name in compared}, shot_counts)
+    shown = {name: confusions[name] for name in compared}
+    plot_confusion(folder / 'confusion.png', shown, shot_counts)
 
     probabilities = _class_probabilities(made, representation)
     if probabilities:
@@ -81,7 +83,11 @@ def draw_figures(
             )
 
 
-def _weights(made: list[Classifier], representation: Representation, with_joint: bool) -> dict[str, torch.Tensor]:
+def _weights(
+        made: list[Classifier],
+        representation: Representation,
+        with_joint: bool,
+) -> dict[str, torch.Tensor]:
     """Return the class weights [C, D] of the classifiers whose norms can be compared, by name."""
     weights = {}
     if with_joint:
@@ -93,11 +99,12 @@ def _weights(made: list[Classifier], representation: Representation, with_joint:
 
 
 def _class_probabilities(made: list[Classifier], representation: Representation) -> dict[str, Any]:
-    """Return the class probabilities [C] of the samplers of both stages; of one that changes, by epoch."""
+    """Return the class probabilities [C] of the samplers of both stages; of `progressive`, by epoch."""
     stages = []
     if representation.seen:
         provenance = representation.trained_model.provenance
-        stages.append(('stage 1', provenance.get('sampler') or 'instance', provenance.get('epochs') or 1))
+        sampler_name = provenance.get('sampler') or 'instance'
+        stages.append(('stage 1', sampler_name, provenance.get('epochs') or 1))
     for classifier in made:
         options = classifier.options
         if 'sampler' in options:

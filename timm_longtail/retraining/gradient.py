@@ -1,4 +1,4 @@
-"""Classifiers trained by gradient descent, by the methods and the loop of `train.py`: on cached features, or on images.
+"""Classifiers trained by the methods and the loop of `train.py`: on cached features, or on images.
 
 N images, C classes, D width of the features.
 """
@@ -60,7 +60,8 @@ def _train_best(name: str, representation: Representation, rates: list[float]) -
 
     tried = ', '.join(f'{rate:g}' for rate in rates)
     images = 'test set' if on_test else 'hold-out'
-    chosen.note = f'lr = {chosen.options["lr"]:g} of {tried}, chosen by balanced accuracy on the {images}'
+    lr = chosen.options['lr']
+    chosen.note = f'lr = {lr:g} of {tried}, chosen by balanced accuracy on the {images}'
     return chosen
 
 
@@ -78,7 +79,8 @@ def train_options(
 ) -> Options:
     """Return the options of `train.py` that train one classifier.
 
-    They are its defaults, then those that the method asks for in `retrain_options`, then those that were given.
+    They are its defaults, then those that the method asks for in `retrain_options`, then those
+    that were given.
 
     Args:
         name: Method that trains it.
@@ -114,7 +116,7 @@ def train_options(
 
 
 def _starting_head(representation: Representation) -> nn.Module:
-    """Return the classifier of stage 1, or a fresh one of its kind where the data has other classes."""
+    """Return the classifier of stage 1, or a fresh one of its kind for other classes."""
     model = FeatureClassifier(representation.head)
     if not representation.same_classes:
         model.reset_classifier(representation.train_set.num_classes)
@@ -138,9 +140,10 @@ def _feature_run(args: Options, representation: Representation, model: FeatureCl
     # images that could not be read have no features, and are not sampled
     sampler = create_sampler(args.sampler, train.targets.numpy(), args.epochs)
     sampler.seed = args.seed
-    loader = FeatureLoader(train.values, train.targets, sampler, args.batch_size, accelerator.device)
+    device = accelerator.device
+    loader = FeatureLoader(train.values, train.targets, sampler, args.batch_size, device)
     shown = representation.held or representation.test
-    eval_loader = FeatureLoader(shown.values, shown.targets, None, CHUNK, accelerator.device)
+    eval_loader = FeatureLoader(shown.values, shown.targets, None, CHUNK, device)
 
     optimizers, schedulers = create_optimizers(args, method, len(loader))
     task, *optimizers = accelerator.prepare(method, *optimizers)
@@ -186,7 +189,7 @@ def _train_on_images(name: str, representation: Representation, lr: float | None
 
 
 def _fit(run: Run, num_epochs: int):
-    """Train; an interrupt keeps no state, since the work is short. The accelerator forgets the run afterwards."""
+    """Train, and let the accelerator forget the run; an interrupt keeps no state of so short a work."""
     try:
         fit(run, num_epochs)
     except Interrupted as e:

@@ -42,7 +42,9 @@ def start_lines(representation: Representation, refused: dict[str, str]) -> list
     hold_out = 'none' if held_out is None else f'{len(held_out)} images, which no stage trains on'
     lines.append(f'hold-out: {hold_out}')
 
-    trained_on = 'features, computed once' if args.features == 'cached' else f'images, view {args.view}'
+    trained_on = f'images, view {args.view}'
+    if args.features == 'cached':
+        trained_on = 'features, computed once'
     lines.append(f'training on: {trained_on}')
 
     lines += [f'left out: {name}: {reason}' for name, reason in refused.items()]
@@ -67,7 +69,8 @@ def final_lines(
     for classifier in made:
         if classifier.curve and classifier.curve_on == 'test set':
             rows = {f'tau {tau:g}': row for tau, row in classifier.curve.items()}
-            lines += ['', 'tau-normalisation, on the test set:', format_table(rows, ('balanced', *GROUPS))]
+            table = format_table(rows, ('balanced', *GROUPS))
+            lines += ['', 'tau-normalisation, on the test set:', table]
 
     for classifier in made:
         if classifier.note:
@@ -172,8 +175,12 @@ def results_path(representation: Representation) -> Path | None:
     return row_path(Path(args.results) / 'retrained', names, f's{args.seed}')
 
 
-def results_row(representation: Representation, code: dict[str, Any], classifiers: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of `metrics.json`: data, stage 1, code, machine, and the figures of each classifier.
+def results_row(
+        representation: Representation,
+        code: dict[str, Any],
+        classifiers: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the content of `metrics.json`: data, stage 1, code, machine, and all figures.
 
     Args:
         representation: Model and data.
@@ -207,7 +214,7 @@ def _data_columns(representation: Representation) -> dict[str, Any]:
 
 
 def _stage_1_columns(representation: Representation) -> dict[str, Any]:
-    """Return what is known of the model whose classifier was retrained; no paths of this machine."""
+    """Return what is known of the model of stage 1, without paths of this machine."""
     source = representation.args.source
 
     # a folder of this machine is called by its name; an export is called as its run

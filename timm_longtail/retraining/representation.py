@@ -1,6 +1,7 @@
-"""A representation that was trained before: the model, its data, and the features that it makes of them.
+"""A representation that was trained before: the model, its data, and their features.
 
-Features are computed once, in the `eval` view, and cached; every classifier is fitted and measured on them.
+Features are computed once, in the `eval` view, and cached; every classifier is fitted and measured
+on them.
 
 N images, C classes, D width of the features.
 """
@@ -50,7 +51,7 @@ class Features:
         return evaluator.compute(reduce=False)
 
     def confusion(self, classifier: nn.Module) -> torch.Tensor:
-        """Return how many features of each class (rows) a classifier predicts as each class (columns), int64 [C, C].
+        """Return how many features of a class (rows) are predicted as each class, int64 [C, C].
 
         Args:
             classifier: Module from features [B, D] to class logits [B, C].
@@ -61,13 +62,14 @@ class Features:
 
     @torch.no_grad()
     def _show(self, classifier: nn.Module, evaluator: LongTailEvaluator):
-        for values, targets in zip(self.values.split(CHUNK), self.targets.split(CHUNK), strict=True):
+        chunks = zip(self.values.split(CHUNK), self.targets.split(CHUNK), strict=True)
+        for values, targets in chunks:
             evaluator.add(classifier(values), targets)
 
 
 @dataclass
 class Representation:
-    """A model that was trained before, with the data that its classifiers are fitted and measured on.
+    """A model that was trained before, and the data to fit and to measure classifiers on.
 
     Attributes:
         args: Options of `retrain.py`.
@@ -92,9 +94,11 @@ class Representation:
 
     @property
     def same_classes(self) -> bool:
-        """Whether the trained classifier is one of the data set's classes, as far as their names are known."""
+        """Whether the trained classifier is of the classes of the data, as far as is known."""
         trained_model, train_set = self.trained_model, self.train_set
-        if not trained_model.has_classes or trained_model.model.num_classes != train_set.num_classes:
+        if not trained_model.has_classes:
+            return False
+        if trained_model.model.num_classes != train_set.num_classes:
             return False
         names = trained_model.provenance.get('class_names') or train_set.class_names
         return list(names) == list(train_set.class_names)
@@ -110,13 +114,14 @@ class Representation:
         return copy.deepcopy(self.trained_model.model.get_classifier()).cpu().float()
 
     def stage_1_sampler(self) -> EpochSampler | None:
-        """Return the sampler that stage 1 ended with, or None where it was not trained on these images."""
+        """Return the sampler that stage 1 ended with; None if it was not trained on these images."""
         if not self.seen:
             return None
 
         provenance = self.trained_model.provenance
         epochs = provenance.get('epochs') or 1
-        sampler = create_sampler(provenance.get('sampler') or 'instance', self.train_set.targets, epochs)
+        name = provenance.get('sampler') or 'instance'
+        sampler = create_sampler(name, self.train_set.targets, epochs)
         sampler.set_epoch(epochs - 1)
         return sampler
 
@@ -147,7 +152,8 @@ class Representation:
     @torch.no_grad()
     def _features(self, dataset: LongTailDataset) -> Features:
         device = self.accelerator.device
-        model = self.trained_model.model.float().eval().to(device, memory_format=memory_format(device))
+        model = self.trained_model.model.float().eval()
+        model = model.to(device, memory_format=memory_format(device))
 
         values, targets = [], []
         loader = self.loader(dataset)

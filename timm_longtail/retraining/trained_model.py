@@ -1,4 +1,4 @@
-"""Models that were trained before: exports, checkpoints, models of the Hub, timm's own; and the data they know."""
+"""Models that were trained before: exports, checkpoints, timm's own; and the data that they know."""
 import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +47,8 @@ __all__ = [
 # where a run found its data: a checkpoint knows, an export, which is published, does not
 _STORAGE = ('data_dir', 'train_split', 'test_split', 'input_key', 'target_key')
 
-# what chooses the training images, as `dataset_options` names it, and as the provenance of a run does
+# what chooses the training images, as `dataset_options` names it, and as the provenance of a run
+# does
 _SUBSET = {
     'imbalance_factor': 'imbalance_factor',
     'profile': 'imbalance_profile',
@@ -55,7 +56,10 @@ _SUBSET = {
     'seed': 'data_seed',
 }
 
-_NAME, _COUNT, _NUMBER, _FLAG = (str, NoneType), (int, NoneType), (int, float, NoneType), (bool, NoneType)
+_NAME = (str, NoneType)
+_COUNT = (int, NoneType)
+_NUMBER = (int, float, NoneType)
+_FLAG = (bool, NoneType)
 
 # what a model may state of its training: each may be missing, none may be of another type
 _PROVENANCE = {
@@ -86,9 +90,10 @@ class TrainedModel:
         model: The timm model.
         name: Name of its architecture.
         preprocessing: How the model wants an image.
-        provenance: What the model states of its training: `dataset`, `imbalance_factor`, `class_names`,
-            `class_counts`, `shot_counts`, `resident`, …; {} where nothing is known.
-        has_classes: Whether its outputs are the classes of the data; a self-supervised model has others, or none.
+        provenance: What the model states of its training: `dataset`, `imbalance_factor`,
+            `class_names`, `class_counts`, `shot_counts`, `resident`, …; {} where nothing is known.
+        has_classes: Whether its outputs are the classes of the data; a self-supervised model has
+            others, or none.
     """
     model: nn.Module
     name: str
@@ -115,8 +120,10 @@ def _check_provenance(provenance: dict[str, Any], source: str):
         values = provenance.get(name)
         if values is None:
             continue
-        if not isinstance(values, (list, tuple)) or not all(type(value) is kind for value in values):
-            raise UserError(f'{what}: {name} is {one_line(repr(values), 60)}, expected a list of {kind.__name__}')
+        is_list = isinstance(values, (list, tuple))
+        if not is_list or not all(type(value) is kind for value in values):
+            shown = one_line(repr(values), 60)
+            raise UserError(f'{what}: {name} is {shown}, expected a list of {kind.__name__}')
 
     fraction = provenance.get('val_fraction') or 0
     if not 0 <= fraction < 1:
@@ -130,7 +137,8 @@ def load_export(source: str) -> TrainedModel:
         source: `local-dir:FOLDER` or `hf-hub:USER/NAME`.
 
     Raises:
-        UserError: There is none, or it is damaged: its files cannot be read or do not fit each other.
+        UserError: There is none, or it is damaged: its files cannot be read or do not fit each
+            other.
     """
     try:
         model, config = load_exported(source)
@@ -150,7 +158,7 @@ def load_export(source: str) -> TrainedModel:
 
 
 def _check_weights(model: nn.Module, folder: Path):
-    """Raise a `UserError` unless the weights of an export are those of its architecture, by names and shapes.
+    """Raise a `UserError` unless an export has the weights of its architecture, by names and shapes.
 
     timm draws a new classifier where the stored one has another number of classes.
     """
@@ -161,7 +169,7 @@ def _check_weights(model: nn.Module, folder: Path):
 
 
 def load_run_export(folder: Path) -> TrainedModel:
-    """Load the export of an output folder; the folder also knows where the data of the run was (`args.yaml`).
+    """Load the export of an output folder, which also knows where the data was (`args.yaml`).
 
     Args:
         folder: Output folder of a finished run.
@@ -196,7 +204,8 @@ def load_checkpoint(path: str | Path) -> TrainedModel:
     path, state = found
 
     # of the options those that say what the model was trained on
-    names = ('dataset', 'method', 'sampler', 'val_fraction', 'seed', 'epochs', *_STORAGE, *_SUBSET.values())
+    names = ('dataset', 'method', 'sampler', 'val_fraction', 'seed', 'epochs')
+    names += (*_STORAGE, *_SUBSET.values())
     about, options = state['about'], state['args']
     with restoring(str(path)):
         model = create_timm_model(state['arch'], **about['model_args'])
@@ -215,7 +224,7 @@ def load_checkpoint(path: str | Path) -> TrainedModel:
 
 
 def load_timm_model(name: str, initial_checkpoint: str = '') -> TrainedModel:
-    """Build a model of timm's with its pretrained weights, or with those of a file, and the input that they want.
+    """Build a model of timm's with its pretrained weights, or with those of a file.
 
     Args:
         name: Name of the model.
@@ -243,7 +252,10 @@ def load_timm_model(name: str, initial_checkpoint: str = '') -> TrainedModel:
     return TrainedModel(model.eval(), name, preprocessing, {})
 
 
-def trained_data(args: argparse.Namespace, trained_model: TrainedModel) -> tuple[str, dict[str, Any]]:
+def trained_data(
+        args: argparse.Namespace,
+        trained_model: TrainedModel,
+) -> tuple[str, dict[str, Any]]:
     """Return the data set that is named, or else the one that a model was trained on.
 
     Args:
@@ -265,8 +277,8 @@ def trained_data(args: argparse.Namespace, trained_model: TrainedModel) -> tuple
     except UserError as e:
         if args.dataset is None:
             raise UserError(
-                f'{trained_model.name} was trained on {name}: name it by --dataset, a folder by --dataset folder '
-                '--data-dir …, a packed file by --dataset packed:FILE'
+                f'{trained_model.name} was trained on {name}: name it by --dataset, a folder by '
+                '--dataset folder --data-dir …, a packed file by --dataset packed:FILE'
             ) from e
         raise
 

@@ -1,4 +1,6 @@
-"""Post-hoc logit adjustment (Menon et al., ICLR 2021, https://arxiv.org/abs/2007.07314, section 4.1).
+"""Post-hoc logit adjustment.
+
+Menon et al., ICLR 2021, https://arxiv.org/abs/2007.07314, section 4.1.
 
 Shapes: C classes, D width of the features.
 """
@@ -15,10 +17,15 @@ __all__ = ['fit_logit_adjust', 'logit_adjust']
 
 
 @torch.no_grad()
-def logit_adjust(linear: nn.Linear, class_counts: Sequence[float] | torch.Tensor, tau: float = 1.0) -> nn.Linear:
+def logit_adjust(
+        linear: nn.Linear,
+        class_counts: Sequence[float] | torch.Tensor,
+        tau: float = 1.0,
+) -> nn.Linear:
     """Subtract the log of the class prior from the logits: b_c - tau log pi_c (equation 9).
 
-    Where the logits are the log-posteriors of the training distribution, tau = 1 gives those of balanced classes.
+    Where the logits are the log-posteriors of the training distribution, tau = 1 gives those of
+    balanced classes.
 
     Args:
         linear: Classifier trained without an adjustment, weight [C, D]; stays as it is.

@@ -1,4 +1,6 @@
-"""Nearest class mean classifier (Kang et al., ICLR 2020, https://arxiv.org/abs/1910.09217, section 4.2).
+"""Nearest class mean classifier.
+
+Kang et al., ICLR 2020, https://arxiv.org/abs/1910.09217, section 4.2.
 
 Shapes: N images, C classes, D width of the features.
 """
@@ -23,23 +25,26 @@ def nearest_class_mean(
         num_classes: int,
         metric: str = 'l2',
 ) -> nn.Module:
-    """Classify by the nearest mean of the training features; each class weighs the same, whatever its size.
+    """Classify by the nearest mean of the training features; each class weighs the same.
 
     Args:
         features: Training features [N, D].
         target: Class of each feature, int64 [N].
         num_classes: Number of classes C.
-        metric: `l2`, an `nn.Linear` whose logits are -|x - mu_c|^2 / 2 but for a term that all classes share; `cosine`,
-            a `CosineLinear`; `centred`, a `NearestMean`, which the released code does under the name cl2n.
+        metric: `l2`, an `nn.Linear` whose logits are -|x - mu_c|^2 / 2 but for a term that all
+            classes share; `cosine`, a `CosineLinear`; `centred`, a `NearestMean`, which the
+            released code does under the name cl2n.
 
     Raises:
         UserError: An unknown metric, or a class without features.
     """
     if metric not in METRICS:
-        raise UserError(f'nearest class mean: the metric is one of {", ".join(METRICS)}, got {metric!r}')
+        known = ', '.join(METRICS)
+        raise UserError(f'nearest class mean: the metric is one of {known}, got {metric!r}')
     counts = torch.bincount(target, minlength=num_classes)  # [C]
     if not (counts > 0).all():
-        raise UserError(f'nearest class mean: class {int((counts > 0).int().argmin())} has no images')
+        empty = int((counts > 0).int().argmin())
+        raise UserError(f'nearest class mean: class {empty} has no images')
 
     # sums over many images, in double precision
     wide = features.double()

@@ -1,4 +1,6 @@
-"""Tau-normalised classifier (Kang et al., ICLR 2020, https://arxiv.org/abs/1910.09217, section 4.3).
+"""Tau-normalised classifier.
+
+Kang et al., ICLR 2020, https://arxiv.org/abs/1910.09217, section 4.3.
 
 Shapes: C classes, D width of the features.
 """
@@ -20,10 +22,10 @@ _CURVE = ('balanced', 'many', 'medium', 'few')
 
 @torch.no_grad()
 def tau_normalize(linear: nn.Linear, tau: float) -> nn.Linear:
-    """Divide each class weight by a power of its norm: w_c / |w_c|^tau (equation 10). The bias is dropped: it is 0.
+    """Divide each class weight by a power of its norm: w_c / |w_c|^tau (equation 10), without bias.
 
-    Training on a long tail gives frequent classes longer weights. tau = 0 keeps the weights, tau = 1 makes all of one
-    length.
+    Training on a long tail gives frequent classes longer weights. tau = 0 keeps the weights, tau =
+    1 makes all of one length.
 
     Args:
         linear: Trained classifier, weight [C, D]; stays as it is.
@@ -55,7 +57,8 @@ def fit_tau_norm(representation: Representation) -> list[Classifier]:
         note = 'tau = 1: there is no hold-out to choose it by (--val-fraction at stage 1)'
     else:
         tau, curve_on = max(TAUS, key=lambda value: curve[value]['balanced']), 'hold-out'
-        note = f'tau = {tau:g}, chosen by balanced accuracy on the hold-out, {len(held.targets)} images'
+        note = (
+            f'tau = {tau:g}, chosen by balanced accuracy on the hold-out, {len(held.targets)} images')
 
     return [
         Classifier(
