@@ -28,10 +28,10 @@ from timm_longtail.config.data_options import (
 from timm_longtail.data import create_splits
 from timm_longtail.methods import check_options
 from timm_longtail.models.layers import CosineLinear
-from timm_longtail.retraining.classifiers import CLASSIFIERS, TRAINED, Classifier, choose_classifiers, make_classifiers
+from timm_longtail.retraining.classifier import JOINT, Classifier
+from timm_longtail.retraining.classifiers import CLASSIFIERS, TRAINED, choose_classifiers, make_classifiers
+from timm_longtail.retraining.figures import draw_figures
 from timm_longtail.retraining.report import (
-    JOINT,
-    draw_figures,
     export_classifier,
     final_lines,
     results_path,
@@ -40,7 +40,7 @@ from timm_longtail.retraining.report import (
 )
 from timm_longtail.retraining.representation import Representation
 from timm_longtail.retraining.trained_model import (
-    Candidate,
+    TrainedModel,
     is_export,
     load_checkpoint,
     load_export,
@@ -118,7 +118,7 @@ def _check(args: Namespace):
         raise UserError('--choose-lr-on-test: there is nothing to choose from; give several --lr')
 
 
-def load_source(args: Namespace) -> Candidate:
+def load_source(args: Namespace) -> TrainedModel:
     """Load the model whose classifier is re-trained.
 
     Raises:
@@ -126,53 +126,53 @@ def load_source(args: Namespace) -> Candidate:
     """
     path = Path(args.source)
     if is_export(args.source):
-        candidate = load_export(args.source)
+        trained_model = load_export(args.source)
     elif (path / 'export' / 'config.json').is_file():
-        candidate = load_run_export(path)
+        trained_model = load_run_export(path)
     elif (path / 'config.json').is_file():
-        candidate = load_export(f'local-dir:{path}')
+        trained_model = load_export(f'local-dir:{path}')
     elif path.exists():
-        candidate = load_checkpoint(path)
+        trained_model = load_checkpoint(path)
     elif '/' in args.source:
         raise UserError(f'{args.source}: no such file or folder')
     else:
         if args.dataset is None:
             raise UserError(f'{args.source} does not say what it is for: add --dataset')
-        candidate = load_timm_model(args.source, args.initial_checkpoint)
+        trained_model = load_timm_model(args.source, args.initial_checkpoint)
     if args.img_size:
-        candidate.preprocessing = replace(candidate.preprocessing, img_size=args.img_size)
-    check_finite(trained_tensors(candidate.model), args.source)
-    if not candidate.has_classes:
-        candidate.model.reset_classifier(1)  # a place to put the new ones
-    if not isinstance(candidate.model.get_classifier(), (nn.Linear, CosineLinear)):
-        raise UserError(f'{args.source}: the classifier of a {candidate.name} is not one linear layer')
-    check_input(candidate.model, candidate.preprocessing.img_size)
-    _check_classifier(candidate)
-    return candidate
+        trained_model.preprocessing = replace(trained_model.preprocessing, img_size=args.img_size)
+    check_finite(trained_tensors(trained_model.model), args.source)
+    if not trained_model.has_classes:
+        trained_model.model.reset_classifier(1)  # a place to put the new ones
+    if not isinstance(trained_model.model.get_classifier(), (nn.Linear, CosineLinear)):
+        raise UserError(f'{args.source}: the classifier of a {trained_model.name} is not one linear layer')
+    check_input(trained_model.model, trained_model.preprocessing.img_size)
+    _check_classifier(trained_model)
+    return trained_model
 
 
 @torch.no_grad()
-def _check_classifier(candidate: Candidate):
+def _check_classifier(trained_model: TrainedModel):
     """Raise a `UserError` unless the model is a backbone and then its classifier, and nothing else."""
-    model = candidate.model.eval()
-    size = candidate.preprocessing.img_size
+    model = trained_model.model.eval()
+    size = trained_model.preprocessing.img_size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     features = model.forward_head(model.forward_features(images), pre_logits=True)
     whole = model(images)
     if features.ndim != 2 or not torch.allclose(model.get_classifier()(features), whole, rtol=1e-3, atol=1e-4):
-        raise UserError(f'a {candidate.name} is not a backbone and one linear classifier')
+        raise UserError(f'a {trained_model.name} is not a backbone and one linear classifier')
 
 
-def open_data(args: Namespace, candidate: Candidate, accelerator) -> Representation:
+def open_data(args: Namespace, trained_model: TrainedModel, accelerator) -> Representation:
     """Read the data: what stage 1 was trained on and held out, or the data set that is named.
 
     Raises:
         UserError: The data is not what the model says it was trained on.
     """
-    trained = candidate.trained
+    trained = trained_model.provenance
     if args.dataset is None:
         _check_subset(args, trained)
-    name, options = trained_data(args, candidate)
+    name, options = trained_data(args, trained_model)
     train_set, test_set = create_splits(name, **options)
     held_out, fraction = None, trained.get('val_fraction') or 0.0
     rest = train_set
@@ -191,7 +191,7 @@ def open_data(args: Namespace, candidate: Candidate, accelerator) -> Representat
         held_out, fraction = None, args.val_fraction or 0.0
         if fraction > 0:
             train_set, held_out = train_set.hold_out(fraction, args.data_seed)
-    return Representation(args, accelerator, candidate, train_set, test_set, held_out, fraction, seen)
+    return Representation(args, accelerator, trained_model, train_set, test_set, held_out, fraction, seen)
 
 
 def _check_subset(args: Namespace, trained: dict):
@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None):
     row_path = results_path(representation)
     tag = data_tag(representation.train_set)
     folder = create_folder(
-        Path(args.output) / (args.experiment or f'{representation.candidate.name}.retrain.{tag}.s{args.seed}'))
+        Path(args.output) / (args.experiment or f'{representation.trained_model.name}.retrain.{tag}.s{args.seed}'))
     hold_folder(folder)
     print('\n'.join([*start_lines(representation, refused), f'output: {folder}']), flush=True)
 

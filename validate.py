@@ -25,7 +25,7 @@ from timm_longtail.evaluation.plots.figures import plot_class_accuracy, plot_con
 from timm_longtail.evaluation.plots.style import require_matplotlib
 from timm_longtail.evaluation.tables import format_table, write_per_class
 from timm_longtail.retraining.trained_model import (
-    Candidate,
+    TrainedModel,
     is_export,
     load_checkpoint,
     load_export,
@@ -82,7 +82,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load_candidates(args: argparse.Namespace) -> dict[str, Candidate]:
+def load_models(args: argparse.Namespace) -> dict[str, TrainedModel]:
     """Build the models that were asked for, by what they are called in a table.
 
     Raises:
@@ -90,25 +90,25 @@ def load_candidates(args: argparse.Namespace) -> dict[str, Candidate]:
     """
     checkpoints, models = args.checkpoint or [], args.model or []
     if checkpoints:
-        candidates = [load_checkpoint(path) for path in checkpoints]
-        for path, candidate in zip(checkpoints, candidates):
-            if models not in ([], [candidate.name]):
-                raise UserError(f'{path} is of {candidate.name}, not of {" ".join(models)}')
+        trained_models = [load_checkpoint(path) for path in checkpoints]
+        for path, trained_model in zip(checkpoints, trained_models):
+            if models not in ([], [trained_model.name]):
+                raise UserError(f'{path} is of {trained_model.name}, not of {" ".join(models)}')
     elif models:
-        candidates = [_load_model(model, args) for model in models]
+        trained_models = [_load_model(model, args) for model in models]
     else:
         raise UserError('say what to evaluate: --model or --checkpoint')
-    if len(candidates) == 1:
-        return {candidates[0].name: candidates[0]}
+    if len(trained_models) == 1:
+        return {trained_models[0].name: trained_models[0]}
     sources = checkpoints or models
     labels = [_label(source) for source in sources]
-    named = dict(zip(labels if len(set(labels)) == len(labels) else sources, candidates))
-    if len(named) < len(candidates):
+    named = dict(zip(labels if len(set(labels)) == len(labels) else sources, trained_models))
+    if len(named) < len(trained_models):
         raise UserError('a model is named twice')
     return named
 
 
-def _load_model(name: str, args: argparse.Namespace) -> Candidate:
+def _load_model(name: str, args: argparse.Namespace) -> TrainedModel:
     if is_export(name):
         return load_export(name)
     check_names(name, args.dataset or 'digits_lt')
@@ -125,7 +125,7 @@ def _label(source: str) -> str:
 
 def measure(
         args: argparse.Namespace,
-        candidate: Candidate,
+        trained_model: TrainedModel,
         test_set: LongTailDataset,
         shot_counts: list[int],
         train_set: LongTailDataset | None,
@@ -135,7 +135,7 @@ def measure(
     The images of `train_set` vote where the model has no classes.
     """
     given = {name: getattr(args, name) for name in ('img_size', 'crop_pct') if getattr(args, name) is not None}
-    preprocessing = replace(candidate.preprocessing, **given)
+    preprocessing = replace(trained_model.preprocessing, **given)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
     options = dict(
         views=(preprocessing.eval_view,), batch_size=args.batch_size, training=False, device=device,
@@ -144,7 +144,7 @@ def measure(
     loader = create_loader(test_set, **options)
     train_loader = None if train_set is None else create_loader(train_set, **options)
     recorder = (Recorder if train_set is None else NeighborRecorder)(shot_counts, confusion=bool(args.figures))
-    model = candidate.model.float().to(device, memory_format=memory_format(device))
+    model = trained_model.model.float().to(device, memory_format=memory_format(device))
     metrics = evaluate(model, recorder.follow(loader), recorder, lambda: iter(train_loader))
     for name in [*test_set.bad_images, *loader.bad_images]:
         print(f'skipped, cannot be read: {name}')
@@ -153,7 +153,7 @@ def measure(
 
 def load_test_set(
         args: argparse.Namespace,
-        candidate: Candidate,
+        trained_model: TrainedModel,
 ) -> tuple[LongTailDataset, list[int], LongTailDataset | None]:
     """Return the test split, and the counts that define the groups: of the training set, or of that of the data set.
 
@@ -162,36 +162,36 @@ def load_test_set(
     Raises:
         UserError: No data set is named, or one of other classes.
     """
-    trained = candidate.trained
-    name, options = trained_data(args, candidate)
+    trained = trained_model.provenance
+    name, options = trained_data(args, trained_model)
     counts = trained.get('shot_counts')
-    if not candidate.has_classes:
+    if not trained_model.has_classes:
         train_set, test_set = create_splits(name, **options)
         fraction = trained.get('val_fraction') or 0.0
         rest = train_set.hold_out(fraction, trained.get('data_seed') or 0)[0] if fraction else train_set
         # of data that it was not trained on, all training images vote
         return test_set, train_set.shot_counts, rest if rest.hash == trained.get('subset_hash') else train_set
     if name == 'folder':
-        options.update(_folder_options(candidate, options))
+        options.update(_folder_options(trained_model, options))
     if counts:  # not the training subset: a test split is whole, whatever the factor and the seed
         test_set = create_dataset(name, 'test', **options)
     else:
         train_set, test_set = create_splits(name, **options)
         counts = train_set.shot_counts
-    if not candidate.model.num_classes == test_set.num_classes == len(counts):
-        raise UserError(f'{name} has {test_set.num_classes} classes, the model {candidate.model.num_classes}')
+    if not trained_model.model.num_classes == test_set.num_classes == len(counts):
+        raise UserError(f'{name} has {test_set.num_classes} classes, the model {trained_model.model.num_classes}')
     for theirs, ours in zip(trained.get('class_names') or (), test_set.class_names):
         if theirs != ours:
             raise UserError(f'{name} has other classes than the model: {ours!r} where it has {theirs!r}')
     return test_set, counts, None
 
 
-def _folder_options(candidate: Candidate, options: dict[str, Any]) -> dict[str, Any]:
+def _folder_options(trained_model: TrainedModel, options: dict[str, Any]) -> dict[str, Any]:
     """Return how a folder is read for a model: its classes by name, all images where it was trained on others."""
-    names = candidate.trained.get('class_names')
+    names = trained_model.provenance.get('class_names')
     return {
         'class_names': tuple(names) if names else None,
-        'whole': not _may_be_trained_on(candidate.trained, options),
+        'whole': not _may_be_trained_on(trained_model.provenance, options),
     }
 
 
@@ -201,7 +201,7 @@ def _may_be_trained_on(trained: dict[str, Any], options: dict[str, Any]) -> bool
     Then only what a training run holds out of a folder without splits can be evaluated.
 
     Args:
-        trained: What the model was trained on, see `Candidate`.
+        trained: What the model was trained on, see `TrainedModel`.
         options: Arguments of `create_dataset`.
     """
     if options['data_dir'] is None:
@@ -264,22 +264,22 @@ def main(argv: list[str] | None = None):
     args = parse_args(argv)
     _check_options(args)
     measured, confusions, first = {}, {}, None
-    for label, candidate in load_candidates(args).items():
-        test_set, counts, train_set = load_test_set(args, candidate)
+    for label, trained_model in load_models(args).items():
+        test_set, counts, train_set = load_test_set(args, trained_model)
         if first is None:
             first = test_set.hash, counts
             _print_notes(test_set)
         if first != (test_set.hash, counts):
             raise UserError(f'{label} was trained for other images or classes: models are compared on one test set')
         label += '' if train_set is None else f', {KNNEvaluator.counted}'
-        measured[label], recorder = measure(args, candidate, test_set, counts, train_set)
+        measured[label], recorder = measure(args, trained_model, test_set, counts, train_set)
         confusions[label] = recorder.confusion_matrix() if args.figures else None
     print(format_table(measured, ('all', 'many', 'medium', 'few', 'balanced', 'few_to_many', 'ece')))
     for label, metrics in measured.items():
         name = f'{label}: ' if len(measured) > 1 else ''
         print(f'{name}{sum(metrics["class_correct"])} of {metrics["num_images"]} images correct')
     if args.per_class:
-        images = candidate.trained.get('class_counts') or [''] * len(counts)
+        images = trained_model.provenance.get('class_counts') or [''] * len(counts)
         write_per_class(Path(args.per_class), test_set.class_names, images, counts, metrics)
     if args.predictions:
         _write_predictions(Path(args.predictions), test_set, recorder)

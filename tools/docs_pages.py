@@ -27,7 +27,7 @@ TABLES = {
     'rows': result_tables.commands_table,
 }
 PUBLIC_MODULES = ('timm_longtail', 'timm_longtail.losses', 'timm_longtail.methods', 'timm_longtail.data',
-                  'timm_longtail.models', 'timm_longtail.export.folder')
+                  'timm_longtail.models', 'timm_longtail.export')
 REPOSITORY_FILE = r'\]\((?=(?:recipes|results|timm_longtail)/)'
 
 

@@ -9,7 +9,7 @@ import yaml
 from timm_longtail.config.train_options import parse_train_args
 from timm_longtail.data import head_tail_groups
 from timm_longtail.evaluation.tables import GROUPS
-from timm_longtail.retraining.report import JOINT
+from timm_longtail.retraining.classifier import JOINT
 from timm_longtail.training.protocol import TRAINING_OPTIONS
 from timm_longtail.training.rows import RETRAINED_COLUMNS, read_row
 

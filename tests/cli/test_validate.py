@@ -17,7 +17,7 @@ import retrain
 import train
 import validate
 from timm_longtail.cli.entry import run_main
-from timm_longtail.export.exported import seal
+from timm_longtail.export.checksums import seal
 from timm_longtail.retraining import trained_model
 from timm_longtail.retraining.trained_model import load_checkpoint, load_export
 from timm_longtail.training.checkpoint import read_checkpoint
@@ -251,8 +251,8 @@ def quick_data(monkeypatch):
 
 def load_and_open(source):
     """Load a model and the data that it says it was trained on, as `validate.py` does."""
-    candidate = load_export(source) if source.startswith('local-dir:') else load_checkpoint(source)
-    validate.load_test_set(validate.parse_args(['--model', 'x']), candidate)
+    trained_model = load_export(source) if source.startswith('local-dir:') else load_checkpoint(source)
+    validate.load_test_set(validate.parse_args(['--model', 'x']), trained_model)
 
 
 def damages(whole, names=None):

@@ -12,7 +12,8 @@ import yaml
 from timm_longtail.config.optim_options import create_scheduler
 from timm_longtail.config.train_options import _read_recipe, parse_train_args, train_parser
 from timm_longtail.data import default_imbalance_factor, list_datasets, long_tail_counts
-from timm_longtail.export.folder import export_model, load_exported
+from timm_longtail.export.folder import export_model
+from timm_longtail.export.loading import load_exported
 from timm_longtail.methods import create_method, list_methods
 from timm_longtail.models.resnet_cifar import ResNetCifar
 from timm_longtail.training.optim import create_optimizers

@@ -1,4 +1,4 @@
-"""Cards: foreign text in them is text, whichever field it stands in."""
+"""Cards: what they state; and foreign text in them is text, whichever field it stands in."""
 import copy
 from html.parser import HTMLParser
 
@@ -7,9 +7,13 @@ import timm
 import yaml
 from huggingface_hub import ModelCard
 
-from timm_longtail.export import card, markdown
-from timm_longtail.export.card import is_ours, model_card
-from timm_longtail.export.folder import export_model, load_exported
+from timm_longtail.export import markdown, metadata
+from timm_longtail.export.card import model_card
+from timm_longtail.export.folder import export_model
+from timm_longtail.export.loading import load_exported
+from timm_longtail.export.metadata import is_ours, model_name
+
+from ..support.exports import MEAN, METRICS, NAMES, PROVENANCE, STD, build
 
 HOSTILE = [
     '<script>alert(1)</script>', '<img src=x onerror=alert(1)>', '&lt;b&gt; &amp; <b>', '<!-- comment', '&#35;',
@@ -159,7 +163,60 @@ def test_the_line_that_loads_the_model_is_python_whatever_it_is_called(reference
 
 
 def test_an_architecture_is_ours_wherever_the_file_of_the_card_lies(monkeypatch):
-    monkeypatch.setattr(card, '__package__', 'timm_longtail.publish')
+    monkeypatch.setattr(metadata, '__package__', 'timm_longtail.publish')
     assert is_ours('bcl_resnet20') and not is_ours('resnet18') and not is_ours('no_such_model')
     monkeypatch.setattr(timm, 'model_entrypoint', lambda name: type('F', (), {'__module__': 'timm_longtail_more.x'}))
     assert not is_ours('bcl_resnet20')
+
+
+def test_card_parses_and_has_the_four_metrics(tmp_path):
+    folder = export_model(build(), tmp_path / 'export', PROVENANCE, MEAN, STD, (3, 32, 32), NAMES)
+    card = ModelCard.load(folder / 'README.md')
+    assert card.data.library_name == 'timm' and card.data.license == 'apache-2.0'
+    assert card.data.pipeline_tag == 'image-classification' and 'long-tailed' in card.data.tags
+    assert card.data.model_name == 'bcl_resnet20.digits_lt_if20'
+    results = {result.metric_name: result for result in card.data.eval_results}
+    labels = {'Top-1 (all)': 'all', 'Many-shot': 'many', 'Medium-shot': 'medium', 'Few-shot': 'few'}
+    assert {name: result.metric_value for name, result in results.items()} == {
+        label: round(METRICS[key], 4) for label, key in labels.items()}
+    assert {result.dataset_name for result in results.values()} == {'digits_lt'}
+    assert {result.metric_type for result in results.values()} == {'accuracy'}
+    for part in ('| last epoch |  61.25 |  80.50 |  55.00 |  12.35 |', 'imbalance factor 20,',
+                 'subset hash `abcdef012345`', 'data seed 4, training seed 3', 'import timm_longtail',
+                 'python train.py --seed 3', 'Method: `bcl`', '55 images: 10 of the largest class, 1 of the smallest',
+                 'https://arxiv.org/abs/2207.09052'):
+        assert part in card.content, part
+
+
+@pytest.mark.parametrize('architecture, method, name', [
+    ('bcl_resnet20', 'bcl', 'bcl_resnet20.digits_lt_if20'), ('bcl_resnet20', 'crt', 'bcl_resnet20.crt.digits_lt_if20'),
+    ('resnet20_cifar', 'ce', 'resnet20_cifar.digits_lt_if20'), ('resnet18', 'ce', 'resnet18.digits_lt_if20'),
+    ('resnet20_cifar', 'pc_comp', 'resnet20_cifar.pc_comp.digits_lt_if20'),
+])
+def test_an_export_is_called_by_its_method_where_that_is_not_the_default(architecture, method, name):
+    assert model_name({'architecture': architecture, 'timm_longtail': {**PROVENANCE, 'method': method}}) == name
+    assert model_name({'architecture': architecture, 'timm_longtail': {}}) == architecture
+
+
+def test_card_of_an_empty_group_and_of_no_metrics(tmp_path):
+    folder = export_model(build(), tmp_path / 'a', {**PROVENANCE, 'metrics': {**METRICS, 'few': None}})
+    card = ModelCard.load(folder / 'README.md')
+    assert [result.metric_name for result in card.data.eval_results] == ['Top-1 (all)', 'Many-shot', 'Medium-shot']
+    assert '|    n/a |' in card.content
+    card = ModelCard.load(export_model(build(), tmp_path / 'b') / 'README.md')
+    assert not card.data.eval_results and '## Result' not in card.content and '## Training' not in card.content
+    assert 'None' not in card.content and '## Citation' not in card.content
+
+
+@pytest.mark.parametrize('method, num_classes, metrics, said', [
+    ('moco', 0, METRICS, ['| vote of neighbours |', 'The 200 nearest training images vote', 'model.num_features']),
+    ('rais', 4, {'all': 61.25}, ['61.25 % of the rotations of the test images are told', 'with 4 outputs', '# [1, 4]']),
+])
+def test_card_of_a_model_that_was_trained_without_classes(method, num_classes, metrics, said, tmp_path):
+    model = timm.create_model('resnet20_cifar', num_classes=num_classes)
+    provenance = {**PROVENANCE, 'method': method, 'metrics': metrics}
+    card = ModelCard.load(export_model(model, tmp_path / 'a', provenance) / 'README.md')
+    assert not card.data.eval_results and 'An image classifier' not in card.content
+    assert card.data.pipeline_tag == 'image-feature-extraction'
+    for part in [*said, 'trained without their classes']:
+        assert part in card.content, part

@@ -3,6 +3,8 @@ import csv
 import json
 import re
 import sys
+from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -16,35 +18,40 @@ import train
 import validate
 from timm_longtail.cli.entry import run_main
 from timm_longtail.data import create_dataset
-from timm_longtail.export.exported import seal
-from timm_longtail.retraining.trained_model import Candidate, load_checkpoint, load_export
+from timm_longtail.retraining.trained_model import TrainedModel, load_checkpoint, load_export
 
 from ..data.test_sources import write_classes
+from ..support.exports import edit_provenance, read_config
 from ..support.runs import LINEAR, SMALL, TINY
 
 FIGURES = {'weight_norms.png', 'class_accuracy.png', 'confusion.png', 'tau_curve.png', 'sampling.png'}
 
 
-def train_one(output, name, *options):
+def train_one(output: Path, name: str, *options: str) -> Path:
+    """Train a tiny network for three epochs; returns its output folder."""
     AcceleratorState._reset_state(reset_partial_state=False)
-    train.main(['--dataset', 'digits_lt', '--no-recipe', '--method', 'ce', '-b', '64', '--epochs', '3',
-                *SMALL, '--output', str(output), '--experiment', name, *options])
+    train.main([
+        '--dataset', 'digits_lt', '--no-recipe', '--method', 'ce', '-b', '64', '--epochs', '3', *SMALL,
+        '--output', str(output), '--experiment', name, *options,
+    ])
     return output / name
 
 
-def retrained(capsys, monkeypatch, *options):
-    """Run `retrain.py` in this process; returns what it printed and the content of `metrics.json`."""
-    monkeypatch.setattr(sys, 'argv', ['retrain.py', *map(str, options)])
+def retrained(capsys, monkeypatch, *options) -> tuple[str, dict[str, Any], Path]:
+    """Run `retrain.py` in this process; returns what it printed, the content of `metrics.json`, and its folder."""
+    argv = [str(option) for option in options]
+    monkeypatch.setattr(sys, 'argv', ['retrain.py', *argv])
     AcceleratorState._reset_state(reset_partial_state=False)
     capsys.readouterr()
-    retrain.main([str(option) for option in options])
+    retrain.main(argv)
+
     printed = capsys.readouterr().out
-    folder = re.search('^output: (.*)$', printed, re.M).group(1)
-    with open(f'{folder}/metrics.json') as f:
-        return printed, json.load(f), folder
+    folder = Path(re.search('^output: (.*)$', printed, re.M).group(1))
+    return printed, json.loads((folder / 'metrics.json').read_text()), folder
 
 
-def refused(capsys, *options):
+def refused(capsys, *options) -> str:
+    """Run `retrain.py` in this process; it must end in one line, which is returned."""
     AcceleratorState._reset_state(reset_partial_state=False)
     with pytest.raises(SystemExit) as stop:
         run_main(lambda: retrain.main([str(option) for option in options]))
@@ -54,81 +61,109 @@ def refused(capsys, *options):
     return lines[0]
 
 
+def assert_counts_as_the_table_says(capsys, folder: Path, row: dict[str, Any], name: str, *options: str):
+    """Fail unless `validate.py` counts the images of the export of a classifier as the row does."""
+    metrics = row['classifiers'][name]
+    capsys.readouterr()
+    validate.main(['--model', f'local-dir:{folder}/{name}/export', *options])
+    expected = f'{sum(metrics["class_correct"])} of {metrics["num_images"]} images correct'
+    assert expected in capsys.readouterr().out, name
+
+
+def copy_of(export: Path, folder: Path, **provenance) -> Path:
+    """Return a copy of an export that says something else of its training."""
+    folder.mkdir()
+    for name in ('config.json', 'model.safetensors'):
+        (folder / name).write_bytes((export / name).read_bytes())
+    edit_provenance(folder, **provenance)
+    return folder
+
+
 @pytest.fixture(scope='module')
-def stage_1(tmp_path_factory):
+def stage_1(tmp_path_factory) -> Path:
     """A short run with a linear classifier and a hold-out."""
-    return train_one(tmp_path_factory.mktemp('stage_1'), 'run', *TINY, *LINEAR, '--val-fraction', '0.2',
-                     '--sampler', 'sqrt')
+    output = tmp_path_factory.mktemp('stage_1')
+    return train_one(output, 'run', *TINY, *LINEAR, '--val-fraction', '0.2', '--sampler', 'sqrt')
 
 
 @pytest.fixture(scope='module')
-def cosine(tmp_path_factory):
+def cosine(tmp_path_factory) -> Path:
     """A short run with a cosine classifier and no hold-out."""
     return train_one(tmp_path_factory.mktemp('cosine'), 'run', *TINY)
 
 
+NAMES = [
+    'joint', 'crt', 'lws', 'max_norm', 'linear', 'tau_norm', 'ncm_l2', 'ncm_cosine', 'ncm_centred', 'logit_adjust',
+]
+
+
 def test_all_classifiers(stage_1, tmp_path, capsys, monkeypatch):
     printed, row, folder = retrained(capsys, monkeypatch, stage_1, '--epochs', '2', '--output', tmp_path)
-    names = ['joint', 'crt', 'lws', 'max_norm', 'linear', 'tau_norm', 'ncm_l2', 'ncm_cosine', 'ncm_centred',
-             'logit_adjust']
-    assert list(row['classifiers']) == names
-    for name in names:
+
+    assert list(row['classifiers']) == NAMES
+    for name in NAMES:
         assert re.search(rf'\| {name} +\| +{row["classifiers"][name]["all"]:.2f} ', printed), name
-    assert {path.name for path in tmp_path.glob('*/*.png')} >= FIGURES
+    assert {path.name for path in folder.glob('*.png')} >= FIGURES
+
+    # what is known of stage 1, and the prior that it saw
     assert {'sampler': 'sqrt', 'method': 'ce', 'source': 'run'}.items() <= row['stage_1'].items()
-    assert row['val_fraction'] == 0.2 and sum(row['class_counts']) < sum(row['shot_counts'])
+    assert row['val_fraction'] == 0.2
+    assert sum(row['class_counts']) < sum(row['shot_counts'])
+    assert row['classifiers']['logit_adjust']['options'] == {'tau': 1.0, 'prior': 'sqrt'}
 
-    assert row['classifiers']['logit_adjust']['options'] == {'tau': 1.0, 'prior': 'sqrt'}  # what stage 1 saw
-
-    # before: the figures of stage 1; after: exports that count as the table says
+    # before: the figures of stage 1
     last = json.loads((stage_1 / 'metrics.json').read_text())['last']
     assert row['classifiers']['joint']['class_correct'] == last['class_correct']
-    for name in names[1:]:
-        if name == 'ncm_centred':
-            assert not (tmp_path / folder / name / 'export').exists()
-            assert 'ncm_centred: not exported: ResNetCifar has no classifier of the kind NearestMean' in printed
-            continue
-        validate.main(['--model', f'local-dir:{folder}/{name}/export'])
-        correct = sum(row['classifiers'][name]['class_correct'])
-        assert f'{correct} of 355 images correct' in capsys.readouterr().out, name
-        with open(f'{folder}/{name}/per_class.csv') as f:
-            assert sum(int(line['correct']) for line in csv.DictReader(f)) == correct
-    config = json.loads(open(f'{folder}/crt/export/config.json').read())['timm_longtail']
-    assert config['method'] == 'crt' and config['stage_1']['sampler'] == 'sqrt'
-    assert str(tmp_path) not in json.dumps(config)
-    card = open(f'{folder}/crt/export/README.md').read()
+
+    # after: exports that count as the table says, but for the one that the architecture cannot hold
+    assert 'ncm_centred: not exported: ResNetCifar has no classifier of the kind NearestMean' in printed
+    assert not (folder / 'ncm_centred' / 'export').exists()
+    for name in NAMES[1:]:
+        if name != 'ncm_centred':
+            assert_counts_as_the_table_says(capsys, folder, row, name)
+        with open(folder / name / 'per_class.csv') as f:
+            correct = sum(int(line['correct']) for line in csv.DictReader(f))
+        assert correct == sum(row['classifiers'][name]['class_correct']), name
+
+
+def test_an_export_says_what_it_was_retrained_from(stage_1, tmp_path, capsys, monkeypatch):
+    _, _, folder = retrained(
+        capsys, monkeypatch, stage_1, '--classifier', 'crt', '--epochs', '1', '--output', tmp_path)
+    export = folder / 'crt' / 'export'
+
+    provenance = read_config(export)['timm_longtail']
+    assert provenance['method'] == 'crt'
+    assert provenance['stage_1']['sampler'] == 'sqrt'
+    assert str(tmp_path) not in json.dumps(provenance)
+
+    card = (export / 'README.md').read_text()
     assert '- Representation: that of `run`, trained by `ce` for ' in card
-    assert f'{config["stage_1"]["command"]}\n{config["command"]}\n' in card and 'last epoch' not in card
+    assert f'{provenance["stage_1"]["command"]}\n{provenance["command"]}\n' in card
+    assert 'last epoch' not in card
 
 
 def test_tau_is_chosen_on_the_hold_out(stage_1, tmp_path, capsys, monkeypatch):
     printed, row, _ = retrained(capsys, monkeypatch, stage_1, '--classifier', 'tau-norm', '--output', tmp_path)
-    options = row['classifiers']['tau_norm']['options']
-    assert f'tau = {options["tau"]:g}, chosen by balanced accuracy on the hold-out, ' in printed
-    curve = row['classifiers']['tau_norm']['curve']
-    assert len(curve) == 21 and curve[f'{options["tau"]}']['balanced'] == max(v['balanced'] for v in curve.values())
+
+    tau, curve = row['classifiers']['tau_norm']['options']['tau'], row['classifiers']['tau_norm']['curve']
+    assert f'tau = {tau:g}, chosen by balanced accuracy on the hold-out, ' in printed
+    assert len(curve) == 21
+    assert curve[f'{tau}']['balanced'] == max(figures['balanced'] for figures in curve.values())
 
 
 def test_without_a_hold_out_nothing_is_chosen(stage_1, tmp_path, capsys, monkeypatch):
-    copy = edited(stage_1 / 'export', tmp_path / 'copy', val_fraction=0.0,
-                  subset_hash=create_dataset('digits_lt', 'train').hash)
+    whole = create_dataset('digits_lt', 'train').hash
+    copy = copy_of(stage_1 / 'export', tmp_path / 'copy', val_fraction=0.0, subset_hash=whole)
+
     printed, row, folder = retrained(
         capsys, monkeypatch, f'local-dir:{copy}', '--classifier', 'tau-norm', '--output', tmp_path)
+
     assert row['classifiers']['tau_norm']['options'] == {'tau': 1.0}
-    assert 'there is no hold-out to choose it by' in printed and len(re.findall(r'\| tau [0-9.]+', printed)) == 21
-    config = json.loads(open(f'{folder}/tau_norm/export/config.json').read())
-    assert config['timm_longtail']['stage_1']['source'] == 'copy' and str(tmp_path) not in json.dumps(config)
-
-
-def edited(export, folder, **provenance):
-    """Return a copy of an export that says something else of its training."""
-    config = json.loads((export / 'config.json').read_text())
-    config['timm_longtail'].update(provenance)
-    folder.mkdir()
-    (folder / 'config.json').write_text(json.dumps(config))
-    (folder / 'model.safetensors').write_bytes((export / 'model.safetensors').read_bytes())
-    seal(folder)
-    return folder
+    assert 'there is no hold-out to choose it by' in printed
+    assert len(re.findall(r'\| tau [0-9.]+', printed)) == 21
+    config = read_config(folder / 'tau_norm' / 'export')
+    assert config['timm_longtail']['stage_1']['source'] == 'copy'
+    assert str(tmp_path) not in json.dumps(config)
 
 
 def test_the_hold_out_of_stage_1_is_known_by_its_images(stage_1, tmp_path, capsys, monkeypatch):
@@ -145,104 +180,142 @@ def test_the_hold_out_of_stage_1_is_known_by_its_images(stage_1, tmp_path, capsy
 
 
 def test_training_on_images_repeats(stage_1, tmp_path, capsys, monkeypatch):
-    rows = [retrained(
-        capsys, monkeypatch, stage_1, '--classifier', 'crt', '--features', 'augmented', '--epochs', '1',
-        '--output', tmp_path / name)[1]['classifiers']['crt'] for name in 'ab']
-    assert rows[0]['loss'] == rows[1]['loss'] and rows[0]['class_correct'] == rows[1]['class_correct']
+    rows = []
+    for name in ('a', 'b'):
+        _, row, _ = retrained(
+            capsys, monkeypatch, stage_1, '--classifier', 'crt', '--features', 'augmented', '--epochs', '1',
+            '--output', tmp_path / name)
+        rows.append(row['classifiers']['crt'])
+
+    assert rows[0]['loss'] == rows[1]['loss']
+    assert rows[0]['class_correct'] == rows[1]['class_correct']
 
 
 def test_a_cosine_classifier(cosine, tmp_path, capsys, monkeypatch):
     printed, row, folder = retrained(capsys, monkeypatch, cosine, '--epochs', '1', '--output', tmp_path)
+
     assert list(row['classifiers']) == ['joint', 'crt', 'linear', 'ncm_l2', 'ncm_cosine', 'ncm_centred']
     assert 'left out: tau_norm: it rescales the class weights, and a cosine classifier has no bias' in printed
     for name in ('crt', 'ncm_l2', 'ncm_cosine'):
-        validate.main(['--model', f'local-dir:{folder}/{name}/export'])
-        assert f'{sum(row["classifiers"][name]["class_correct"])} of 355' in capsys.readouterr().out
+        assert_counts_as_the_table_says(capsys, folder, row, name)
     assert 'cosine classifier has no bias' in refused(capsys, cosine, '--classifier', 'lws', '--output', tmp_path)
 
 
-@pytest.mark.parametrize('options', [
-    ['--bn', 'train'],
-    ['--train', 'last_block', '--view', 'flip'],
+@pytest.mark.parametrize('options, changed_part', [
+    (['--bn', 'train'], 'running_'),
+    (['--train', 'last_block', '--view', 'flip'], 'layer3.'),
 ])
-def test_on_images(stage_1, tmp_path, capsys, monkeypatch, options):
+def test_on_images(options, changed_part, stage_1, tmp_path, capsys, monkeypatch):
     """What changes more than the classifier is measured and exported as a whole."""
     _, row, folder = retrained(
         capsys, monkeypatch, stage_1, '--classifier', 'crt', '--features', 'augmented', '--epochs', '1', *options,
         '--output', tmp_path)
-    validate.main(['--model', f'local-dir:{folder}/crt/export'])
-    assert f'{sum(row["classifiers"]["crt"]["class_correct"])} of 355' in capsys.readouterr().out
-    before, after = (load_export(f'local-dir:{path}').model.state_dict() for path in
-                     (stage_1 / 'export', f'{folder}/crt/export'))
+    assert_counts_as_the_table_says(capsys, folder, row, 'crt')
+
+    before = load_export(f'local-dir:{stage_1}/export').model.state_dict()
+    after = load_export(f'local-dir:{folder}/crt/export').model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    expected = 'running_' if options[1] == 'train' else 'layer3.'
-    assert any(expected in name for name in changed) and 'fc.weight' in changed
+    assert 'fc.weight' in changed
+    assert any(changed_part in name for name in changed)
     assert 'conv1.weight' not in changed
 
 
-def test_a_self_supervised_model(tmp_path, capsys, monkeypatch):
-    """It has no classifier: those from nothing are made, and neighbours vote in validate.py."""
-    run = train_one(tmp_path, 'run', *TINY, *LINEAR, '--method', 'moco', '--val-fraction', '0.2', '--epochs', '1')
-    last = json.loads((run / 'metrics.json').read_text())['last']
+@pytest.fixture(scope='module')
+def self_supervised(tmp_path_factory) -> Path:
+    """A short run that has no classifier, with a hold-out."""
+    output = tmp_path_factory.mktemp('moco')
+    return train_one(
+        output, 'run', *TINY, *LINEAR, '--method', 'moco', '--val-fraction', '0.2', '--epochs', '1')
+
+
+def test_neighbours_vote_for_a_self_supervised_model(self_supervised, capsys):
+    last = json.loads((self_supervised / 'metrics.json').read_text())['last']
     assert sum(last['class_correct']) > 0
+
     capsys.readouterr()
-    validate.main(['--model', f'local-dir:{run / "export"}'])
+    validate.main(['--model', f'local-dir:{self_supervised}/export'])
+
     assert f'{sum(last["class_correct"])} of {last["num_images"]} images correct' in capsys.readouterr().out
-    for factor, held_out in ((20, 0.2), (10, 0)):  # of other data all images vote
-        given = validate.parse_args(['--model', 'x', '--dataset', 'digits_lt', '--imbalance-factor', str(factor)])
-        *_, bank = validate.load_test_set(given, load_export(f'local-dir:{run / "export"}'))
-        whole = create_dataset('digits_lt', 'train', imbalance_factor=factor)
-        assert len(bank) == len(whole.hold_out(held_out, 0)[0] if held_out else whole)
-    options = run, '--output', tmp_path, '--epochs', '2', '--classifier'
+
+
+@pytest.mark.parametrize('factor, held_out', [(20, 0.2), (10, 0)])
+def test_all_images_vote_but_those_held_out_in_training(factor, held_out, self_supervised):
+    """Of the data that the model was trained on; of other data nothing was held out."""
+    args = validate.parse_args(['--model', 'x', '--dataset', 'digits_lt', '--imbalance-factor', str(factor)])
+    *_, bank = validate.load_test_set(args, load_export(f'local-dir:{self_supervised}/export'))
+
+    whole = create_dataset('digits_lt', 'train', imbalance_factor=factor)
+    expected = whole.hold_out(held_out, 0)[0] if held_out else whole
+    assert len(bank) == len(expected)
+
+
+def test_classifiers_of_a_self_supervised_model(self_supervised, tmp_path, capsys, monkeypatch):
+    """Those that need no trained classifier are made; of several learning rates the best is taken."""
+    options = (self_supervised, '--output', tmp_path, '--epochs', '2', '--classifier')
     printed, row, folder = retrained(capsys, monkeypatch, *options, 'linear', 'ncm', '--lr', '50', '0.1')
+
     assert row['classifiers'].keys() == {'linear', 'ncm_l2', 'ncm_cosine', 'ncm_centred'}
     chosen = row['classifiers']['linear']
     assert chosen['note'] == 'lr = 0.1 of 50, 0.1, chosen by balanced accuracy on the hold-out'
+    assert chosen['options']['lr'] == 0.1
     found = dict(re.findall(r'linear, lr (\S+): balanced accuracy (\S+)', printed))
-    assert float(found['0.1']) > float(found['50']) and chosen['options']['lr'] == 0.1
+    assert float(found['0.1']) > float(found['50'])
     assert load_export(f'local-dir:{folder}/linear/export').model.num_classes == 10
-    printed, row, _ = retrained(capsys, monkeypatch, *options, 'linear', '--lr', '50', '0.1', '--choose-lr-on-test')
+
+    line = refused(capsys, *options, 'tau-norm')
+    assert line.endswith('tau_norm: it rescales the class weights of the trained classifier, and this model has none')
+
+
+def test_a_rate_may_be_chosen_on_the_test_set(self_supervised, tmp_path, capsys, monkeypatch):
+    options = (self_supervised, '--output', tmp_path, '--epochs', '2', '--classifier', 'linear', '--choose-lr-on-test')
+    printed, row, _ = retrained(capsys, monkeypatch, *options, '--lr', '50', '0.1')
+
     chosen = row['classifiers']['linear']
     assert chosen['note'].endswith('chosen by balanced accuracy on the test set')
     assert f'lr 0.1: balanced accuracy {chosen["balanced"]:.2f}' in printed
-    line = refused(capsys, *options, 'tau-norm')
-    assert line.endswith('tau_norm: it rescales the class weights of the trained classifier, and this model has none')
-    line = refused(capsys, *options, 'linear', '--choose-lr-on-test')
-    assert 'nothing to choose from' in line
+    assert 'nothing to choose from' in refused(capsys, *options)
 
 
 @pytest.mark.parametrize('method, has_classes', [('ce', True), ('rais', False), (None, True), ('unheard of', True)])
 def test_outputs_may_be_no_classes(method, has_classes):
     model = timm.create_model('resnet20_cifar', num_classes=4)
-    assert Candidate(model, 'resnet20_cifar', Mock(), {'method': method}).has_classes == has_classes
+    assert TrainedModel(model, 'resnet20_cifar', Mock(), {'method': method}).has_classes == has_classes
 
 
 def test_a_checkpoint_is_a_source_too(stage_1, tmp_path, capsys, monkeypatch):
-    assert load_checkpoint(stage_1).trained['val_fraction'] == 0.2
+    assert load_checkpoint(stage_1).provenance['val_fraction'] == 0.2
+
     _, row, _ = retrained(
         capsys, monkeypatch, stage_1 / 'model_best.pth.tar', '--classifier', 'ncm', '--output', tmp_path)
-    assert row['val_fraction'] == 0.2 and 'joint' in row['classifiers']
+
+    assert row['val_fraction'] == 0.2
+    assert 'joint' in row['classifiers']
 
 
 def test_a_stock_model_on_photographs(tmp_path, capsys, monkeypatch):
     """A timm model with other classes, a folder of files: cRT, linear and the nearest mean; stock timm loads it."""
-    write_classes(tmp_path / 'photos' / 'train', {'cat': 8, 'dog': 5, 'owl': 3})
-    write_classes(tmp_path / 'photos' / 'val', {'cat': 2, 'dog': 2, 'owl': 2})
+    photos = tmp_path / 'photos'
+    write_classes(photos / 'train', {'cat': 8, 'dog': 5, 'owl': 3})
+    write_classes(photos / 'val', {'cat': 2, 'dog': 2, 'owl': 2})
     torch.manual_seed(0)
     save_file(timm.create_model('resnet10t').state_dict(), tmp_path / 'weights.safetensors')
-    options = ['resnet10t', '--initial-checkpoint', tmp_path / 'weights.safetensors', '--dataset', 'folder',
-               '--data-dir', tmp_path / 'photos', '--img-size', '32', '-b', '8', '--epochs', '2', '-j', '0']
-    printed, row, folder = retrained(capsys, monkeypatch, *options, '--output', tmp_path / 'out')
+
+    printed, row, folder = retrained(
+        capsys, monkeypatch, 'resnet10t', '--initial-checkpoint', tmp_path / 'weights.safetensors',
+        '--dataset', 'folder', '--data-dir', photos, '--img-size', '32', '-b', '8', '--epochs', '2', '-j', '0',
+        '--output', tmp_path / 'out')
+
     assert list(row['classifiers']) == ['crt', 'linear', 'ncm_l2', 'ncm_cosine', 'ncm_centred']
     assert 'ncm_cosine: not exported: ResNet has no cosine classifier' in printed
     assert 'which has 1000 classes and the data 3' in printed
+
     model = timm.create_model(f'local-dir:{folder}/crt/export', pretrained=True)
-    assert type(model).__module__ == 'timm.models.resnet' and model.num_classes == 3
+    assert type(model).__module__ == 'timm.models.resnet'
+    assert model.num_classes == 3
     assert model.pretrained_cfg['input_size'] == (3, 32, 32)
     assert model.pretrained_cfg['license'] == ''  # of these weights nothing is known
-    validate.main(['--model', f'local-dir:{folder}/crt/export', '--dataset', 'folder', '--data-dir',
-                   str(tmp_path / 'photos'), '-j', '0'])
-    assert f'{sum(row["classifiers"]["crt"]["class_correct"])} of 6' in capsys.readouterr().out
+    assert_counts_as_the_table_says(
+        capsys, folder, row, 'crt', '--dataset', 'folder', '--data-dir', str(photos), '-j', '0')
 
 
 @pytest.mark.parametrize('options, words', [
@@ -266,6 +339,6 @@ def test_refusals(stage_1, tmp_path, capsys, options, words):
 
 
 def test_other_data_than_stage_1_had(stage_1, tmp_path, capsys):
-    copy = edited(stage_1 / 'export', tmp_path / 'copy', subset_hash='0' * 12)
+    copy = copy_of(stage_1 / 'export', tmp_path / 'copy', subset_hash='0' * 12)
     words = refused(capsys, copy, '--classifier', 'ncm', '--output', tmp_path / 'out')
     assert 'has other training images' in words and 'than the model was trained on (000000000000)' in words

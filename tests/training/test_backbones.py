@@ -16,7 +16,8 @@ import validate
 from timm_longtail.config.train_options import parse_train_args
 from timm_longtail.data import LongTailDataset, Preprocessing
 from timm_longtail.data.images import FileImages
-from timm_longtail.export.folder import export_model, load_exported
+from timm_longtail.export.folder import export_model
+from timm_longtail.export.loading import load_exported
 from timm_longtail.methods import create_method
 from timm_longtail.retraining.trained_model import load_timm_model
 from timm_longtail.training.build import check_single_image
@@ -118,9 +119,9 @@ def test_images_look_as_the_weights_know_them(kind, expected, tmp_path, messages
     source = 'the configuration of test_vit' if expected == OF_TIMM else str(tmp_path)
     assert source in messages.messages[-1]
 
-    candidate = load_timm_model('test_vit', str(path))
-    assert candidate.preprocessing == expected
-    assert candidate.model.patch_embed.img_size == (expected.img_size, expected.img_size)
+    trained_model = load_timm_model('test_vit', str(path))
+    assert trained_model.preprocessing == expected
+    assert trained_model.model.patch_embed.img_size == (expected.img_size, expected.img_size)
 
     typed = choose_preprocessing(
         arguments(*options, '--mean', 0, 0, 0, '--img-size', '32', '--crop-pct', '1'), stand_in(resident=False))

@@ -1,4 +1,4 @@
-"""Upload of an exported folder to the Hub: checked first, then one commit of exactly its three files.
+"""Upload of an exported folder to the Hub: checked, then one commit of exactly its three files.
 
     python -m timm_longtail push hub/NAME --repo-id USER/NAME
 """
@@ -17,22 +17,21 @@ from ..config.data_options import Parser
 from ..evaluation.tables import format_table
 from ..utils.errors import UserError, one_line
 from ..utils.files import reading
-from ..utils.finite import check_finite
 from ..utils.version import __version__
-from .card import is_ours, model_name, shown_metrics
-from .exported import (
+from .checks import (
     CARD,
     CONFIG,
+    CONFIG_KIND,
     FILES,
     WEIGHTS,
     check_tensors,
-    is_sealed,
-    read_config,
+    check_values,
     require_files,
     require_ours,
-    verify_weights,
 )
+from .checksums import is_sealed, read_config, verify_weights
 from .hub_client import ANSWER_SECONDS, LOGIN, SLOWEST, call_hub, hub_errors, impatient
+from .metadata import is_ours, model_name, shown_metrics
 
 __all__ = ['check_export', 'main', 'push_model']
 
@@ -49,10 +48,10 @@ def push_model(
         replace: bool = False,
         timeout: float = ANSWER_SECONDS,
 ) -> str:
-    """Upload an exported folder to a model repository of the Hub, which is created where it does not exist.
+    """Upload an exported folder to a model repository of the Hub, created where it does not exist.
 
-    The repository then holds the three files and nothing else. Nothing is sent before the folder has passed
-    `check_export`.
+    The repository then holds the three files and nothing else. Nothing is sent before the folder
+    has passed `check_export`.
 
     Args:
         folder: Folder that `export_model` wrote.
@@ -61,15 +60,17 @@ def push_model(
         private: Create the repository private; refused where it is there and public.
         revision: Branch to write to, created where it does not exist; None is `main`.
         commit_message: First line of the commit.
-        replace: Delete other files that the repository holds, in the same commit; without it they are refused.
-        timeout: Seconds that the Hub may take to answer; for the upload the time that its size takes is added.
+        replace: Delete other files that the repository holds, in the same commit; without it they
+            are refused.
+        timeout: Seconds that the Hub may take to answer; for the upload the time that its size
+            takes is added.
 
     Returns:
         URL of the commit; of the last one, where nothing has changed since.
 
     Raises:
-        UserError: The folder is not an export or contradicts itself; a bad name; no token, or one without the right;
-            the Hub cannot be reached, does not answer in time, or refuses.
+        UserError: The folder is not an export or contradicts itself; a bad name; no token, or one
+            without the right; the Hub cannot be reached, does not answer in time, or refuses.
     """
     folder = Path(folder)
     config = check_export(folder)
@@ -90,22 +91,29 @@ def push_model(
 
         info = call_hub(timeout, api.model_info, repo_id, revision=revision)
         if private and not info.private:
-            raise UserError(f'{repo_id} is there already and public: make it private on the Hub, or leave out private')
+            raise UserError(
+                f'{repo_id} is there already and public: make it private on the Hub, or leave out '
+                'private')
 
         # .gitattributes is the Hub's: it says which files are large
         stale = sorted({file.rfilename for file in info.siblings} - {*FILES, '.gitattributes'})
         if stale and not replace:
-            raise UserError(f'{repo_id} holds other files, such as {stale[0]}: name another repository, or '
-                            'add --replace to delete them')
+            raise UserError(
+                f'{repo_id} holds other files, such as {stale[0]}: name another repository, or '
+                'add --replace to delete them')
 
         # not `upload_folder`: it may split an upload into several commits
+        operations: list[CommitOperationAdd | CommitOperationDelete] = []
+        operations += [CommitOperationAdd(name, folder / name) for name in FILES]
+        operations += [CommitOperationDelete(name) for name in stale]
+        message = commit_message or f'{model_name(config)}, by timm_longtail {__version__}'
         size = sum((folder / name).stat().st_size for name in FILES)
         commit = call_hub(
             timeout + size / SLOWEST,
             api.create_commit,
             repo_id,
-            [CommitOperationAdd(name, folder / name) for name in FILES] + [CommitOperationDelete(n) for n in stale],
-            commit_message=commit_message or f'{model_name(config)}, by timm_longtail {__version__}',
+            operations,
+            commit_message=message,
             revision=revision,
         )
     return str(commit.commit_url)
@@ -116,12 +124,16 @@ def check_export(folder: str | Path) -> dict[str, Any]:
 
     An export of a version that wrote no checksums passes with a line in the log.
 
+    Args:
+        folder: Exported folder.
+
     Returns:
         Content of its `config.json`.
 
     Raises:
-        UserError: A file is missing, unreadable or too many; the weights do not fit the architecture or their
-            checksum, or hold what cannot be published; the card states other figures than `config.json`.
+        UserError: A file is missing, unreadable or too many; the weights do not fit the
+            architecture or their checksum, or hold what cannot be published; the card states other
+            figures than `config.json`.
     """
     folder = Path(folder)
     require_files(folder, FILES)
@@ -132,49 +144,56 @@ def check_export(folder: str | Path) -> dict[str, Any]:
     config = read_config(folder)
     require_ours(config, folder / CONFIG)
     if not is_sealed(config):
-        _logger.warning(f'{folder} was exported without checksums, so damage would not be seen; '
-                        f'`python -m timm_longtail.export.card {folder}` adds them')
+        _logger.warning(
+            f'{folder} was exported without checksums, so damage would not be seen; '
+            f'`python -m timm_longtail.export.card {folder}` adds them'
+        )
 
     verify_weights(folder, config)
     check_tensors(folder, config)
     with reading(folder / WEIGHTS, 'safetensors file'):
-        check_finite(load_file(folder / WEIGHTS), folder / WEIGHTS)
+        check_values(load_file(folder / WEIGHTS), folder / WEIGHTS)
 
-    with reading(folder / CONFIG, 'config of an exported model'):
+    # of a config that holds texts where the card shows numbers, the config is to blame
+    with reading(folder / CONFIG, CONFIG_KIND):
         _check_card(folder / CARD, config)
     return config
 
 
 def _check_card(path: Path, config: dict[str, Any]):
+    """Raise a `UserError` unless metadata and table of a card state the figures of a config."""
     hint = f'rewrite it with `python -m timm_longtail.export.card {path.parent}`'
     try:
         card = ModelCard.load(path)
     except (ValueError, TypeError, LookupError, AttributeError, OSError, yaml.YAMLError) as e:
         raise UserError(f'the metadata of {path} cannot be read: {one_line(e)}; {hint}') from e
-
     if not card.data.to_dict():
         raise UserError(f'{path} has no metadata; {hint}')
+
     stated = {result.metric_name: result.metric_value for result in card.data.eval_results or ()}
     measured = shown_metrics(config)
     for name in sorted(stated.keys() | measured.keys()):
-        if stated.get(name) != measured.get(name):
-            raise UserError(
-                f'{path} states {name} {stated.get(name, "not at all")}, config.json '
-                f'{measured.get(name, "not at all")}; {hint}')
+        on_card, in_config = stated.get(name, 'not at all'), measured.get(name, 'not at all')
+        if on_card != in_config:
+            raise UserError(f'{path} states {name} {on_card}, config.json {in_config}; {hint}')
+
     if measured and _table_row(config) not in card.content:
         raise UserError(f'the table of {path} does not show the figures of config.json; {hint}')
 
 
 def _table_row(config: dict[str, Any]) -> str:
     """Return the cells of the card's table, without the name of the row."""
-    return format_table({'': config['timm_longtail']['metrics']}).splitlines()[-1].split('|', 2)[2]
+    last_line = format_table({'': config['timm_longtail']['metrics']}).splitlines()[-1]
+    _, _, cells = last_line.split('|', 2)
+    return cells
 
 
 def _check_repo_id(repo_id: str):
     try:
         validate_repo_id(repo_id)
     except HFValidationError as e:
-        raise UserError(f'{repo_id!r} is no name of a model repository, which is USER/NAME: {e}') from e
+        raise UserError(
+            f'{repo_id!r} is no name of a model repository, which is USER/NAME: {e}') from e
     if '/' not in repo_id:
         raise UserError(f'{repo_id!r} does not say whose it is: give USER/{repo_id}')
 

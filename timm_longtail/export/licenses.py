@@ -1,5 +1,5 @@
 """The licence of exported weights."""
-from .card import is_ours
+from .metadata import is_ours
 
 __all__ = ['license_of']
 

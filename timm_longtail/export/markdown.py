@@ -1,7 +1,7 @@
-"""Foreign text in Markdown: names of folders, classes, licences and commands, shown as what they are.
+"""Foreign text in Markdown: names, licences and commands, shown as what they are.
 
-Every text of a card that is not a constant of this package goes through one of these functions, so that nothing in it
-is read as Markdown, HTML, or the end of what it stands in.
+Every text of a card that is not a constant of this package goes through one of these functions, so
+that nothing in it is read as Markdown, HTML, or the end of what it stands in.
 """
 import html
 import re
@@ -12,8 +12,8 @@ import yaml
 
 __all__ = ['code_block', 'code_span', 'escape_cell', 'escape_text', 'front_matter']
 
-# control and format characters (among them those that turn the direction of writing), halves of surrogate pairs,
-# private characters, unassigned ones, and the separators of lines and paragraphs
+# control and format characters (among them those that turn the direction of writing), halves of
+# surrogate pairs, private characters, unassigned ones, and the separators of lines and paragraphs
 _INVISIBLE = ('C', 'Zl', 'Zp')
 
 # what begins something in a line of Markdown; an underscore inside a word does not
@@ -24,7 +24,7 @@ _MARKER = re.compile(r'^(\d*)([-+=.)])(?!\w)')
 
 
 def _visible(text: str, kept: str = '') -> str:
-    """Replace invisible characters, except those in `kept`, by their escapes, as Python writes them."""
+    """Replace invisible characters, except those in `kept`, by the escapes of Python."""
     shown = []
     for character in text:
         if character not in kept and unicodedata.category(character).startswith(_INVISIBLE):
@@ -37,7 +37,7 @@ def escape_text(value: Any) -> str:
     """Return a value as one line of plain text in Markdown.
 
     Args:
-        value: Anything; its `str` is shown.
+        value: Any value; its `str` is shown.
     """
     text = _SPECIAL.sub(r'\\\g<0>', _visible(str(value)).strip())
     text = _MARKER.sub(r'\1\\\2', text)
@@ -48,7 +48,7 @@ def escape_cell(value: Any) -> str:
     """Return a value as the content of one cell of a table in Markdown.
 
     Args:
-        value: Anything; its `str` is shown.
+        value: Any value; its `str` is shown.
     """
     # a vertical bar ends a cell unless a backslash precedes it, which `escape_text` has seen to
     return escape_text(value) or ' '
@@ -61,15 +61,16 @@ def _fence(text: str, shortest: int) -> str:
 
 
 def code_span(value: Any) -> str:
-    """Return a value as code in a line of Markdown; not for tables, where a vertical bar in code ends the cell.
+    """Return a value as code in a line of Markdown; in a table a vertical bar would end the cell.
 
     Args:
-        value: Anything; its `str` is shown.
+        value: Any value; its `str` is shown.
     """
     text = _visible(str(value))
     fence = _fence(text, shortest=1)
 
-    # a space on either side is taken off by the reader: it keeps a backtick from the fence, and spaces from being lost
+    # a space on either side is taken off by the reader: it keeps a backtick from the fence, and
+    # spaces from being lost
     if not text.strip() or text[0] in '` ' or text[-1] in '` ':
         text = f' {text} '
     return f'{fence}{text}{fence}'
@@ -88,7 +89,7 @@ def code_block(text: str, language: str) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """A safe dumper that quotes every text but keys, and repeats what occurs twice instead of referring to it."""
+    """A safe dumper that quotes every text but keys, and repeats what occurs twice."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -107,11 +108,13 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def front_matter(metadata: dict[str, Any]) -> str:
-    """Return the YAML block at the head of a card, between its two lines of dashes, with every text in quotes.
+    """Return the YAML block at the head of a card, between its lines of dashes, all texts quoted.
 
     Args:
         metadata: Plain types; its order is kept.
     """
-    # without `allow_unicode` what is invisible or no valid character is escaped; an endless line is not folded
-    block = yaml.dump(metadata, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=float('inf'))
+    # without `allow_unicode` what is invisible or no valid character is escaped; an endless line
+    # is not folded
+    block = yaml.dump(
+        metadata, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=float('inf'))
     return f'---\n{block}---'

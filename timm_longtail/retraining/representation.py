@@ -1,4 +1,7 @@
-"""A representation that was trained before: the model, its data, and what it makes of them.
+"""A representation that was trained before: the model, its data, and their features.
+
+Features are computed once, in the `eval` view, and cached; every classifier is fitted and measured
+on them.
 
 N images, C classes, D width of the features.
 """
@@ -12,13 +15,16 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..data import LongTailDataset, create_sampler
+from ..data import EpochSampler, LongTailDataset, create_sampler
 from ..evaluation.evaluators import LongTailEvaluator
 from ..training.accelerator import memory_format
 from ..training.loaders import create_eval_loader
-from .trained_model import Candidate
+from .trained_model import TrainedModel
 
-__all__ = ['Features', 'Representation']
+__all__ = ['CHUNK', 'Features', 'Representation']
+
+CHUNK = 4096
+"""Features that a classifier is applied to at once."""
 
 
 @dataclass
@@ -26,7 +32,7 @@ class Features:
     """What a backbone makes of a data set in the `eval` view.
 
     Attributes:
-        values: Float32 [N,D], on the CPU.
+        values: Features of the images, float32 [N, D], on the CPU.
         targets: Class of each image, int64 [N].
         shot_counts: Training images of each class that define the groups [C].
     """
@@ -35,37 +41,50 @@ class Features:
     shot_counts: list[int]
 
     def evaluate(self, classifier: nn.Module) -> dict[str, Any]:
-        """Return the figures of a classifier on these features, as `LongTailEvaluator.compute`."""
-        return self._evaluate(classifier, LongTailEvaluator(self.shot_counts)).compute(reduce=False)
+        """Return the figures of a classifier on these features, as `LongTailEvaluator.compute`.
+
+        Args:
+            classifier: Module from features [B, D] to class logits [B, C].
+        """
+        evaluator = LongTailEvaluator(self.shot_counts)
+        self._show(classifier, evaluator)
+        return evaluator.compute(reduce=False)
 
     def confusion(self, classifier: nn.Module) -> torch.Tensor:
-        """Return how many features of each class (rows) a classifier takes for each class (columns), int64 [C,C]."""
-        return self._evaluate(classifier, LongTailEvaluator(self.shot_counts, confusion=True)).confusion_matrix(False)
+        """Return how many features of a class (rows) are predicted as each class, int64 [C, C].
+
+        Args:
+            classifier: Module from features [B, D] to class logits [B, C].
+        """
+        evaluator = LongTailEvaluator(self.shot_counts, confusion=True)
+        self._show(classifier, evaluator)
+        return evaluator.confusion_matrix(reduce=False)
 
     @torch.no_grad()
-    def _evaluate(self, classifier: nn.Module, evaluator: LongTailEvaluator) -> LongTailEvaluator:
-        for rows, target in zip(self.values.split(4096), self.targets.split(4096), strict=True):
-            evaluator.add(classifier(rows), target)
-        return evaluator
+    def _show(self, classifier: nn.Module, evaluator: LongTailEvaluator):
+        chunks = zip(self.values.split(CHUNK), self.targets.split(CHUNK), strict=True)
+        for values, targets in chunks:
+            evaluator.add(classifier(values), targets)
 
 
 @dataclass
 class Representation:
-    """A model that was trained before, with the data that its classifiers are made and measured on.
+    """A model that was trained before, and the data to fit and to measure classifiers on.
 
     Attributes:
         args: Options of `retrain.py`.
         accelerator: Where to compute.
-        candidate: The model, its input, what it says about its training.
-        train_set, test_set: Data; what `held_out` holds, no stage has seen.
-        held_out: Data to choose by, or None.
-        val_fraction: Share of each class in it.
+        trained_model: Model of stage 1, its input, and what it states of its training.
+        train_set: Images that classifiers are fitted on.
+        test_set: Images that classifiers are measured on.
+        held_out: Images to choose by, which no stage trains on, or None.
+        val_fraction: Share of each class in `held_out`.
         seen: Whether stage 1 was trained on these very images.
         bad_images: Names of images that could not be read, and why.
     """
     args: Namespace
     accelerator: Accelerator
-    candidate: Candidate
+    trained_model: TrainedModel
     train_set: LongTailDataset
     test_set: LongTailDataset
     held_out: LongTailDataset | None = None
@@ -75,55 +94,73 @@ class Representation:
 
     @property
     def same_classes(self) -> bool:
-        """Whether the trained classifier is one of the data set's classes, as far as their names are known."""
-        names = self.candidate.trained.get('class_names') or self.train_set.class_names
-        return self.candidate.has_classes and list(names) == list(self.train_set.class_names) and (
-            self.candidate.model.num_classes == self.train_set.num_classes)
+        """Whether the trained classifier is of the classes of the data, as far as is known."""
+        trained_model, train_set = self.trained_model, self.train_set
+        if not trained_model.has_classes:
+            return False
+        if trained_model.model.num_classes != train_set.num_classes:
+            return False
+        names = trained_model.provenance.get('class_names') or train_set.class_names
+        return list(names) == list(train_set.class_names)
 
     @property
     def class_counts(self) -> list[int]:
         """Training features of each class [C]; images that could not be read have none."""
         return torch.bincount(self.train.targets, minlength=self.train_set.num_classes).tolist()
 
-    def stage_1_sampler(self):
-        """Return the sampler that stage 1 ended with, or None where it was not trained on these images."""
-        trained, targets = self.candidate.trained, self.train_set.targets
+    @property
+    def head(self) -> nn.Module:
+        """A copy of the classifier of stage 1, on the CPU in fp32."""
+        return copy.deepcopy(self.trained_model.model.get_classifier()).cpu().float()
+
+    def stage_1_sampler(self) -> EpochSampler | None:
+        """Return the sampler that stage 1 ended with; None if it was not trained on these images."""
         if not self.seen:
             return None
-        epochs = trained.get('epochs') or 1
-        sampler = create_sampler(trained.get('sampler') or 'instance', targets, epochs)
+
+        provenance = self.trained_model.provenance
+        epochs = provenance.get('epochs') or 1
+        name = provenance.get('sampler') or 'instance'
+        sampler = create_sampler(name, self.train_set.targets, epochs)
         sampler.set_epoch(epochs - 1)
         return sampler
 
-    @property
-    def head(self) -> nn.Module:
-        """The classifier of stage 1, on the CPU in fp32."""
-        return copy.deepcopy(self.candidate.model.get_classifier()).cpu().float()
-
     @cached_property
     def train(self) -> Features:
+        """Features of the training images, computed at the first use."""
         return self._features(self.train_set)
 
     @cached_property
     def test(self) -> Features:
+        """Features of the test images, computed at the first use."""
         return self._features(self.test_set)
 
     @cached_property
     def held(self) -> Features | None:
+        """Features of the images to choose by, computed at the first use, or None."""
         return None if self.held_out is None else self._features(self.held_out)
 
     def loader(self, dataset: LongTailDataset):
-        """Return the loader that shows each image once, as the model wants it."""
-        return create_eval_loader(dataset, self.args, self.candidate.preprocessing, self.accelerator.device)
+        """Return the loader that shows each image once, as the model wants it.
+
+        Args:
+            dataset: Images.
+        """
+        preprocessing = self.trained_model.preprocessing
+        return create_eval_loader(dataset, self.args, preprocessing, self.accelerator.device)
 
     @torch.no_grad()
     def _features(self, dataset: LongTailDataset) -> Features:
         device = self.accelerator.device
-        model = self.candidate.model.float().eval().to(device, memory_format=memory_format(device))
+        model = self.trained_model.model.float().eval()
+        model = model.to(device, memory_format=memory_format(device))
+
         values, targets = [], []
         loader = self.loader(dataset)
         for (images, *_), target, _ in loader:
-            values.append(model.forward_head(model.forward_features(images), pre_logits=True).cpu())
+            features = model.forward_head(model.forward_features(images), pre_logits=True)  # [B, D]
+            values.append(features.cpu())
             targets.append(target.cpu())
+
         self.bad_images.update(loader.bad_images)
         return Features(torch.cat(values), torch.cat(targets), self.train_set.shot_counts)

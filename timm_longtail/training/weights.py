@@ -15,7 +15,8 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 
 from ..data import LongTailDataset, Preprocessing
-from ..export.exported import CONFIG, WEIGHTS, read_config, verify_weights
+from ..export.checks import CONFIG, WEIGHTS
+from ..export.checksums import read_config, verify_weights
 from ..methods import method_class
 from ..models.factory import create_timm_model, pretrained_config
 from ..utils import rng

@@ -50,7 +50,7 @@ _PICTURE_READERS = (
 FORMATS = {
     'checkpoint': Format(
         _LAST,
-        ('read_a_checkpoint', 'read_a_candidate', 'read_initial_weights', ('validate.py', '--checkpoint', _LAST),
+        ('read_a_checkpoint', 'read_a_trained_model', 'read_initial_weights', ('validate.py', '--checkpoint', _LAST),
          ('train.py', *_RUN, '--epochs', '2', '--save-steps', '1', '--resume', _LAST)),
         damage.alter_checkpoint, noticed=True),
     'weights': Format(

@@ -16,8 +16,8 @@ from timm_longtail.config.train_options import parse_train_args
 from timm_longtail.data import create_dataset, packed_data
 from timm_longtail.data.sources.lists import ListSpec, load_list
 from timm_longtail.data.sources.registry import SourceOptions
-from timm_longtail.export.folder import load_exported
 from timm_longtail.export.hub import check_export
+from timm_longtail.export.loading import load_exported
 from timm_longtail.methods._flags import read_flags
 from timm_longtail.retraining.trained_model import load_checkpoint
 from timm_longtail.training.checkpoint import read_checkpoint, read_weights
@@ -71,9 +71,9 @@ def read_a_checkpoint(path: Path):
     return read_checkpoint(path)
 
 
-def read_a_candidate(path: Path):
-    candidate = load_checkpoint(path)
-    return candidate.model.state_dict(), candidate.preprocessing, candidate.trained
+def read_a_trained_model(path: Path):
+    trained_model = load_checkpoint(path)
+    return trained_model.model.state_dict(), trained_model.preprocessing, trained_model.provenance
 
 
 def read_initial_weights(path: Path):

@@ -1,4 +1,6 @@
-"""Nearest class mean classifier (Kang et al., ICLR 2020, https://arxiv.org/abs/1910.09217, section 4.2).
+"""Nearest class mean classifier.
+
+Kang et al., ICLR 2020, https://arxiv.org/abs/1910.09217, section 4.2.
 
 Shapes: N images, C classes, D width of the features.
 """
@@ -8,8 +10,10 @@ from torch.nn import functional as F
 
 from ...models.layers import CosineLinear, NearestMean, linear_classifier
 from ...utils.errors import UserError
+from ..classifier import Classifier
+from ..representation import Representation
 
-__all__ = ['nearest_class_mean']
+__all__ = ['fit_nearest_means', 'nearest_class_mean']
 
 METRICS = ('l2', 'cosine', 'centred')
 
@@ -21,28 +25,35 @@ def nearest_class_mean(
         num_classes: int,
         metric: str = 'l2',
 ) -> nn.Module:
-    """Classify by the nearest mean of the training features; each class weighs the same, whatever its size.
+    """Classify by the nearest mean of the training features; each class weighs the same.
 
     Args:
         features: Training features [N, D].
-        target: Their classes, int64 [N].
-        num_classes: C.
-        metric: `l2`, an `nn.Linear` whose logits are -|x - mu_c|^2 / 2 but for a term that all classes share; `cosine`,
-            a `CosineLinear`; `centred`, a `NearestMean`, which the released code does under the name cl2n.
+        target: Class of each feature, int64 [N].
+        num_classes: Number of classes C.
+        metric: `l2`, an `nn.Linear` whose logits are -|x - mu_c|^2 / 2 but for a term that all
+            classes share; `cosine`, a `CosineLinear`; `centred`, a `NearestMean`, which the
+            released code does under the name cl2n.
 
     Raises:
         UserError: An unknown metric, or a class without features.
     """
     if metric not in METRICS:
-        raise UserError(f'nearest class mean: the metric is one of {", ".join(METRICS)}, got {metric!r}')
+        known = ', '.join(METRICS)
+        raise UserError(f'nearest class mean: the metric is one of {known}, got {metric!r}')
+    counts = torch.bincount(target, minlength=num_classes)  # [C]
+    if not (counts > 0).all():
+        empty = int((counts > 0).int().argmin())
+        raise UserError(f'nearest class mean: class {empty} has no images')
+
+    # sums over many images, in double precision
     wide = features.double()
-    centre = wide.mean(dim=0)
+    centre = wide.mean(dim=0)  # [D]
     if metric == 'centred':
         wide = F.normalize(wide - centre, dim=1)
-    counts = torch.bincount(target, minlength=num_classes)
-    if not (counts > 0).all():
-        raise UserError(f'nearest class mean: class {int((counts > 0).int().argmin())} has no images')
-    means = wide.new_zeros(num_classes, wide.shape[1]).index_add_(0, target, wide) / counts[:, None]
+    sums = wide.new_zeros(num_classes, wide.shape[1]).index_add_(0, target, wide)
+    means = sums / counts[:, None]  # [C, D]
+
     if metric == 'centred':
         return NearestMean(centre, means).to(features)
     if metric == 'cosine':
@@ -50,3 +61,17 @@ def nearest_class_mean(
         head.weight.copy_(F.normalize(means, dim=1))
         return head.to(features)
     return linear_classifier(means, -means.square().sum(dim=1) / 2).to(features)
+
+
+def fit_nearest_means(representation: Representation) -> list[Classifier]:
+    """Make the nearest class mean of the cached features, in each metric.
+
+    Args:
+        representation: Model and data.
+    """
+    train, num_classes = representation.train, representation.train_set.num_classes
+    made = []
+    for metric in METRICS:
+        head = nearest_class_mean(train.values, train.targets, num_classes, metric)
+        made.append(Classifier(f'ncm_{metric}', head, options={'metric': metric}))
+    return made
