@@ -20,7 +20,6 @@ __all__ = [
     'WEIGHTS',
     'check_content',
     'check_tensors',
-    'check_values',
     'dtype_name',
     'require_files',
     'require_ours',
@@ -241,20 +240,3 @@ def check_tensors(folder: Path, config: dict[str, Any], model: nn.Module | None 
         if stored[name].dtype not in accepted:
             found, expected = dtype_name(stored[name].dtype), ', '.join(map(dtype_name, accepted))
             raise UserError(f'{path}: {name} is {found}, expected {expected}')
-
-
-def check_values(tensors: dict[str, torch.Tensor], place: str | Path):
-    """Raise a `UserError` that names the first tensor with a value that is not finite.
-
-    Args:
-        tensors: Tensors of any shape, by name.
-        place: Where they are, for the message.
-    """
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point() and not tensor.is_complex():
-            continue
-        finite = torch.isfinite(tensor)
-        if not finite.all():
-            count = int((~finite).sum())
-            raise UserError(
-                f'{place}: {name} holds {count} values that are not finite, of {tensor.numel()}')

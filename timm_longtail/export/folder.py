@@ -15,10 +15,10 @@ from torch import nn
 
 from ..utils.errors import UserError, one_line, unknown_name
 from ..utils.files import writing
+from ..utils.finite import check_finite
 from ..utils.private_paths import cut_folders, without_folders
 from ..utils.version import __version__
 from .card import write_card
-from .checks import check_values
 from .checksums import seal
 from .deploy import deploy
 from .replacing import replacing
@@ -72,7 +72,7 @@ def export_model(
     if class_names is not None:
         _check_names(class_names, deployed.num_classes)
         label_names = list(class_names)
-    check_values(deployed.state_dict(), 'not exported')
+    check_finite(deployed.state_dict(), 'not exported')
 
     # what is not given is left to what the model's own configuration says
     provenance = _published({'version': __version__, **(provenance or {})})

@@ -17,6 +17,7 @@ from ..config.data_options import Parser
 from ..evaluation.tables import format_table
 from ..utils.errors import UserError, one_line
 from ..utils.files import reading
+from ..utils.finite import check_finite
 from ..utils.version import __version__
 from .checks import (
     CARD,
@@ -25,7 +26,6 @@ from .checks import (
     FILES,
     WEIGHTS,
     check_tensors,
-    check_values,
     require_files,
     require_ours,
 )
@@ -152,7 +152,7 @@ def check_export(folder: str | Path) -> dict[str, Any]:
     verify_weights(folder, config)
     check_tensors(folder, config)
     with reading(folder / WEIGHTS, 'safetensors file'):
-        check_values(load_file(folder / WEIGHTS), folder / WEIGHTS)
+        check_finite(load_file(folder / WEIGHTS), folder / WEIGHTS)
 
     # of a config that holds texts where the card shows numbers, the config is to blame
     with reading(folder / CONFIG, CONFIG_KIND):
