@@ -1,4 +1,4 @@
-"""timm's optimizer and schedule as the options say, and the checks of these options without a model."""
+"""timm's optimizer and schedule as the options say, and the checks of these options."""
 import math
 from argparse import Namespace
 
@@ -22,7 +22,8 @@ def check_optimizer(args: Namespace):
         args: Options `opt`, `lr`, `momentum` and `weight_decay`.
 
     Raises:
-        UserError: An unknown optimizer, one that the loop cannot run, or one that refuses its options.
+        UserError: An unknown optimizer, one that the loop cannot run, or one that refuses its
+            options.
     """
     name = args.opt.lower().removeprefix(_LOOKAHEAD)
     if name not in list_optimizers():
@@ -39,7 +40,8 @@ def check_schedule(args: Namespace):
         args: Options `sched`, `lr`, `epochs` and those of the schedule.
 
     Raises:
-        UserError: An unknown schedule, one that refuses its options, or one whose rates are no numbers.
+        UserError: An unknown schedule, one that refuses its options, or one whose rates are no
+            numbers.
     """
     steps_per_epoch = 1000
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.lr)

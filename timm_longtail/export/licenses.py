@@ -14,7 +14,8 @@ def license_of(model: str, pretrained: bool, initial_checkpoint: str, asked: str
         asked: Licence that was asked for, or None.
 
     Returns:
-        The licence asked for; None, the model's own, of our weights and of pretrained ones; '', unknown, of others.
+        The licence asked for; None, the model's own, of our weights and of pretrained ones; '',
+        unknown, of others.
     """
     if asked:
         return asked

@@ -30,13 +30,14 @@ def create_accelerator(mixed_precision: str | None = None, dist_timeout: float =
     """Return the Accelerator of this process, and join the other processes where there are any.
 
     Args:
-        mixed_precision: `no`, `bf16` or `fp16`; None takes that of `accelerate launch`. On a CPU without bf16
-            instructions torch computes bf16 convolutions 15 times slower than fp32, so fp32 is used there instead,
-            with a warning.
+        mixed_precision: `no`, `bf16` or `fp16`; None takes that of `accelerate launch`. On a CPU
+            without bf16 instructions torch computes bf16 convolutions 15 times slower than fp32, so
+            fp32 is used there instead, with a warning.
         dist_timeout: Minutes that a collective waits for the other processes.
 
     Raises:
-        UserError: Several processes were launched that Accelerate does not see as one run; fp16 without a device.
+        UserError: Several processes were launched that Accelerate does not see as one run; fp16
+            without a device.
     """
     on_cpu = not torch.accelerator.is_available()
     mixed_precision = mixed_precision or os.environ.get('ACCELERATE_MIXED_PRECISION', 'no')
@@ -72,14 +73,19 @@ def create_accelerator(mixed_precision: str | None = None, dist_timeout: float =
 
 
 def usable_cores() -> int:
-    """Return the number of cores that this process may use; all of the machine where it does not say, as on macOS."""
+    """Return the number of cores that this process may use.
+
+    All of the machine where it does not say, as on macOS.
+    """
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """Return the memory format of weights that was measured to be the faster one: see benchmarks/README.md.
+    """Return the memory format of weights that was measured to be the faster one.
+
+    See benchmarks/README.md.
 
     Args:
         device: Device of the weights.
@@ -96,7 +102,8 @@ def _cpu_has_bf16() -> bool:
 def _choose_interface():
     """Let gloo speak through the interface that leads to host 0.
 
-    By itself it takes the address of this host's name, which is 127.0.1.1 on a freshly installed Debian.
+    By itself it takes the address of this host's name, which is 127.0.1.1 on a freshly installed
+    Debian.
     """
     import psutil
     if 'GLOO_SOCKET_IFNAME' in os.environ:
@@ -162,7 +169,9 @@ def check_agreement(
 
 
 def wait_for_main(accelerator: Accelerator):
-    """Wait until the main process comes here too, however long it works alone: a collective would time out.
+    """Wait until the main process comes here too, however long it works alone.
+
+    A collective would time out.
 
     Args:
         accelerator: Accelerator of this process.

@@ -1,4 +1,7 @@
-"""From options to objects: data sets, model, method, loaders, optimizers, run. Names no method, loss or sampler."""
+"""From options to objects: data sets, model, method, loaders, optimizers, run.
+
+It names no method, loss or sampler.
+"""
 import copy
 from argparse import Namespace
 from typing import Any
@@ -23,7 +26,9 @@ __all__ = ['build_run', 'check_input', 'check_single_image', 'create_datasets']
 
 
 def create_datasets(args: Namespace) -> tuple[LongTailDataset, LongTailDataset, LongTailDataset]:
-    """Return the training set, the set each epoch is evaluated on (the hold-out, or the test set) and the test set.
+    """Return the training set, the set that each epoch is evaluated on, and the test set.
+
+    Epochs are evaluated on the hold-out where there is one, else on the test set.
 
     Args:
         args: Options of `train.py`.
@@ -62,7 +67,8 @@ def build_run(
         code: From `provenance.code_state`, where the run is recorded.
 
     Raises:
-        UserError: Batch sizes that do not divide, unknown optimizer or schedule, options that the method does not take.
+        UserError: Batch sizes that do not divide, unknown optimizer or schedule, options that the
+            method does not take.
     """
     # model and method
     preprocessing = preprocessing or choose_preprocessing(options, train_set)
@@ -104,7 +110,7 @@ def build_run(
 
 
 def _prepare_method(options: Options, method: Method, accelerator: Accelerator) -> Method:
-    """Return the method in its memory format, compiled and with BatchNorm over all processes where asked for."""
+    """Return the method in its memory format, compiled or synchronised where asked for."""
     if options.channels_last:
         method.to(memory_format=torch.channels_last)
     if options.torchcompile:
@@ -123,7 +129,7 @@ def _create_ema(options: Options, model: nn.Module) -> ModelEmaV3 | None:
 
 
 def check_input(model: nn.Module, img_size: int):
-    """Raise a `UserError` unless the model takes images of this size and has one classifier; before any file.
+    """Raise a `UserError` unless a model has one classifier and takes images of this size.
 
     Args:
         model: timm model on the CPU; back in its former mode afterwards.
@@ -147,7 +153,8 @@ def check_input(model: nn.Module, img_size: int):
 def check_single_image(method: Method, img_size: int):
     """Raise a `UserError` unless a method's backbone can be trained on a batch of one image.
 
-    BatchNorm behind the pooling, or on a map of one pixel, would see one value per channel, which has no variance.
+    BatchNorm behind the pooling, or on a map of one pixel, would see one value per channel, which
+    has no variance.
 
     Args:
         method: Method on the CPU; it is not changed.

@@ -1,9 +1,10 @@
 """Checkpoints: atomic on disk, exact to resume, readable by timm.
 
-The file has timm's keys (`epoch`, `arch`, `state_dict`, `state_dict_ema`, `optimizer`, `args`, `metric`, `version`);
-`state_dict` is the deployed model's, so that `timm.models.load_checkpoint` takes it as it is. What training needs
-beyond that (branches, centroids, position in the epoch) stands beside it. Tensors and plain types only: read with
-`weights_only=True`, always, and not before every record has been compared with its checksum.
+The file has timm's keys (`epoch`, `arch`, `state_dict`, `state_dict_ema`, `optimizer`, `args`,
+`metric`, `version`); `state_dict` is the deployed model's, so that `timm.models.load_checkpoint`
+takes it as it is. What training needs beyond that (branches, centroids, position in the epoch)
+stands beside it. Tensors and plain types only: read with `weights_only=True`, always, and not
+before every record has been compared with its checksum.
 """
 import argparse
 import logging
@@ -46,7 +47,8 @@ _logger = logging.getLogger(__name__)
 _ARCHIVE = b'PK\x03\x04'
 _PICKLE = b'\x80'
 
-# where programs keep a model's weights in a file: the order of `timm.models.load_state_dict`, then DeepSpeed's name
+# where programs keep a model's weights in a file: the order of `timm.models.load_state_dict`, then
+# DeepSpeed's name
 _PARTS = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'module')
 
 # what resuming reads, and the type that it must have
@@ -110,8 +112,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         path: File that `train.py` wrote.
 
     Raises:
-        UserError: No such file; a file that is cut short or whose bits have changed; a pickle that holds more than
-            tensors and plain types; a file of another kind; fields that are missing or of another type.
+        UserError: No such file; a file that is cut short or whose bits have changed; a pickle that
+            holds more than tensors and plain types; a file of another kind; fields that are missing
+            or of another type.
     """
     if path.suffix == '.safetensors':
         require_regular_file(path, 'checkpoint')
@@ -164,7 +167,9 @@ def _check_training_state(state: dict[str, Any], path: Path):
 
 
 def check_fields(values: Mapping[str, Any], kinds: Mapping[str, type | tuple[type, ...]], what: str):
-    """Raise a `UserError` unless a dictionary has some fields, each of its type; True and False are no numbers.
+    """Raise a `UserError` unless a dictionary has some fields, each of its type.
+
+    True and False are no numbers.
 
     Args:
         values: Content of a file.
@@ -234,7 +239,7 @@ def _read(path: Path) -> Any:
 
 
 def _check_records(f: IO[bytes], path: Path):
-    """Compare every record of an archive with its checksum, which `torch.load` does not: a changed bit is no weight.
+    """Compare every record of an archive with its checksum, which `torch.load` does not.
 
     Raises:
         UserError: A record has changed.
@@ -255,10 +260,13 @@ def _check_records(f: IO[bytes], path: Path):
 
 
 def _plain_types() -> list:
-    """Return types that checkpoints of other programs hold beside their weights, none of which runs anything.
+    """Return types that checkpoints of other programs hold beside their weights.
 
-    DeiT, MAE and timm keep options as a `Namespace`; some hold paths, or figures as scalars of NumPy. Where a type has
-    moved between releases, it is listed by the names that files have for it.
+    None of them runs anything.
+
+    DeiT, MAE and timm keep options as a `Namespace`; some hold paths, or figures as scalars of
+    NumPy. Where a type has moved between releases, it is listed by the names that files have for
+    it.
     """
     core = np._core if hasattr(np, '_core') else np.core
     scalar = core.multiarray.scalar
@@ -283,7 +291,10 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _find_weights(content: Any) -> tuple[str, dict[str, torch.Tensor]] | None:
-    """Return where in a file's content the weights are ('' where it is nothing else), and the weights."""
+    """Return the part of a file's content that is weights, and the weights.
+
+    The part is '' where the file is nothing else.
+    """
     if not isinstance(content, dict):
         return None
     if content and _is_state_dict(content):
@@ -298,8 +309,9 @@ def _find_weights(content: Any) -> tuple[str, dict[str, torch.Tensor]] | None:
 def read_part(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
     """Read a model's weights and say where in the file they are.
 
-    Taken are safetensors, a state dict, and what `timm.models.load_state_dict` takes: a checkpoint that keeps its
-    weights under `state_dict_ema`, `model_ema`, `state_dict`, `model` or `module`, the first of these that there is.
+    Taken are safetensors, a state dict, and what `timm.models.load_state_dict` takes: a checkpoint
+    that keeps its weights under `state_dict_ema`, `model_ema`, `state_dict`, `model` or `module`,
+    the first of these that there is.
 
     Args:
         path: File.
@@ -340,14 +352,14 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_input_config(path: Path) -> dict[str, Any] | None:
-    """Return what a training checkpoint says about the input of its model, without reading its tensors.
+    """Return the input of a training checkpoint's model, without reading tensors.
 
     Args:
         path: File.
 
     Returns:
-        The fields of `Preprocessing`, or None where the file is of another kind; what is wrong with it is said where
-        the weights are read.
+        The fields of `Preprocessing`, or None where the file is of another kind; what is wrong with
+        it is said where the weights are read.
     """
     if path.suffix == '.safetensors' or not path.is_file():
         return None
@@ -360,7 +372,9 @@ def read_input_config(path: Path) -> dict[str, Any] | None:
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest readable checkpoint of an output folder with its content, or None where there is none.
+    """Return the newest readable checkpoint of an output folder, and its content.
+
+    None where there is no checkpoint.
 
     Args:
         folder: Output folder.
@@ -381,7 +395,9 @@ def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def method_state(method: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
-    """Return a method's state in two parts: `state_dict`, the deployed model's, and `method_state`, all the rest.
+    """Return a method's state in two parts, `state_dict` and `method_state`.
+
+    The first is the deployed model's, the second all the rest.
 
     Args:
         method: The method.

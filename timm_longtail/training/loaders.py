@@ -22,7 +22,9 @@ _MAX_WORKERS = 8
 
 
 class TrainBatches:
-    """`batches` of `Method.start_epoch`: called, it iterates over the whole training set in the `eval` view.
+    """`batches` of `Method.start_epoch`: training images in the `eval` view.
+
+    Called, it iterates over all of them once.
 
     Args:
         dataset: Training images.
@@ -49,7 +51,8 @@ class RunData:
     Attributes:
         loaders: One a data stream.
         eval_loader: Images that each epoch is evaluated on, sharded over the processes.
-        train_batches: Training images as the hooks of the method get them; None where it has no such hooks.
+        train_batches: Training images as the hooks of the method get them; None where it has no
+            such hooks.
         preprocessing: How an image is prepared, in training, evaluation and export.
     """
     loaders: list
@@ -86,7 +89,8 @@ def create_run_data(
         batch_size: Images of a micro-batch of one process.
 
     Raises:
-        UserError: A sampler or an epoch length that the method leaves no room for; too few images for a batch.
+        UserError: A sampler or an epoch length that the method leaves no room for; too few images
+            for a batch.
     """
     shard = {'rank': accelerator.process_index, 'world_size': accelerator.num_processes}
 
@@ -159,7 +163,7 @@ def _common_options(options: Namespace, preprocessing: Preprocessing, device: to
 
 
 def _choose_samplers(options: Options, method: Method, targets: np.ndarray) -> list[EpochSampler]:
-    """Return the sampler of each data stream: the method's own, and `--sampler` where it has none."""
+    """Return the sampler of each data stream: the method's own, else `--sampler`."""
     samplers = method.samplers(targets)
 
     is_asked_for = options.sampler != method.sampler or options.epoch_length != 'natural'

@@ -1,8 +1,8 @@
 """The train loop on Hugging Face Accelerate. It names no method, loss or sampler.
 
-An epoch is a number of steps; a step takes `grad_accum_steps` micro-batches of every data stream and, for each phase of
-the method, runs forward and backward on them and updates once. Losses stay on the device and are read once a log
-interval.
+An epoch is a number of steps; a step takes `grad_accum_steps` micro-batches of every data stream
+and, for each phase of the method, runs forward and backward on them and updates once. Losses stay
+on the device and are read once a log interval.
 """
 import time
 from collections.abc import Callable
@@ -27,7 +27,9 @@ __all__ = ['Interrupted', 'evaluate', 'fit', 'stop_on_signal', 'train_one_epoch'
 
 @contextmanager
 def stop_on_signal(run: Run):
-    """Let Ctrl-C, SIGTERM and a closed terminal end the step that runs, save, and raise `Interrupted`.
+    """Let Ctrl-C, SIGTERM and a closed terminal save, and raise `Interrupted`.
+
+    The step that runs is ended first.
 
     A second signal stops one process at once; several processes still wait for one another.
 
@@ -58,7 +60,8 @@ def evaluate(
         loader: Loader of batches in the `eval` view.
         evaluator: Evaluator, see `LongTailEvaluator`.
         train_batches: Training images for the evaluator's `start`.
-        reduce: Whether to sum over the shards of all processes; False where one process evaluates all images alone.
+        reduce: Whether to sum over the shards of all processes; False where one process evaluates
+            all images alone.
 
     Returns:
         The evaluator's figures.
@@ -114,7 +117,7 @@ def fit(run: Run, num_epochs: int, on_epoch_end: Callable[[Run], None] | None = 
 
 
 def _run_epoch(run: Run, num_epochs: int, progress: Progress) -> dict[str, Any]:
-    """Train one epoch and evaluate where it is due; returns the row of figures, which may be the best so far."""
+    """Train one epoch, evaluate it where that is due, and return its row of figures."""
     start = time.perf_counter()
     row = {'epoch': run.epoch, 'lr': run.start_epoch(num_epochs)}
     row.update(train_one_epoch(run, progress))
@@ -160,7 +163,8 @@ def train_one_epoch(run: Run, progress: Progress) -> dict[str, float]:
         progress: Display of the steps.
 
     Returns:
-        Mean of each logged part over the epoch and all processes; names of later phases carry the phase.
+        Mean of each logged part over the epoch and all processes; names of later phases carry the
+        phase.
     """
     options = run.options
     first_bad = torch.full((), -1, dtype=torch.int64, device=run.accelerator.device)
@@ -238,7 +242,8 @@ def _step(run: Run, optimizer):
     """Update the weights once.
 
     Raises:
-        UserError: An option is beyond the largest number of the weights' type, such as a learning rate of 1e308.
+        UserError: An option is beyond the largest number of the weights' type, such as a learning
+            rate of 1e308.
     """
     try:
         optimizer.step()
@@ -281,11 +286,13 @@ def _check(run: Run, first_bad: torch.Tensor, rates: dict[int, float]) -> int:
 
     Args:
         run: The run, after a step.
-        first_bad: First step of the epoch whose loss is not finite on this process, int64 scalar; -1 for none.
+        first_bad: First step of the epoch whose loss is not finite on this process, int64 scalar;
+            -1 for none.
         rates: Learning rate of each step since the last look.
 
     Raises:
-        UserError: A loss is not finite, or what training has changed: weights, averages, statistics of BatchNorm.
+        UserError: A loss is not finite, or what training has changed: weights, averages, statistics
+            of BatchNorm.
     """
     tensors = trained_tensors(run.method)
     if run.ema is not None:

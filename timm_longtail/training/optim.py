@@ -71,10 +71,12 @@ def _hold_constant_rates(optimizer: torch.optim.Optimizer, scheduler: Scheduler)
 
 
 def _decay_layers(args: Namespace, method: Method, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Split groups by layer of the backbone, the highest first; timm's schedules multiply by `lr_scale`.
+    """Split groups by layer of the backbone, the highest first.
 
-    Layers are those of the model's `group_matcher`. Branches, the classifier and what the method adds keep the whole
-    rate.
+    timm's schedules multiply by `lr_scale`.
+
+    Layers are those of the model's `group_matcher`. Branches, the classifier and what the method
+    adds keep the whole rate.
     """
     if args.layer_decay is None:
         return groups

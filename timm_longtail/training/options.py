@@ -41,7 +41,7 @@ class Options(Namespace):
 
 
 def resolve_options(args: Namespace, accelerator: Accelerator) -> Options:
-    """Decide the options that depend on the device and the number of processes, and freeze all of them.
+    """Decide the options that depend on device and processes, and freeze all of them.
 
     The method and the sampler are resolved by `parse_train_args`.
 
@@ -63,8 +63,8 @@ def resolve_options(args: Namespace, accelerator: Accelerator) -> Options:
 def micro_batch_size(args: Namespace, num_processes: int) -> int:
     """Return the number of images in a micro-batch of one process.
 
-    It is not an option itself: what is recorded is the batch size that was asked for, so that a recorded run can be
-    repeated on another number of processes.
+    It is not an option itself: what is recorded is the batch size that was asked for, so that a
+    recorded run can be repeated on another number of processes.
 
     Args:
         args: Options `batch_size`, `global_batch_size` and `grad_accum_steps`.

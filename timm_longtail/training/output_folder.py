@@ -1,4 +1,4 @@
-"""The output folder of a run: which one it is, and the checkpoint in it that the run is resumed from."""
+"""The output folder of a run, and the checkpoint in it that the run is resumed from."""
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ def run_name(args: Namespace, train_set) -> str:
 
 
 def enter_output_folder(run: Run, name: str) -> Path | None:
-    """Make the output folder of a run, or find it to resume, and load the checkpoint there. A collective call.
+    """Make the output folder of a run, or find it and load its checkpoint.
+
+    A collective call.
 
     The main process alone looks for it: others may be on hosts that do not have it.
 
@@ -38,7 +40,8 @@ def enter_output_folder(run: Run, name: str) -> Path | None:
         The checkpoint that the run was resumed from, or None.
 
     Raises:
-        UserError: `--resume` names nothing, another process writes the folder, or the checkpoint does not fit.
+        UserError: `--resume` names nothing, another process writes the folder, or the checkpoint
+            does not fit.
     """
     found = (None, None, None)
     if run.accelerator.is_main_process:
@@ -54,7 +57,7 @@ def enter_output_folder(run: Run, name: str) -> Path | None:
 
 
 def _hold_output_folder(args: Namespace, name: str) -> tuple[Path, Path | None, dict[str, Any] | None]:
-    """Return the folder, which is there and held from now on, and the checkpoint to resume with its content."""
+    """Return the folder, held from now on, and the checkpoint to resume with its content."""
     folder, checkpoint = _choose_output_folder(args, name)
     hold_folder(folder)
     if checkpoint is None:
@@ -88,7 +91,7 @@ def _choose_output_folder(args: Namespace, name: str) -> tuple[Path, Path | None
 
 
 def _newest_folder(base: Path) -> Path:
-    """Return the last of the folders that `create_folder` made: RUN, RUN-2, RUN-3, …; RUN where there is none."""
+    """Return the last of the folders RUN, RUN-2, RUN-3, …; RUN where there is none."""
     newest = base
     number = 2
     while newest.exists():

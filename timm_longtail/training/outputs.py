@@ -1,4 +1,4 @@
-"""The outputs of a run: its figures, its export, the tables of its output folder, and its row of results."""
+"""The outputs of a run: figures, export, tables and row of results."""
 import csv
 import shutil
 from pathlib import Path
@@ -33,10 +33,10 @@ _EXPORTED_COLUMNS = (
 )
 
 
-# ------------------------------------------------------------------------------------------------ the end of a run
+# --------------------------------------------------------------------------------- the end of a run
 
 def finish(run: Run, train_set: LongTailDataset, test_set: LongTailDataset, code: dict[str, Any]) -> dict[str, Any]:
-    """Measure the weights as they are exported, then write `export/`, `metrics.json` and the row of results.
+    """Measure the weights as they are exported, then write the export and the results.
 
     The export comes first: what the run was for is kept, whatever fails behind it.
 
@@ -77,7 +77,9 @@ def finish(run: Run, train_set: LongTailDataset, test_set: LongTailDataset, code
 
 
 def rehearse(run: Run, train_set: LongTailDataset, test_set: LongTailDataset, code: dict[str, Any]):
-    """Try before the first epoch what would fail behind the last one: reading the test set, and the export.
+    """Try before the first epoch what would fail behind the last one.
+
+    That is reading the test set, and writing the export.
 
     Args:
         run: Run in its output folder, at its beginning.
@@ -122,10 +124,13 @@ def report(run: Run, row: dict[str, Any], train_set: LongTailDataset, test_set: 
         raise faults[0]
 
 
-# ------------------------------------------------------------------------------------------------ figures
+# ------------------------------------------------------------------------------------------ figures
 
 def _measure(run: Run, test_set: LongTailDataset) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the figures of the last and the best epoch on the test set; notes the images that could not be read."""
+    """Return the figures of the last and the best epoch on the test set.
+
+    Images that could not be read are noted.
+    """
     loader = _test_loader(run, test_set)
     last = _evaluate_as_exported(run, run.eval_model, loader)
     best = _measure_best(run, loader)
@@ -146,7 +151,10 @@ def _evaluate_as_exported(run: Run, model: nn.Module, loader) -> dict[str, Any]:
 
 
 def _measure_best(run: Run, loader) -> dict[str, Any]:
-    """Return the figures of the best epoch: measured here where a hold-out chose it, else those of its evaluation."""
+    """Return the figures of the best epoch.
+
+    They are measured here where a hold-out chose it, else those of its evaluation.
+    """
     epoch = run.best['epoch']
     if run.options.val_fraction == 0:
         figures = {name.removeprefix('eval_'): v for name, v in run.best.items() if name.startswith('eval_')}
@@ -162,7 +170,7 @@ def _measure_best(run: Run, loader) -> dict[str, Any]:
     return {'epoch': epoch, 'selected_by': 'hold-out', **figures}
 
 
-# ------------------------------------------------------------------------------------------------ the row of results
+# ------------------------------------------------------------------------------- the row of results
 
 def _protocol_columns(run: Run, train_set: LongTailDataset) -> dict[str, Any]:
     """Return what was run: data, options, command and machine."""
@@ -190,7 +198,8 @@ def _protocol_columns(run: Run, train_set: LongTailDataset) -> dict[str, Any]:
         'environment': environment(accelerator.device),
     }
 
-    # a packed file is a way to carry a set: the name is that of the set, not of a file on this machine
+    # a packed file is a way to carry a set: the name is that of the set, not of a file on this
+    # machine
     is_packed = options.dataset.startswith('packed:')
     if not is_packed:
         columns['dataset'] = options.dataset
@@ -227,9 +236,10 @@ def _train_terms(run: Run) -> dict[str, float]:
 
 
 def note_changed_file(row: dict[str, Any], train_set: LongTailDataset, test_set: LongTailDataset) -> bool:
-    """Return whether the files of the data are as they were at the start; otherwise say so, in `row` and as a line.
+    """Return whether the files of the data are as they were at the start; else say so.
 
-    The hash in a row is that of the files at the start: of a set that changed no row of results may be written.
+    The hash in a row is that of the files at the start: of a set that changed no row of results may
+    be written.
 
     Args:
         row: Row of results; gets `changed_file`.
@@ -246,10 +256,13 @@ def note_changed_file(row: dict[str, Any], train_set: LongTailDataset, test_set:
     return False
 
 
-# ------------------------------------------------------------------------------------------------ files and tables
+# --------------------------------------------------------------------------------- files and tables
 
 def _write_export(folder: Path, run: Run, train_set: LongTailDataset, row: dict[str, Any]):
-    """Write the model with the provenance that a row of results has, and with its figures where it has them."""
+    """Write the model with the provenance of a row of results, and with its figures.
+
+    Before training there are no figures.
+    """
     options, preprocessing, model = run.options, run.data.preprocessing, run.eval_model
     provenance = published_columns(row, _EXPORTED_COLUMNS)
     if 'last' in row:
@@ -277,7 +290,9 @@ def _write_export(folder: Path, run: Run, train_set: LongTailDataset, row: dict[
 
 
 def write_summary(run: Run):
-    """Write `summary.csv`, one row an epoch, from the run's history: rows past a resumed checkpoint vanish.
+    """Write `summary.csv`, one row an epoch, from the run's history.
+
+    Rows past a resumed checkpoint vanish.
 
     Args:
         run: Run in its output folder.

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar with the time left on a terminal, plain lines elsewhere."""
+"""What a person sees while a run trains: a bar on a terminal, plain lines elsewhere."""
 import sys
 import time
 from typing import Any

@@ -12,8 +12,9 @@ from .weights import architecture_of
 
 __all__ = ['TRAINING_OPTIONS', 'Protocol', 'create_protocol', 'differences']
 
-# Options that decide the numbers, the number of epochs included, which shapes the schedule. A run is resumed with the
-# same ones, and a row with the same ones as its recipe stands beside a published figure.
+# Options that decide the numbers, the number of epochs included, which shapes the schedule. A run
+# is resumed with the same ones, and a row with the same ones as its recipe stands beside a
+# published figure.
 TRAINING_OPTIONS = (
     'epochs', 'model_kwargs', 'method_kwargs', 'sampler', 'epoch_length', 'grad_accum_steps', 'opt', 'lr', 'momentum',
     'weight_decay', 'layer_decay', 'clip_grad', 'sched', 'sched_on_updates', 'decay_milestones', 'decay_epochs',
@@ -28,8 +29,8 @@ class Protocol:
 
     Attributes:
         arch: Name by which timm builds the model, under timm's key of a checkpoint.
-        about: What evaluating a checkpoint takes beyond its weights: `model_args`, class names and counts,
-            `preprocessing`, …
+        about: What evaluating a checkpoint takes beyond its weights: `model_args`, class names and
+            counts, `preprocessing`, …
         agreed: What a checkpoint must agree on to be resumed, by name.
     """
     arch: str = ''
@@ -92,7 +93,9 @@ def _about(model: nn.Module, train_set: LongTailDataset, preprocessing: Preproce
 
 
 def differences(here: dict[str, Any], there: dict[str, Any], method_defaults: dict[str, Any]) -> list[str]:
-    """Return in words what a checkpoint disagrees on with a run; options of model and method one by one.
+    """Return in words what a checkpoint disagrees on with a run.
+
+    Options of the model and the method are compared one by one.
 
     Args:
         here: `Protocol.agreed` of the run.

@@ -79,7 +79,10 @@ def working_tree_hash(recipe: str | None = None, root: Path = ROOT) -> str:
 
 
 def is_dirty(recipe: str | None = None, root: Path = ROOT) -> bool | None:
-    """Whether a file that decides a result differs from the last commit; None where there is no git to ask."""
+    """Whether a file that decides a result differs from the last commit.
+
+    None where there is no git to ask.
+    """
     if recipe and Path(recipe).is_absolute():
         return True  # outside the project: no commit has it
 
@@ -104,7 +107,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def code_state(recipe: str | None = None) -> dict[str, Any]:
-    """Return what the code of this process is: `recipe`, `tree_hash` and whether it differs from the last commit.
+    """Return the recipe, the tree hash and whether the code differs from the last commit.
 
     Args:
         recipe: Path of the recipe as `relative_to_root` gives it, or None.
@@ -127,7 +130,10 @@ def require_clean_tree(recipe: str | None = None):
 
 
 def command_line(num_processes: int) -> str:
-    """Return the command of this process as it can be typed again; the data folder becomes $TIMM_LONGTAIL_DATA."""
+    """Return the command of this process as it can be typed again.
+
+    The data folder becomes $TIMM_LONGTAIL_DATA.
+    """
     program = _launcher(num_processes) if num_processes > 1 else _program()
     line = shlex.join([*program, *sys.argv[1:]])
 
@@ -150,7 +156,10 @@ def start_of(command: str) -> str:
 
 
 def _is_command() -> bool:
-    """Whether this process is a command of the package, and no script; `__main__` writes its name to `sys.argv`."""
+    """Whether this process is a command of the package, and no script.
+
+    `__main__` writes the name of the command to `sys.argv`.
+    """
     return sys.argv[0].startswith(('timm-longtail ', 'python -m timm_longtail '))
 
 
@@ -228,7 +237,9 @@ def _peak_rss() -> int:
 
 
 def relative_to_root(path: Path | None) -> str | None:
-    """Return a recipe's path as it is written to results: relative to the project where it lies inside.
+    """Return a recipe's path as it is written to results.
+
+    It is relative to the project where it lies inside.
 
     Args:
         path: Path of the recipe, or None.

@@ -1,4 +1,4 @@
-"""Rows of results: what they say about the data, the file that keeps one, and how it is read again."""
+"""Rows of results: what they say about the data, and the files that keep them."""
 import os
 import re
 from argparse import Namespace
@@ -25,7 +25,8 @@ __all__ = [
     'variant_of',
 ]
 
-# what the rows of all versions have: those of training, and those of classifiers that were retrained
+# what the rows of all versions have: those of training, and those of classifiers that were
+# retrained
 ROW_COLUMNS = (
     'tag', 'model', 'method', 'method_kwargs', 'dataset', 'imbalance_factor', 'recipe', 'epochs', 'seed', 'command',
     'last', 'best',
@@ -33,10 +34,12 @@ ROW_COLUMNS = (
 RETRAINED_COLUMNS = ('tag', 'model', 'command', 'stage_1', 'classifiers', 'features')
 
 
-# ------------------------------------------------------------------------------------------------ columns
+# ------------------------------------------------------------------------------------------ columns
 
 def data_tag(train_set: LongTailDataset) -> str:
-    """Return the name of a data set in file names: `cifar100_lt_if100`, or without a factor where nothing was cut.
+    """Return the name of a data set in file names, such as `cifar100_lt_if100`.
+
+    It has no factor where nothing was cut.
 
     Args:
         train_set: Training images.
@@ -94,12 +97,13 @@ def published_columns(row: dict[str, Any], names: Sequence[str]) -> dict[str, An
     return published
 
 
-# ------------------------------------------------------------------------------------------------ files
+# -------------------------------------------------------------------------------------------- files
 
 def results_path(args: Namespace, train_set: LongTailDataset) -> Path:
     """Return the file of a training run's row of results.
 
-    A variant of a method, by its options or its sampler, is told apart by `--experiment`, or by its recipe's name.
+    A variant of a method, by its options or its sampler, is told apart by `--experiment`, or by its
+    recipe's name.
 
     Args:
         args: Options of `train.py`.
@@ -174,10 +178,10 @@ def read_row(path: Path, columns: tuple[str, ...] = ROW_COLUMNS) -> dict[str, An
     return row
 
 
-# ------------------------------------------------------------------------------------------------ variants
+# ----------------------------------------------------------------------------------------- variants
 
 def experiment_of(args: Namespace) -> str | None:
-    """Return what tells a variant apart: what was typed, or what its recipe's name has behind the method.
+    """Return the name of a variant: what was typed, or that in the name of its recipe.
 
     Args:
         args: Options `experiment` and `recipe`.
@@ -190,7 +194,9 @@ def experiment_of(args: Namespace) -> str | None:
 
 
 def variant_of(recipe: Path) -> str | None:
-    """Return `sqrt` of `resnet32_cifar.ce-sqrt.cifar100_lt_if100.yaml`; None of a recipe that is no variant.
+    """Return `sqrt` of `resnet32_cifar.ce-sqrt.cifar100_lt_if100.yaml`.
+
+    None of a recipe that is no variant.
 
     Args:
         recipe: Path of the recipe.

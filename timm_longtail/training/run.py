@@ -32,7 +32,8 @@ class Optimisation:
         optimizers: One a phase of the method, prepared by the accelerator.
         schedulers: timm's schedules, one an optimizer, not prepared; None for a rate that stays.
         steps_per_epoch: Updates in an epoch.
-        images_per_step: Images of the first stream in an update, over all processes and micro-batches.
+        images_per_step: Images of the first stream in an update, over all processes and
+            micro-batches.
     """
     optimizers: list
     schedulers: list
@@ -71,10 +72,13 @@ class Stopwatch:
 
 @dataclass
 class Run:
-    """Everything that one training run consists of; what `state_dict` returns is all that resuming needs.
+    """Everything that one training run consists of.
+
+    What `state_dict` returns is all that resuming needs.
 
     Attributes:
-        options: Resolved options; of a resumed run with the options of the method as the run was begun.
+        options: Resolved options; of a resumed run with the options of the method as the run was
+            begun.
         accelerator: Owns devices, mixed precision and gradient scaling.
         method: The method.
         task: The same, prepared (wrapped by DDP).
@@ -89,7 +93,8 @@ class Run:
         history: One row of figures an epoch.
         best: The best row of `history`.
         epoch_state: State of the epoch that runs; None before the first.
-        tree_hashes: Hash of the code that trained, of all codes where the run was resumed by another.
+        tree_hashes: Hash of the code that trained, of all codes where the run was resumed by
+            another.
         bad_images: Reason by name of each image that no process could read.
         stopwatch: Time of the run.
         pending: Checkpoint from inside an epoch, until that epoch begins.
@@ -145,7 +150,10 @@ class Run:
 
     @property
     def headline(self) -> str:
-        """The figure that chooses the best epoch: balanced accuracy on a hold-out, else the evaluator's own."""
+        """The figure that chooses the best epoch.
+
+        Balanced accuracy on a hold-out, else the evaluator's own.
+        """
         return 'balanced' if self.options.val_fraction > 0 else self.evaluator.headline
 
     @property
@@ -153,10 +161,13 @@ class Run:
         """The model that is evaluated and exported: the moving average where there is one."""
         return self.ema.module if self.ema is not None else self.method.model
 
-    # ------------------------------------------------------------------------------------------------ checkpoints
+# -------------------------------------------------------------------------------------- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the run's state: timm's checkpoint keys, and the position. A collective call inside an epoch."""
+        """Return the run's state: timm's checkpoint keys, and the position.
+
+        A collective call inside an epoch.
+        """
         first_optimizer, *other_optimizers = self.optimizers
         state = {
             'epoch': self.epoch,
@@ -186,7 +197,7 @@ class Run:
         return state
 
     def _state_inside_epoch(self) -> dict[str, Any]:
-        """Return what resuming inside an epoch takes beyond the rest, gathered from all processes."""
+        """Return what resuming inside an epoch takes beyond the rest, of all processes."""
         rng_states = [torch.get_rng_state()]
         if self.accelerator.device.type == 'cuda':
             rng_states.append(torch.cuda.get_rng_state())
@@ -206,7 +217,8 @@ class Run:
             source: Name of the checkpoint, for messages.
 
         Raises:
-            UserError: The checkpoint is of another architecture, data set, method, seed, or of other options.
+            UserError: The checkpoint is of another architecture, data set, method, seed, or of
+                other options.
         """
         load_method_state(self.method, state, source)
         with restoring(source):
@@ -246,7 +258,10 @@ class Run:
         self.pending = state if self.step else None
 
     def save(self):
-        """Write `checkpoint-last.pth.tar`, keeping the one before. A collective call inside an epoch."""
+        """Write `checkpoint-last.pth.tar`, keeping the one before.
+
+        A collective call inside an epoch.
+        """
         state = self.state_dict()
         if self.output_dir is None or not self.accelerator.is_main_process:
             return
@@ -257,7 +272,7 @@ class Run:
             write_checkpoint(state, self.output_dir / BEST)
         write_checkpoint(state, self.output_dir / LAST, keep_previous=True)
 
-    # ------------------------------------------------------------------------------------------------ epochs
+# ------------------------------------------------------------------------------------------- epochs
 
     def start_epoch(self, num_epochs: int) -> float:
         """Set all that an epoch begins with, as a function of its number.
@@ -291,7 +306,7 @@ class Run:
         return self.optimizers[0].param_groups[0]['lr']
 
     def _enter_epoch(self, state: dict[str, Any], rank: int):
-        """Continue inside an epoch: what `Method.start_epoch` changed is overwritten by what was saved."""
+        """Continue inside an epoch: what was saved replaces what its start has set."""
         load_method_state(self.method, state, 'checkpoint')
         self.epoch_state.rng.bit_generator.state = state['method_rng']
 

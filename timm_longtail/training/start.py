@@ -49,7 +49,7 @@ def start_lines(run: Run, train_set: LongTailDataset, checkpoint: Path | None) -
 
 
 def data_summary(train_set: LongTailDataset, name: str | None = None) -> str:
-    """Return the size of a training set in words: `cifar100_lt, 10847 images, 100 classes of 500 to 5`.
+    """Return a training set in words: `NAME, 10847 images, 100 classes of 500 to 5`.
 
     Args:
         train_set: Training images.
@@ -174,7 +174,7 @@ def _device_line(run: Run) -> str:
 
 
 def counted_words(run: Run) -> str:
-    """Return in brackets what the evaluator counts, where it is not the answers of a classifier; else ''.
+    """Return in brackets what the evaluator counts; '' for the answers of a classifier.
 
     Args:
         run: The run.

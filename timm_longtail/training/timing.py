@@ -1,6 +1,7 @@
-"""How fast training is: the run that `train.py` builds, driven by the training loop itself and timed from outside.
+"""How fast training is: the run that `train.py` builds, timed from outside its loop.
 
-Only the loaders are wrapped, so that whatever the loop does between two batches is in the time of a step.
+Only the loaders are wrapped, so that whatever the loop does between two batches is in the time of a
+step.
 """
 import statistics
 import time
@@ -43,7 +44,8 @@ class Timing:
 
     Attributes:
         step_ms: Time of each step, in ms.
-        data_ms: Time that all steps together waited for their batches, in ms; None where it was not measured.
+        data_ms: Time that all steps together waited for their batches, in ms; None where it was not
+            measured.
     """
     step_ms: list[float] = field(default_factory=list)
     data_ms: float | None = None
@@ -63,8 +65,9 @@ class Timing:
 class Clock:
     """Marks when a step begins to wait for its batch, and when it has it.
 
-    On CUDA marks are events, which do not hold the host up. A synchronous clock waits for the device at every mark
-    instead, which separates the wait for a batch from earlier work that is still queued.
+    On CUDA marks are events, which do not hold the host up. A synchronous clock waits for the
+    device at every mark instead, which separates the wait for a batch from earlier work that is
+    still queued.
 
     Args:
         device: Device of the batches.
@@ -93,7 +96,10 @@ class Clock:
             self._waits[-1].append(self._mark() - self._marks[-1][-1])
 
     def stop(self):
-        """Mark that the last step of an epoch is done. Without it, the time of that step is left out."""
+        """Mark that the last step of an epoch is done.
+
+        Without the mark, the time of that step is left out.
+        """
         self._marks[-1].append(self._mark())
 
     def timing(self, lead: int = 0, batches_per_step: int = 1) -> Timing:
@@ -140,9 +146,12 @@ class Clock:
 
 
 class _TimedLoader:
-    """A loader with marks of a clock where a batch is asked for and where it is there; else it is the loader.
+    """A loader that marks on a clock when a batch is asked for and when it is there.
 
-    The loaders of several streams are asked one after the other: the first marks the beginning, the last the end.
+    Else it is the loader.
+
+    The loaders of several streams are asked one after the other: the first marks the beginning, the
+    last the end.
 
     Args:
         loader: Loader of a data stream.
@@ -181,7 +190,8 @@ class _TimedLoader:
 def _timed(run: Run, clock: Clock, steps: int | None = None):
     """Let a clock follow the loaders of a run, and cut its epochs to some steps.
 
-    The loaders' own length is cut, not only the loop's: views may be computed for many batches at once.
+    The loaders' own length is cut, not only the loop's: views may be computed for many batches at
+    once.
     """
     data, optimisation = run.data, run.optimisation
     batches = [loader.batches for loader in data.loaders]
@@ -205,7 +215,7 @@ def _timed(run: Run, clock: Clock, steps: int | None = None):
 
 
 def time_steps(run: Run, steps: int, lead: int = 0, synchronous: bool = False) -> Timing:
-    """Train for some steps with `loop.train_one_epoch`, in as many epochs as it takes, and time them.
+    """Time some steps of `loop.train_one_epoch`, in as many epochs as it takes.
 
     What comes between two epochs is not part of it.
 
@@ -241,8 +251,9 @@ def time_epochs(run: Run) -> tuple[Timing, float]:
         run: Run at its beginning.
 
     Returns:
-        The steps, without the last one of each epoch, which evaluation follows; and the seconds of it all, which leave
-        out what comes before the first step and after the last figure (reading the data, export).
+        The steps, without the last one of each epoch, which evaluation follows; and the seconds of
+        it all, which leave out what comes before the first step and after the last figure (reading
+        the data, export).
     """
     clock = Clock(run.accelerator.device)
     start = time.perf_counter()
@@ -287,7 +298,8 @@ def step_times(step_ms: list[float]) -> dict[str, float]:
 def training_flops(run: Run) -> int:
     """Return the FLOPs of one step of this process: forward and backward of all views and phases.
 
-    They run once more, eagerly and with batch statistics, and change no weight: call it when all is measured.
+    They run once more, eagerly and with batch statistics, and change no weight: call it when all is
+    measured.
 
     Args:
         run: The run.
@@ -307,7 +319,8 @@ def training_flops(run: Run) -> int:
 def matrix_product_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Return the best FLOP/s of a product of two square matrices.
 
-    In float32 on CUDA it may use TF32 if convolutions may, or the share of a network could exceed 1.
+    In float32 on CUDA it may use TF32 if convolutions may, or the share of a network could exceed
+    1.
 
     Args:
         device: Device of the product.

@@ -1,8 +1,10 @@
-"""A run in TensorBoard, Weights & Biases or trackio, through Accelerate's trackers. The loop does not know them.
+"""A run in TensorBoard, Weights & Biases or trackio, through Accelerate's trackers.
 
-The step of a figure is the epoch it belongs to, counted from 0 as in `summary.csv`; the figures of the exported weights
-(`last_all`, …) stand at the number of epochs. `accelerator.log_with` takes trackers that are built already: the output
-folder is known only after the accelerator exists.
+The loop does not know them.
+
+The step of a figure is the epoch it belongs to, counted from 0 as in `summary.csv`; the figures of
+the exported weights (`last_all`, …) stand at the number of epochs. `accelerator.log_with` takes
+trackers that are built already: the output folder is known only after the accelerator exists.
 """
 import importlib.metadata
 import logging
@@ -44,10 +46,13 @@ def check_trackers(names: list[str]):
 
 @contextmanager
 def tracking(run: Run, train_set: LongTailDataset) -> Iterator[None]:
-    """Start the trackers on the main process, and close them however the block ends. A resumed run goes on in them.
+    """Start the trackers on the main process, and close them however the block ends.
+
+    A resumed run goes on in them.
 
     Args:
-        run: Run in its output folder, at its position; its options name the trackers and the project.
+        run: Run in its output folder, at its position; its options name the trackers and the
+            project.
         train_set: Training images.
 
     Raises:
@@ -107,7 +112,10 @@ def log_final(run: Run, metrics: dict[str, Any]):
 
 
 def _log(run: Run, figures: dict[str, float], step: int):
-    """Give figures to all trackers; one that fails, such as for a full disk or a lost server, gets no more of them."""
+    """Give figures to all trackers.
+
+    One that fails, such as for a full disk or a lost server, gets no more of them.
+    """
     for tracker in list(run.accelerator.trackers):
         with _never_ending_the_run(tracker) as fault:
             tracker.log(figures, step=step)
@@ -117,7 +125,10 @@ def _log(run: Run, figures: dict[str, float], step: int):
 
 @contextmanager
 def _never_ending_the_run(tracker: GeneralTracker) -> Iterator[list[Exception]]:
-    """Say in one line what a tracker raises in the block, and go on; yields a list that then holds the error."""
+    """Say in one line what a tracker raises in the block, and go on.
+
+    The block gets a list that then holds the error.
+    """
     fault = []
     try:
         yield fault
@@ -147,7 +158,9 @@ def hyper_parameters(run: Run, train_set: LongTailDataset) -> dict[str, bool | i
 
 
 def flatten(values: dict[str, Any]) -> dict[str, bool | int | float | str]:
-    """Return nested options under dotted names, lists and None as strings: TensorBoard takes no others.
+    """Return nested options under dotted names, lists and None as strings.
+
+    TensorBoard takes no others.
 
     Args:
         values: Options by name; the options of a model or method are a dictionary of their own.
@@ -165,11 +178,15 @@ def flatten(values: dict[str, Any]) -> dict[str, bool | int | float | str]:
 
 
 class _TensorBoard(TensorBoardTracker):
-    """Keeps the hyper-parameters in the run itself, where Accelerate's starts another run for them at each start."""
+    """Keeps the hyper-parameters in the run itself.
+
+    Accelerate's starts another run for them at each start.
+    """
 
     def store_init_configuration(self, values: dict):
         from torch.utils.tensorboard.summary import hparams
-        # the session alone: an experiment summary would fix the columns of all runs to the options of this one
+        # the session alone: an experiment summary would fix the columns of all runs to the options
+        # of this one
         _, session_start, _ = hparams(values, {})
         self.writer.file_writer.add_summary(session_start)
         self.writer.flush()
@@ -188,7 +205,10 @@ def _create(name: str, project: str, run: Run, run_id: str) -> GeneralTracker:
 
 
 def _run_id(folder: Path) -> str:
-    """Return the id of the run of an output folder: drawn once, kept in it, so that a new folder is a new run."""
+    """Return the id of the run of an output folder.
+
+    It is drawn once and kept in the folder, so that a new folder is a new run.
+    """
     path = folder / RUN_ID
     if not path.exists():
         write_text(path, secrets.token_hex(4) + '\n')

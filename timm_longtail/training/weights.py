@@ -59,7 +59,9 @@ def is_export(source: str) -> bool:
 
 
 def architecture_of(name: str, model: nn.Module) -> str:
-    """Return the name by which timm builds a model once more: of an export that of its architecture.
+    """Return the name by which timm builds a model once more.
+
+    Of an export that is the name of its architecture.
 
     Args:
         name: Name that the model was built by.
@@ -71,7 +73,9 @@ def architecture_of(name: str, model: nn.Module) -> str:
 
 
 def initial_weights_path(name: str) -> Path:
-    """Return the file that `--initial-checkpoint` means: of an export its weights, of an output folder its export's.
+    """Return the file that `--initial-checkpoint` means.
+
+    Of an export its weights, of an output folder those of its export.
 
     Args:
         name: File, export or output folder.
@@ -96,11 +100,12 @@ def weights_preprocessing(
     Args:
         model_cfg: `pretrained_cfg` of the model.
         name: Name of the model.
-        initial_checkpoint: File or folder of weights to start from; '' for the model's pretrained ones.
+        initial_checkpoint: File or folder of weights to start from; '' for the model's pretrained
+            ones.
 
     Returns:
-        The input, and where it is described, for a start line: in the `config.json` beside the weights of an export,
-        in a training checkpoint, or in timm's configuration of the model.
+        The input, and where it is described, for a start line: in the `config.json` beside the
+        weights of an export, in a training checkpoint, or in timm's configuration of the model.
 
     Raises:
         UserError: The description beside the weights cannot be read.
@@ -163,19 +168,20 @@ def _checked(preprocessing: Preprocessing) -> Preprocessing:
 
 
 def choose_preprocessing(args: Namespace, dataset: LongTailDataset) -> Preprocessing:
-    """Return what becomes of an image: what was asked for, else what suits the weights, the model and the data.
+    """Return the input of a run: what was typed, else what suits weights, model and data.
 
-    A run that starts from weights, `--pretrained` or `--initial-checkpoint`, looks at images as these do, see
-    `weights_preprocessing`. One from scratch takes the constants of the data set and, of images in memory, their own
-    size, unless the model has one size; else that of the model. What was typed is above all. Images in memory are
-    looked at whole.
+    A run that starts from weights, `--pretrained` or `--initial-checkpoint`, looks at images as
+    these do, see `weights_preprocessing`. One from scratch takes the constants of the data set and,
+    of images in memory, their own size, unless the model has one size; else that of the model. What
+    was typed is above all. Images in memory are looked at whole.
 
     Args:
         args: Options of `train.py`.
         dataset: The training set.
 
     Raises:
-        UserError: `--crop-pct` for images in memory; a description of the weights that cannot be read.
+        UserError: `--crop-pct` for images in memory; a description of the weights that cannot be
+            read.
     """
     if dataset.resident and args.crop_pct not in (None, 1):
         raise UserError('--crop-pct is for image files: images in memory are looked at whole')
@@ -238,15 +244,19 @@ def say_input(preprocessing: Preprocessing, source: str, typed: Iterable[str] = 
 
 
 def create_task_model(args: Namespace, num_classes: int, img_size: int | None = None) -> nn.Module:
-    """Build the timm model that the method asks for, initialised from the training seed, pretrained or from a file.
+    """Build the timm model that the method asks for, with the weights it starts from.
+
+    These are drawn from the training seed, pretrained, or from a file.
 
     Args:
         args: Options of `train.py`.
         num_classes: Classes of the data set.
-        img_size: Side of its input; given to a model that is built for one size. None leaves it at its default.
+        img_size: Side of its input; given to a model that is built for one size. None leaves it at
+            its default.
 
     Raises:
-        UserError: An argument that the model does not take or that contradicts the data; weights that do not fit it.
+        UserError: An argument that the model does not take or that contradicts the data; weights
+            that do not fit it.
     """
     rng.seed_torch(args.seed, purpose='init')
 
@@ -278,7 +288,9 @@ def create_task_model(args: Namespace, num_classes: int, img_size: int | None = 
 
 
 def size_argument(cfg: dict[str, Any], img_size: int | None) -> dict[str, int]:
-    """Return the argument that builds a model of one size for another one; none where it takes images as they are.
+    """Return the argument that builds a model of one size for another one.
+
+    There is none where the model takes images as they are.
 
     Args:
         cfg: `pretrained_cfg` of the model.
@@ -303,7 +315,8 @@ def _pretrained_cfg(args: Namespace) -> dict[str, Any]:
 def load_initial_weights(model: nn.Module, path: Path):
     """Load what fits of a file of weights, and say what did not.
 
-    The model's own `checkpoint_filter_fn` in timm translates names of other releases and resizes position embeddings.
+    The model's own `checkpoint_filter_fn` in timm translates names of other releases and resizes
+    position embeddings.
 
     Args:
         model: timm model.
@@ -338,7 +351,7 @@ def load_initial_weights(model: nn.Module, path: Path):
 
 
 def _translate(weights: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return weights by the names of the model, as timm's file of its architecture translates them."""
+    """Return weights by the names of the model, as the file of its architecture has them."""
     translate = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
     if translate is None or len(inspect.signature(translate).parameters) < 2:
         return weights
