@@ -18,7 +18,7 @@ from typing import Any
 import timm_longtail  # noqa: F401  registers the models
 from benchmarks.peers import Peers
 from timm_longtail.cli.entry import run_main
-from timm_longtail.config.data_options import Parser
+from timm_longtail.config.parser import Parser
 from timm_longtail.config.train_options import parse_train_args, train_parser
 from timm_longtail.training.accelerator import create_accelerator
 from timm_longtail.training.build import build_run, create_datasets

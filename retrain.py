@@ -15,16 +15,8 @@ from torch import nn
 
 import timm_longtail  # noqa: F401  registers the models
 from timm_longtail.cli.entry import run_main
-from timm_longtail.config.data_options import (
-    BATCH_SIZE,
-    IMG_SIZE,
-    SEED,
-    SHARE,
-    WORKERS,
-    Pairs,
-    Parser,
-    add_data_options,
-)
+from timm_longtail.config.data_options import add_data_options
+from timm_longtail.config.parser import BATCH_SIZE, IMG_SIZE, SEED, SHARE, WORKERS, Pairs, Parser
 from timm_longtail.data import create_splits
 from timm_longtail.evaluation.evaluators import NotFinite, first_not_finite
 from timm_longtail.methods import check_options

@@ -17,8 +17,9 @@ import torch
 
 import timm_longtail  # noqa: F401  registers the models
 from timm_longtail.cli.entry import run_main
-from timm_longtail.config.data_options import BATCH_SIZE, IMG_SIZE, WORKERS, Parser, add_data_options
-from timm_longtail.config.train_options import check_names
+from timm_longtail.config.data_options import add_data_options
+from timm_longtail.config.names import check_names
+from timm_longtail.config.parser import BATCH_SIZE, IMG_SIZE, WORKERS, Parser
 from timm_longtail.data import LongTailDataset, create_dataset, create_loader, create_splits
 from timm_longtail.evaluation.evaluators import KNNEvaluator, LongTailEvaluator, format_table
 from timm_longtail.evaluation.plots.figures import plot_class_accuracy, plot_confusion

@@ -22,13 +22,13 @@ import validate
 from timm_longtail.__main__ import usage
 from timm_longtail.cli import flags, pack
 from timm_longtail.cli.entry import run_main
-from timm_longtail.config.data_options import Parser
-from timm_longtail.config.train_options import _read_recipe, parse_train_args, train_parser
+from timm_longtail.config.parser import Parser, plain
+from timm_longtail.config.recipe import read_recipe
+from timm_longtail.config.train_options import parse_train_args, train_parser
 from timm_longtail.data import calls, create_sampler, create_view, list_views
 from timm_longtail.data.views.view import _REGISTRY as VIEWS
 from timm_longtail.export import hub
 from timm_longtail.methods import check_options, default_options, list_methods, method_class
-from timm_longtail.training.build import plain
 from timm_longtail.training.optim import create_optimizers
 from timm_longtail.utils.errors import UserError
 from timm_longtail.utils.files import read_yaml
@@ -328,7 +328,7 @@ def write(folder: Path, text: str | bytes) -> Path:
 ])
 def test_a_value_of_a_recipe_is_what_it_is_on_the_command_line(line, expected, tmp_path):
     name = line.partition(':')[0]
-    value = _read_recipe(write(tmp_path, line), train_parser())[name]
+    value = read_recipe(write(tmp_path, line), train_parser())[name]
     assert value == expected and type(value) is type(expected)
 
 
@@ -377,7 +377,7 @@ def test_a_value_of_a_recipe_is_what_it_is_on_the_command_line(line, expected, t
 def test_a_recipe_that_cannot_be_is_one_short_line(text, words, tmp_path):
     path = write(tmp_path, text)
     with pytest.raises(UserError) as error:
-        _read_recipe(path, train_parser())
+        read_recipe(path, train_parser())
     line = str(error.value)
     assert line.startswith(str(path)) and words in line
     assert '\n' not in line and len(line) < len(str(path)) + 400
@@ -443,7 +443,7 @@ def test_a_name_that_the_locale_cannot_print_does_not_end_the_run(monkeypatch):
     ('"resnet20', 'queue.txt, line 2: No closing quotation'),
     ('resnet20_cifar.cifar100_lt_if100 --seeds -1', 'queue.txt, line 2: --seeds must be in [0, 4294967295], got -1'),
     ('resnet20_cifar.cifar100_lt_if100 --seeds x', "queue.txt, line 2: --seeds must be a whole number"),
-    ('nowhere', 'queue.txt, line 2: no recipe at'),
+    ('nowhere', "queue.txt, line 2: unknown recipe 'nowhere'"),
     (b'\xe9', 'queue.txt is not a queue: it is not UTF-8'),
 ])
 def test_a_line_of_the_queue_that_cannot_be_is_named(line, words, tmp_path):

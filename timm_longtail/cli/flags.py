@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config.data_options import SHARE, Parser, add_data_options, dataset_options
+from ..config.data_options import add_data_options, dataset_options
+from ..config.parser import SHARE, Parser
 from ..data import create_dataset
 from ..evaluation.plots.images import plot_rotation_agnostic
 from ..evaluation.plots.style import require_matplotlib

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config.data_options import Parser, add_data_options, dataset_options
-from ..config.train_options import check_names
+from ..config.data_options import add_data_options, dataset_options
+from ..config.names import check_names
+from ..config.parser import Parser
 from ..data import LongTailDataset, create_splits, write_packed
 from ..data.create import require_every_class
 from ..data.longtail import shot_groups

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file
 
-from ..config.data_options import Parser
+from ..config.parser import Parser
 from ..evaluation.evaluators import format_table
 from ..utils.errors import UserError, one_line
 from ..utils.files import reading

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ..config.data_options import dataset_options
-from ..config.train_options import check_names
+from ..config.names import check_names
 from ..data import Preprocessing
 from ..evaluation.evaluators import trained_tensors
 from ..export.folder import load_exported

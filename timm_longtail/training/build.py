@@ -14,6 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from ..config.data_options import dataset_options
+from ..config.parser import plain
 from ..data import EpochSampler, Preprocessing, create_loader, create_sampler, create_splits
 from ..methods import Method, create_method, default_options, method_class
 from ..utils.errors import UserError
@@ -34,7 +35,7 @@ TRAINING_OPTIONS = (
 )
 
 __all__ = [
-    'TRAINING_OPTIONS', 'build_run', 'check_input', 'create_datasets', 'enter_output_folder', 'loader_options', 'plain']
+    'TRAINING_OPTIONS', 'build_run', 'check_input', 'create_datasets', 'enter_output_folder', 'loader_options']
 
 
 def create_datasets(args: Namespace):
@@ -211,11 +212,6 @@ def check_single_image(method: Method, img_size: int):
         raise UserError(
             f'a batch of 1 image: BatchNorm of {type(method.model).__name__} sees one value per channel after the '
             'pooling, or on a map of 1x1; the batch size must be at least 2 for models with BatchNorm there') from e
-
-
-def plain(args: Namespace) -> dict:
-    """Return options as plain types, as checkpoints and YAML hold them."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
 
 
 def _batch_size(args: Namespace, num_processes: int) -> int:

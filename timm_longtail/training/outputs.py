@@ -9,6 +9,7 @@ import torch
 import yaml
 from torch import nn
 
+from ..config.parser import plain
 from ..data import create_loader
 from ..data.file_state import first_changed_file
 from ..data.longtail import shot_groups
@@ -20,7 +21,7 @@ from ..utils.errors import UserError
 from ..utils.files import BEST, create_text, write_json, writing
 from . import provenance as results
 from .accelerator import memory_format
-from .build import loader_options, plain
+from .build import loader_options
 from .checkpoint import read_checkpoint
 from .loop import evaluate
 from .run import Run

@@ -15,9 +15,9 @@ from typing import Any
 
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
+from ..config.parser import plain
 from ..utils.errors import UserError, one_line
 from ..utils.files import read_text, write_text
-from .build import plain
 from .run import Run
 
 __all__ = ['check_trackers', 'flatten', 'hyper_parameters', 'log_epoch', 'log_final', 'tracking']

@@ -110,7 +110,7 @@ class _Found(Exception):
 
 
 def _parser_of(parse: Callable) -> argparse.ArgumentParser:
-    from timm_longtail.config.data_options import Parser
+    from timm_longtail.config.parser import Parser
 
     def stop(parser, *args, **kwargs):
         raise _Found(parser)
