@@ -32,7 +32,7 @@ DIGITS = ROOT / 'hub' / 'bcl_resnet20.digits_lt_if20'
 _PUSH = '''
 import contextlib, io, json, os, sys, traceback
 from timm_longtail.utils.errors import UserError
-from timm_longtail.export.hub import main
+from timm_longtail.cli.push import main
 for line in sys.stdin:
     os.environ.pop('HF_TOKEN', None)
     call = json.loads(line)

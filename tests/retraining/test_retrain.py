@@ -11,12 +11,11 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
-import retrain
-import train
-import validate
+from timm_longtail.cli import retrain, train, validate
 from timm_longtail.cli.entry import run_main
 from timm_longtail.data import create_dataset
 from timm_longtail.export.exported import seal
+from timm_longtail.retraining.testing import load_evaluation_data
 from timm_longtail.retraining.trained_model import Candidate, load_checkpoint, load_export
 
 from ..data.test_sources import write_classes
@@ -189,8 +188,9 @@ def test_a_self_supervised_model(tmp_path, capsys, monkeypatch):
     validate.main(['--model', f'local-dir:{run / "export"}'])
     assert f'{sum(last["class_correct"])} of {last["num_images"]} images correct' in capsys.readouterr().out
     for factor, held_out in ((20, 0.2), (10, 0)):  # of other data all images vote
-        given = validate.parse_args(['--model', 'x', '--dataset', 'digits_lt', '--imbalance-factor', str(factor)])
-        *_, bank = validate.load_test_set(given, load_export(f'local-dir:{run / "export"}'))
+        options = ['--model', 'x', '--dataset', 'digits_lt', '--imbalance-factor', str(factor)]
+        given = validate.create_parser().parse_args(options)
+        bank = load_evaluation_data(given, load_export(f'local-dir:{run / "export"}')).train_set
         whole = create_dataset('digits_lt', 'train', imbalance_factor=factor)
         assert len(bank) == len(whole.hold_out(held_out, 0)[0] if held_out else whole)
     options = run, '--output', tmp_path, '--epochs', '2', '--classifier'

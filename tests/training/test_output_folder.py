@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import train
+from timm_longtail.cli import train
 from timm_longtail.training import outputs
 from timm_longtail.training.checkpoint import read_checkpoint, write_checkpoint
 from timm_longtail.utils import folder as folder_module
@@ -131,7 +131,7 @@ def test_a_place_where_no_folder_can_be(capsys, monkeypatch):
 ])
 def test_a_run_that_is_refused_leaves_no_folder(options, words, tmp_path, capsys, monkeypatch):
     (tmp_path / 'file').write_text('')
-    monkeypatch.setattr(train.results, 'require_clean_tree', lambda recipe: None)
+    monkeypatch.setattr(train.provenance, 'require_clean_tree', lambda recipe: None)
     options = [option.replace('FILE', str(tmp_path / 'file')) for option in options]
     line = refused(capsys, monkeypatch, *SHORT, '--output', tmp_path / 'new' / 'runs', *options)
     assert words.replace('FILE', str(tmp_path / 'file')) in line

@@ -9,6 +9,7 @@ from unittest.mock import ANY
 
 import pytest
 
+from timm_longtail.config.recipe import find_recipe
 from timm_longtail.training import outputs, provenance
 from timm_longtail.utils.errors import UserError
 from timm_longtail.utils.files import write_json
@@ -250,12 +251,12 @@ def test_hashes_of_the_history_are_those_that_the_runs_wrote(project):
 
 def test_the_working_tree_is_the_last_commit_when_nothing_changed():
     needs_history()
-    recipe = 'recipes/bcl_resnet20.digits_lt_if20.yaml'
+    recipe = provenance.relative_to_root(find_recipe('bcl_resnet20.digits_lt_if20'))
     if provenance.is_dirty(recipe):
         pytest.skip('the working tree differs from the last commit')
     names = provenance.tree_files(git('ls-tree', '-r', '--name-only', 'HEAD').decode().splitlines(), recipe)
     contents = {name: git('show', f'HEAD:{name}') for name in names}
-    assert {recipe, 'train.py', 'timm_longtail/engine.py'} < contents.keys()
+    assert {recipe, 'train.py', 'timm_longtail/training/loop.py'} < contents.keys()
     assert provenance.working_tree_hash(recipe) == provenance.tree_hash(contents)
     assert provenance.working_tree_hash(recipe) in tree_hashes({recipe})[recipe]
 
@@ -275,16 +276,56 @@ def test_a_row_has_these_columns():
 def test_recipes_are_named_from_the_root(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT / 'recipes')
     assert provenance.relative_to_root(Path('x.yaml')) == 'recipes/x.yaml'
+    assert provenance.relative_to_root(find_recipe('bcl_resnet20.digits_lt_if20')) == (
+        'timm_longtail/config/recipes/bcl_resnet20.digits_lt_if20.yaml')
     assert provenance.relative_to_root(None) is None
     assert provenance.relative_to_root(tmp_path / 'x.yaml') == str((tmp_path / 'x.yaml').resolve())
 
 
-@pytest.mark.parametrize('num_processes, launcher', [(1, 'python train.py'), (4, './distributed_train.sh 4')])
-def test_command_can_be_typed_again(num_processes, launcher, monkeypatch):
+@pytest.mark.parametrize('started, num_processes, launcher', [
+    ('/at/train.py', 1, 'python train.py'),
+    ('/at/train.py', 4, './distributed_train.sh 4'),
+    # what `__main__` writes in the place of the script
+    ('timm-longtail train', 1, 'timm-longtail train'),
+    ('python -m timm_longtail train', 1, 'python -m timm_longtail train'),
+    ('timm-longtail train', 4, 'torchrun --standalone --nproc-per-node 4 -m timm_longtail train'),
+    ('python -m timm_longtail train', 4, 'torchrun --standalone --nproc-per-node 4 -m timm_longtail train'),
+])
+def test_command_can_be_typed_again(started, num_processes, launcher, monkeypatch):
     monkeypatch.setenv('TIMM_LONGTAIL_DATA', '/data/sets')
-    monkeypatch.setattr('sys.argv', ['/at/train.py', '--model', 'x', '--data-dir', '/data/sets/uoft-cs/cifar100'])
+    monkeypatch.setattr('sys.argv', [started, '--model', 'x', '--data-dir', '/data/sets/uoft-cs/cifar100'])
     assert provenance.command_line(num_processes) == (
         f'{launcher} --model x --data-dir $TIMM_LONGTAIL_DATA/uoft-cs/cifar100')
+
+
+@pytest.mark.parametrize('started, launcher', [
+    ('train.py', 'NNODES=2 ./distributed_train.sh 2'),
+    ('python -m timm_longtail train', 'torchrun --nnodes 2 --nproc-per-node 2 -m timm_longtail train'),
+])
+def test_command_of_two_hosts(started, launcher, monkeypatch):
+    monkeypatch.setenv('GROUP_WORLD_SIZE', '2')
+    monkeypatch.setattr('sys.argv', [started, '--seed', '1'])
+    assert provenance.command_line(4) == f'{launcher} --seed 1'
+
+
+@pytest.mark.parametrize('started, other', [
+    ('train.py', 'python validate.py'),
+    ('timm-longtail train', 'timm-longtail validate'),
+    ('python -m timm_longtail retrain', 'python -m timm_longtail validate'),
+])
+def test_another_command_is_started_in_the_same_way(started, other, monkeypatch):
+    monkeypatch.setattr('sys.argv', [started, '--seed', '1'])
+    assert provenance.start_of('validate') == other
+
+
+def test_a_package_inside_another_project_has_no_commit_of_its_own(project):
+    root, commit = project
+    installed = root / 'env' / 'site-packages'
+    (installed / 'timm_longtail').mkdir(parents=True)
+    (installed / 'timm_longtail' / '__init__.py').write_text('version = 1\n')
+    commit()
+
+    assert provenance.is_dirty(root=installed) is None
 
 
 def test_writing_json_leaves_a_whole_file(tmp_path, monkeypatch):
@@ -311,7 +352,7 @@ def test_committed_rows_are_whole(path):
             100 * sum(row['last']['class_correct']) / sum(row['last']['class_total']), rel=1e-9)
     names = [row['tag'], row['model'], row['method'], row.get('experiment')]
     assert path.stem == f'{".".join(filter(None, names))}.e{row["epochs"]}.s{row["seed"]}'
-    assert row['recipe'] is None or (ROOT / row['recipe']).is_file()
+    assert row['recipe'] is None or find_recipe(row['recipe']).is_file()
     assert '/root/' not in row['command'] and '/home/' not in row['command']
 
 

@@ -287,7 +287,7 @@ def _print_table(run: Run, row: dict[str, Any]):
     rows = {'last epoch': last, f'best epoch ({best["epoch"] + 1}, by {best["selected_by"]})': best}
     print(f'\ntest set, weights as exported{_counted(run)}:\n{format_table(rows)}', flush=True)
     if 'class_correct' in last:
-        print(f'python validate.py --model local-dir:{run.output_dir / "export"}', flush=True)
+        print(f'{results.start_of("validate")} --model local-dir:{run.output_dir / "export"}', flush=True)
 
 
 def _write_class_table(run: Run, row: dict[str, Any], train_set, test_set):

@@ -35,6 +35,7 @@ __all__ = [
     'require_clean_tree',
     'require_new_row',
     'results_path',
+    'start_of',
     'tree_files',
     'tree_hash',
     'variant_of',
@@ -79,13 +80,25 @@ def is_dirty(recipe: str | None = None, root: Path = ROOT) -> bool | None:
     """Whether a file that decides a result differs from the last commit; None where there is no git to ask."""
     if recipe and Path(recipe).is_absolute():
         return True  # outside the project: no commit has it
-    command = ['git', '-C', str(root), 'status', '--porcelain', '--untracked-files=all', '--ignored', '--no-renames']
-    command += ['--', 'timm_longtail', *ENTRY_POINTS, *([recipe] if recipe else [])]
+
+    names = ['timm_longtail', *ENTRY_POINTS]
+    if recipe:
+        names.append(recipe)
     try:
-        changed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        top = _git(root, 'rev-parse', '--show-toplevel').strip()
+        if Path(top).resolve() != Path(root).resolve():
+            return None  # installed in a folder of another project
+
+        status = _git(
+            root, 'status', '--porcelain', '--untracked-files=all', '--ignored', '--no-renames', '--', *names)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return bool(tree_files([line[3:] for line in changed], recipe))
+    return bool(tree_files([line[3:] for line in status.splitlines()], recipe))
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ['git', '-C', str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def code_state(recipe: str | None = None) -> dict[str, Any]:
@@ -101,14 +114,50 @@ def require_clean_tree(recipe: str | None = None):
 
 def command_line(num_processes: int) -> str:
     """Return the command of this process as it can be typed again; the data folder becomes $TIMM_LONGTAIL_DATA."""
-    hosts = int(os.environ.get('GROUP_WORLD_SIZE', 1))
-    several = [*[f'NNODES={hosts}'][:hosts - 1], './distributed_train.sh', str(num_processes // hosts)]
-    name = Path(sys.argv[0]).name
-    single = name.split() if name.startswith('python -m ') else ['python', name]  # a command of `__main__`, a script
-    script = several if num_processes > 1 else single
-    line = shlex.join([*script, *sys.argv[1:]])
+    program = _launcher(num_processes) if num_processes > 1 else _program()
+    line = shlex.join([*program, *sys.argv[1:]])
+
     folder = os.environ.get('TIMM_LONGTAIL_DATA')
-    return line.replace(folder, '$TIMM_LONGTAIL_DATA') if folder else line
+    if folder:
+        line = line.replace(folder, '$TIMM_LONGTAIL_DATA')
+    return line
+
+
+def start_of(command: str) -> str:
+    """Return what starts another command in the way that this process was started.
+
+    Args:
+        command: Name of the command, such as `validate`.
+    """
+    if _is_command():
+        *before, _ = _program()
+        return shlex.join([*before, command])
+    return f'python {command}.py'
+
+
+def _is_command() -> bool:
+    """Whether this process is a command of the package, and no script; `__main__` writes its name to `sys.argv`."""
+    return sys.argv[0].startswith(('timm-longtail ', 'python -m timm_longtail '))
+
+
+def _program() -> list[str]:
+    """Return what stands before the options of this process where it is the only one."""
+    if _is_command():
+        return sys.argv[0].split()
+    return ['python', Path(sys.argv[0]).name]
+
+
+def _launcher(num_processes: int) -> list[str]:
+    """Return what stands before the options of this process where it is one of several."""
+    hosts = int(os.environ.get('GROUP_WORLD_SIZE', 1))
+    on_host = str(num_processes // hosts)
+
+    if _is_command():
+        place = ['--nnodes', str(hosts)] if hosts > 1 else ['--standalone']
+        return ['torchrun', *place, '--nproc-per-node', on_host, '-m', 'timm_longtail', _program()[-1]]
+
+    script = ['./distributed_train.sh', on_host]
+    return [f'NNODES={hosts}', *script] if hosts > 1 else script
 
 
 # an absolute path in a text: what stands before it, and its names; those of a URL are none
