@@ -2,7 +2,7 @@
 """Run recipes one after the other, as many as the time allows, and keep a row of results of each.
 
     python recipes/run.py --minutes 60                        the queue, recipes/queue.txt, from the top
-    python recipes/run.py recipes/bcl_resnet32.cifar100_lt_if100.yaml --seeds 0 1 2
+    python recipes/run.py bcl_resnet32.cifar100_lt_if100 --seeds 0 1 2
     python recipes/run.py --packed cifar100_lt.safetensors -- --torchcompile
 
 What has its row is passed over. A run that the time cut short has saved its state, and the next start goes on with it.
@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from timm_longtail.cli.entry import run_main  # noqa: E402
-from timm_longtail.config.data_options import SEED, Parser  # noqa: E402
+from timm_longtail.config.parser import SEED, Parser  # noqa: E402
+from timm_longtail.config.recipe import RECIPES, find_recipe, recipe_name  # noqa: E402
 from timm_longtail.config.train_options import parse_train_args  # noqa: E402
 from timm_longtail.data import default_imbalance_factor, packed_data  # noqa: E402
-from timm_longtail.training.provenance import relative_to_root  # noqa: E402
 from timm_longtail.training.rows import read_row, variant_of  # noqa: E402
 from timm_longtail.utils.errors import UserError  # noqa: E402
 from timm_longtail.utils.files import read_text  # noqa: E402
@@ -41,7 +41,14 @@ STOPPED = tuple(128 + signum for signum in stop_signals())
 
 @dataclass
 class Item:
-    """One run: a recipe, a seed, options of `train.py`, and the recipe whose weights it starts from."""
+    """One run of the queue.
+
+    Attributes:
+        recipe: File of the recipe.
+        seed: Training seed.
+        options: Further options of `train.py`.
+        after: Recipe whose weights it starts from; None starts as the options say.
+    """
     recipe: Path
     seed: int
     options: list[str]
@@ -54,15 +61,22 @@ class Item:
     @property
     def typed(self) -> list[str]:
         """Options as they are typed; a variant of a recipe, such as that of `resnet32_cifar.ce-sqrt…`, has its name."""
+        is_packaged = self.recipe.parent == RECIPES
+        recipe = recipe_name(self.recipe) if is_packaged else os.path.relpath(self.recipe)
+        typed = ['-c', recipe, '--seed', str(self.seed)]
+
         variant = variant_of(self.recipe)
-        named = [] if variant is None or '--experiment' in self.options else ['--experiment', variant]
-        return ['-c', os.path.relpath(self.recipe), '--seed', str(self.seed), *named, *self.options]
+        if variant is not None and '--experiment' not in self.options:
+            typed += ['--experiment', variant]
+        return [*typed, *self.options]
 
     @property
     def data(self) -> tuple[str, float]:
         """The data set and its imbalance factor."""
         factor = self.args.imbalance_factor
-        return self.args.dataset, default_imbalance_factor(self.args.dataset) if factor is None else factor
+        if factor is None:
+            factor = default_imbalance_factor(self.args.dataset)
+        return self.args.dataset, factor
 
     @property
     def name(self) -> str:
@@ -74,28 +88,42 @@ class Item:
 
     def folders(self, output: Path) -> tuple[Path, Path]:
         """Return `--output` and the folder of the run in it; seeds of a variant would have one name in one folder."""
+        folder = output / self.name
         if self.args.experiment:
-            return output / self.name, output / self.name / self.args.experiment
-        return output, output / self.name
+            return folder, folder / self.args.experiment
+        return output, folder
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    argv = sys.argv[1:] if argv is None else argv
-    own, common = (argv[:argv.index('--')], argv[argv.index('--') + 1:]) if '--' in argv else (argv, [])
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser of what stands before `--`."""
     parser = Parser('recipes/run.py', description=__doc__.splitlines()[0])
-    parser.add_argument('recipes', nargs='*', help='recipes (YAML); without one those of --queue')
+    parser.add_argument('recipes', nargs='*', help='recipes, by name or path; without one those of --queue')
     parser.add_argument('--queue', default=ROOT / 'recipes' / 'queue.txt', help='text file, a recipe a line')
-    parser.add_argument('--seeds', type=SEED, nargs='+', help='training seeds; default: those of the queue, or 0')
-    parser.add_argument('--minutes', type=Number(float, '(0, inf)'),
-                        help='time to stop after; default: when all is done')
-    parser.add_argument('--packed', nargs='+', help='packed files, for the recipes whose data set and factor they '
-                        'hold; other recipes are left out')
+    parser.add_argument(
+        '--seeds', type=SEED, nargs='+', help='training seeds; default: those of the queue, or 0')
+    parser.add_argument(
+        '--minutes', type=Number(float, '(0, inf)'), help='time to stop after; default: when all is done')
+    parser.add_argument(
+        '--packed', nargs='+',
+        help='packed files, for the recipes whose data set and factor they hold; other recipes are left out')
     parser.add_argument('--output', default='output', help='folder of the runs')
     parser.add_argument('--results', default='results', help='folder of the rows')
     parser.add_argument('--list', action='store_true', help='print what is left and run nothing')
-    args = parser.parse_args(own)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the options; `common` holds those behind `--`, `packed` the packed file of each set and factor."""
+    own = sys.argv[1:] if argv is None else argv
+    common: list[str] = []
+    if '--' in own:
+        end = own.index('--')
+        own, common = own[:end], own[end + 1:]
+
+    args = create_parser().parse_args(own)
     args.common = common
-    args.packed = None if args.packed is None else {packed_data(path): f'packed:{path}' for path in args.packed}
+    if args.packed is not None:
+        args.packed = {packed_data(path): f'packed:{path}' for path in args.packed}
     return args
 
 
@@ -131,7 +159,7 @@ def read_queue(path: str | Path, seeds: list[int] | None = None, common: Sequenc
 
 
 def _recipe(name: str) -> Path:
-    path = Path(name) if name.endswith('.yaml') else ROOT / 'recipes' / f'{name}.yaml'
+    path = find_recipe(name)
     if not path.is_file():
         raise UserError(f'no recipe at {path}')
     return path
@@ -144,13 +172,21 @@ def has_row(item: Item, results: Path) -> bool:
         UserError: A file in the folder is damaged, or no row.
     """
     args = item.args
-    wanted = {'recipe': relative_to_root(item.recipe), 'experiment': args.experiment, 'epochs': args.epochs,
-              'method_kwargs': args.method_kwargs, 'seed': args.seed, 'data_seed': args.data_seed,
-              'val_fraction': args.val_fraction}
+    wanted = {
+        'experiment': args.experiment,
+        'epochs': args.epochs,
+        'method_kwargs': args.method_kwargs,
+        'seed': args.seed,
+        'data_seed': args.data_seed,
+        'val_fraction': args.val_fraction,
+    }
+
     for path in sorted(results.glob('*.json')):
         row = read_row(path)
         data = row.get('dataset_name', row['dataset']), row['imbalance_factor']
-        if data == item.data and all(row.get(name) == value for name, value in wanted.items()):
+        if data != item.data or recipe_name(row['recipe']) != recipe_name(item.recipe):
+            continue
+        if all(row.get(name) == value for name, value in wanted.items()):
             return True
     return False
 
@@ -161,17 +197,22 @@ def train_options(item: Item, args: argparse.Namespace) -> list[str]:
     Raises:
         UserError: Its data are not there, or the weights that it starts from.
     """
-    output, more = Path(args.output), []
+    output = Path(args.output)
+    options = list(item.typed)
+
     if item.after is not None:
         export = Item(item.after, item.seed, [], None).folders(output)[1] / 'export'
         if not export.is_dir():
             raise UserError(f'it starts from {export}, which is not there yet')
-        more += ['--initial-checkpoint', str(export)]
+        options += ['--initial-checkpoint', str(export)]
+
     if args.packed is not None:
         if item.data not in args.packed:
             raise UserError(f'no packed file holds {item.data[0]} with factor {item.data[1]:g}')
-        more += ['--dataset', args.packed[item.data]]
-    return [*item.typed, *more, '--output', str(item.folders(output)[0]), '--results', args.results, '--resume', 'auto']
+        options += ['--dataset', args.packed[item.data]]
+
+    folder, _ = item.folders(output)
+    return [*options, '--output', str(folder), '--results', args.results, '--resume', 'auto']
 
 
 def train(options: list[str], seconds: float | None) -> int:
@@ -212,11 +253,27 @@ def train(options: list[str], seconds: float | None) -> int:
 
 
 def main(argv: list[str] | None = None):
+    """Run what has no row yet, in order, until it is done or the time is over.
+
+    Args:
+        argv: Options; None takes the command line.
+
+    Raises:
+        UserError: Runs that did not end well, by name.
+        Stopped: This process received a signal.
+    """
     args = parse_args(argv)
-    end = None if args.minutes is None else time.monotonic() + 60 * args.minutes
-    named = (Item(_recipe(name), seed, args.common, None) for name in args.recipes for seed in args.seeds or [0])
+    end = None
+    if args.minutes is not None:
+        end = time.monotonic() + 60 * args.minutes
+
+    if args.recipes:
+        items = [Item(_recipe(name), seed, args.common, None) for name in args.recipes for seed in args.seeds or [0]]
+    else:
+        items = read_queue(args.queue, args.seeds, args.common)
+
     failed = []
-    for item in named if args.recipes else read_queue(args.queue, args.seeds, args.common):
+    for item in items:
         if has_row(item, Path(args.results)):
             print(f'{item.name}: has its row', flush=True)
             continue
@@ -225,22 +282,28 @@ def main(argv: list[str] | None = None):
         except UserError as e:
             print(f'{item.name}: left out, {e}', flush=True)
             continue
+
         print(f'{item.name}: python train.py {shlex.join(options)}', flush=True)
         if args.list:
             continue
+
+        # a signal to this process, and one that the run got by itself or from the time limit, end the queue
         stopped = f'{item.name}: stopped, the next start goes on with it'
+        seconds = None if end is None else max(0.0, end - time.monotonic())
         try:
-            status = train(options, None if end is None else max(0.0, end - time.monotonic()))
+            status = train(options, seconds)
         except Stopped:
             print(stopped, flush=True)
             raise
         if status in STOPPED:
             print(stopped, flush=True)
             break
+
         if status:
             failed.append(item.name)
         if end is not None and time.monotonic() >= end:
             break
+
     if failed:
         raise UserError(f'did not end well: {", ".join(failed)}')
 

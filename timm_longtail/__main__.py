@@ -1,8 +1,9 @@
-"""`python -m timm_longtail`: run a script that uses timm, such as timm's own, with our models registered; or a command.
+"""The command `timm-longtail`, also as `python -m timm_longtail`; it runs scripts that use timm, too.
 
+    timm-longtail train --model bcl_resnet32 --dataset cifar100_lt
+    torchrun --nproc-per-node 4 -m timm_longtail train --model bcl_resnet32 --dataset cifar100_lt
+    timm-longtail validate --help
     python -m timm_longtail path/to/timm/validate.py --model bcl_resnet32 --checkpoint FILE --data-dir FOLDER
-    torchrun --nproc_per_node 4 -m timm_longtail path/to/timm/train.py --model bcl_resnet50 --data-dir FOLDER
-    python -m timm_longtail pack --help
 """
 import importlib
 import runpy
@@ -10,24 +11,26 @@ import sys
 from functools import partial
 from pathlib import Path
 
-COMMANDS = {
-    'flags': 'show which images look alike in every rotation',
-    'pack': 'write a data set as one file',
-    'push': 'send an exported folder to the Hub',
-}
-MODULES = {
-    'flags': 'timm_longtail.cli.flags',
-    'pack': 'timm_longtail.cli.pack',
-    'push': 'timm_longtail.export.hub',
-}
-_PROGRAM = 'python -m timm_longtail'
+from .cli import COMMANDS
+from .utils.version import __version__
 
 
-def usage() -> str:
-    """Return the help: one line for scripts, one for each command."""
-    rows = [('SCRIPT', 'run a Python script, such as timm\'s train.py, with our models'), *COMMANDS.items()]
-    lines = [f'{_PROGRAM} {name} [ARG ...]'.ljust(45) + words for name, words in rows]
-    return 'usage: ' + '\n       '.join(lines)
+def usage(program: str) -> str:
+    """Return the help: one line for each command, one for scripts.
+
+    Args:
+        program: What the command is typed as.
+    """
+    lines = [f'usage: {program} COMMAND [ARG ...]', '', 'commands, each with --help:']
+    lines += [f'  {name:<12}{command.help}' for name, command in COMMANDS.items()]
+    lines += ['', f'or {program} SCRIPT [ARG ...]: run a Python script, such as timm\'s train.py, with our models']
+    return '\n'.join(lines)
+
+
+def _program() -> str:
+    """Return what this process was started as."""
+    is_module = Path(sys.argv[0]).name == '__main__.py'
+    return 'python -m timm_longtail' if is_module else 'timm-longtail'
 
 
 def _run_script(path: str, argv: list[str]):
@@ -37,29 +40,41 @@ def _run_script(path: str, argv: list[str]):
     runpy.run_path(path, run_name='__main__')
 
 
-def _run_command(name: str, argv: list[str]):
+def _run_command(program: str, name: str, argv: list[str]):
     from .utils.errors import unknown_name
+
     if name not in COMMANDS:
         scripts = map(str, Path(name).parent.glob('*.py'))
         raise unknown_name('command or script', name, [*COMMANDS, *scripts])
-    sys.argv = [f'{_PROGRAM} {name}', *argv]  # usage and errors begin with it
-    importlib.import_module(MODULES[name]).main(argv)
+
+    sys.argv = [f'{program} {name}', *argv]  # usage, errors and the command of a row of results begin with it
+    importlib.import_module(COMMANDS[name].module).main(argv)
 
 
 def main(argv: list[str] | None = None):
+    """Run a command or a script.
+
+    Args:
+        argv: Its name and its arguments; None takes the command line.
+    """
+    program = _program()
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
-        print(usage(), file=sys.stderr)
+        print(usage(program), file=sys.stderr)
         sys.exit(2)
+
     name, *rest = argv
     if name in ('-h', '--help'):
-        print(usage())
+        print(usage(program))
+    elif name == '--version':
+        print(f'timm-longtail {__version__}')
     elif name not in COMMANDS and Path(name).is_file():
         _run_script(name, rest)
     else:
         from .cli.entry import run_main  # not at the top: it imports accelerate, which a script may not want
-        sys.argv[0] = _PROGRAM
-        run_main(partial(_run_command, name, rest))
+
+        sys.argv[0] = program
+        run_main(partial(_run_command, program, name, rest))
 
 
 if __name__ == '__main__':

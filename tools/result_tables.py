@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from timm_longtail.config.recipe import find_recipe, recipe_name
 from timm_longtail.config.train_options import parse_train_args
 from timm_longtail.data import head_tail_groups
 from timm_longtail.evaluation.tables import GROUPS
@@ -34,18 +35,27 @@ def table(titles: list[str], rows: list[list[str]]) -> str:
 
 def _rows() -> list[dict]:
     rows = [read_row(path) for path in sorted(RESULTS.glob('*.json'))]
+    for row in rows:  # wherever it lay when the row was measured
+        row['recipe'] = recipe_name(row['recipe'])
     return [row for row in rows if 'many' in row['last']]  # RAIS tells rotations, not classes
 
 
 def _is_full(row: dict) -> bool:
     """Whether a run followed a recipe of the project to its end."""
-    return row['recipe'] is not None and row['epochs'] == yaml.safe_load((ROOT / row['recipe']).read_text())['epochs']
+    if row['recipe'] is None:
+        return False
+    return row['epochs'] == yaml.safe_load(find_recipe(row['recipe']).read_text())['epochs']
+
+
+def _link(recipe: str) -> str:
+    """Return where a recipe of the package lies in the repository."""
+    return find_recipe(recipe).relative_to(ROOT.resolve()).as_posix()
 
 
 def _differing(row: dict) -> set[str]:
     """Return the options of training that a row has otherwise than its recipe; speed, precision and seed are none."""
-    recipe = str(ROOT / row['recipe'])
-    typed = shlex.split(re.split(r'train\.py|distributed_train\.sh \d+', row['command'])[-1])
+    recipe = str(find_recipe(row['recipe']))
+    typed = shlex.split(re.split(r'train\.py|distributed_train\.sh \d+|timm[-_]longtail train', row['command'])[-1])
     here, written = parse_train_args([*typed, '-c', recipe]), parse_train_args(['-c', recipe])
     parsed = 'model', 'method', *TRAINING_OPTIONS
     recorded = 'global_batch_size', 'imbalance_profile', 'subset_order', 'data_seed'
@@ -58,7 +68,7 @@ def _differing(row: dict) -> set[str]:
 
 def _expected(row: dict) -> str:
     """Return what the header of a row's recipe expects and its source; '' where other options were typed."""
-    text = (ROOT / row['recipe']).read_text()
+    text = find_recipe(row['recipe']).read_text()
     found = re.search(r'^# Expected: ([0-9.]+) top-1', text, re.MULTILINE)
     if not found or _differing(row):
         return ''
@@ -83,7 +93,7 @@ def readme_table() -> str:
         best = statistics.mean(run['best']['all'] for run in runs)
         published = _expected(runs[0]).partition(',')[0]
         lines.append([
-            f'[`{runs[0]["model"]}`, `{runs[0]["method"]}`]({recipe})', str(runs[0]['epochs']), str(len(runs)),
+            f'[`{runs[0]["model"]}`, `{runs[0]["method"]}`]({_link(recipe)})', str(runs[0]['epochs']), str(len(runs)),
             f'{_over_seeds(runs, "all")} ({best:.2f})', *(_over_seeds(runs, group) for group in GROUPS), published])
     groups = [name.capitalize() for name in GROUPS]
     return table(['Model, method', 'Epochs', 'Seeds', 'All (best)', *groups, 'Published'], lines)
@@ -116,7 +126,7 @@ def _results_table(rows: list[dict], published: bool = False) -> str:
             f'{_over_seeds(runs, "all")} ({best:.2f})', *(_over_seeds(runs, group) for group in GROUPS)])
         if published:
             recipe = runs[0]['recipe']
-            lines[-1] += [_expected(runs[0]), f'[{Path(recipe).stem}]({recipe})']
+            lines[-1] += [_expected(runs[0]), f'[{recipe}]({_link(recipe)})']
     titles = ['Data (subset)', 'Model', 'Method', 'Epochs', 'Precision', 'Seeds', 'All (best epoch)',
               *map(str.capitalize, GROUPS)]
     return table([*titles, *(['Published', 'Recipe'] if published else [])], lines)
@@ -129,13 +139,13 @@ def _head_tail(row: dict) -> dict[str, float]:
             **{name: statistics.mean(accuracy[c] for c in groups[name]) for name in ('head', 'tail')}}
 
 
-COMBINATIONS = 'recipes/resnet20_cifar.pc_comp.cifar100_lt_if100.yaml'
-COMBINATIONS_BASELINE = 'recipes/resnet20_cifar.cifar100_lt_if100.yaml'
+COMBINATIONS = 'resnet20_cifar.pc_comp.cifar100_lt_if100'
+COMBINATIONS_BASELINE = 'resnet20_cifar.cifar100_lt_if100'
 
 
 def _combinations() -> list[tuple[dict, str]]:
     """Return the settings of the study that a recipe's header lists, in its order, with its All / Head / Tail."""
-    found = re.findall(r'pc=(\w+) complement=(\w+) +([0-9. /]+)\n', (ROOT / COMBINATIONS).read_text())
+    found = re.findall(r'pc=(\w+) complement=(\w+) +([0-9. /]+)\n', find_recipe(COMBINATIONS).read_text())
     return [({'pc': pc, 'complement': complement}, figures) for pc, complement, figures in found]
 
 
@@ -156,7 +166,7 @@ def combinations_table() -> str:
 def study_table() -> str:
     """The same study at its full length: a row a setting and precision that was run by the recipe."""
     settings, lines = {}, []
-    fixed = yaml.safe_load((ROOT / COMBINATIONS).read_text())['method_kwargs']
+    fixed = yaml.safe_load(find_recipe(COMBINATIONS).read_text())['method_kwargs']
     fixed = {k: v for k, v in fixed.items() if k not in ('pc', 'complement')}
     for row in _rows():
         if row['recipe'] in (COMBINATIONS, COMBINATIONS_BASELINE) and _differing(row) <= {'method_kwargs'}:

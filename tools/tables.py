@@ -4,20 +4,18 @@ import inspect
 import json
 import pkgutil
 import re
-from pathlib import Path
 
 import timm
 import torch
 
 import timm_longtail
 from timm_longtail import losses
+from timm_longtail.config.recipe import find_recipe, list_recipes, read_header
 from timm_longtail.data import list_datasets
 from timm_longtail.data.sources.registry import REGISTRY
 from timm_longtail.methods import default_options, list_methods, method_class
 
-from .result_tables import ROOT, table
-
-RECIPES = ROOT / 'timm_longtail' / 'config' / 'recipes'
+from .result_tables import table
 
 
 def first_line(documented) -> str:
@@ -128,28 +126,8 @@ def escape(text: str) -> str:
 def recipes_table() -> str:
     """One row a recipe: its name, what its header expects, and the source."""
     rows = []
-    for path in sorted(RECIPES.glob('*.yaml')):
-        header = read_header(path)
-        rows.append([f'`{path.stem}`', escape(header['title']), escape(header.get('Expected', '')),
+    for name in list_recipes():
+        header = read_header(find_recipe(name))
+        rows.append([f'`{name}`', escape(header['title']), escape(header.get('Expected', '')),
                      escape(header.get('Source', ''))])
     return table(['Recipe', 'What it trains', 'Expected', 'Source'], rows)
-
-
-def read_header(recipe: Path) -> dict[str, str]:
-    """Return the comment at the top of a recipe: its title, and the text of `Expected:`, `Source:` and `Inferred:`."""
-    comments = []
-    for line in recipe.read_text(encoding='utf-8').splitlines():
-        if not line.startswith('#'):
-            break
-        comments.append(line[1:])
-
-    header = {'title': comments[0].strip()}
-    field = ''
-    for line in comments[1:]:
-        started = re.match(r' (Expected|Source|Inferred):\s+(.*)', line)
-        if started:
-            field = started[1]
-            header[field] = started[2]
-        elif field and line.strip():
-            header[field] += ' ' + line.strip()
-    return header

@@ -12,9 +12,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from torch.utils.data import DataLoader
 
-import benchmark
 from benchmarks import growth, memory
 from benchmarks.peers import Peers, PeersDataset, create_transform
+from timm_longtail.cli import benchmark
 from timm_longtail.cli.entry import run_main
 from timm_longtail.data import create_loader
 from timm_longtail.training import timing as benchmarking

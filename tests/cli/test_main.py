@@ -1,5 +1,4 @@
-"""`python -m timm_longtail`: a script runs as it would alone, but with our models; commands; wrong words."""
-import importlib.util
+"""`timm-longtail`, `python -m timm_longtail`: scripts run as they would alone, with our models; commands; recipes."""
 import json
 import os
 import subprocess
@@ -11,9 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from timm_longtail.__main__ import COMMANDS, main, usage
+from timm_longtail.__main__ import main, usage
+from timm_longtail.cli import COMMANDS, recipes
+from timm_longtail.config.recipe import find_recipe, list_recipes
 from timm_longtail.training.provenance import command_line
 from timm_longtail.utils.errors import UserError
+from timm_longtail.utils.version import __version__
 
 from ..support import forks
 
@@ -70,9 +72,9 @@ def test_a_script_runs_as_it_would_alone_but_with_our_models(tmp_path):
     assert ours == alone and ours['argv'] == ['scripts/validate.py', 'images', '--model', 'x']
 
 
-def run(capsys, monkeypatch, *argv):
+def run(capsys, monkeypatch, *argv, started='/env/bin/timm-longtail'):
     """Return status, stdout and stderr of the entry point."""
-    monkeypatch.setattr(sys, 'argv', ['__main__.py', *argv])
+    monkeypatch.setattr(sys, 'argv', [started, *argv])
     try:
         main()
         status = 0
@@ -81,29 +83,38 @@ def run(capsys, monkeypatch, *argv):
     return status, *capsys.readouterr()
 
 
-def test_usage_has_a_line_for_scripts_and_for_each_command(capsys, monkeypatch):
-    assert run(capsys, monkeypatch) == (2, '', usage() + '\n')
+def test_usage_has_a_line_for_each_command(capsys, monkeypatch):
+    text = usage('timm-longtail')
+
+    assert run(capsys, monkeypatch) == (2, '', text + '\n')
     for option in ('-h', '--help'):
-        assert run(capsys, monkeypatch, option) == (0, usage() + '\n', '')
-    lines = usage().splitlines()
-    assert len(lines) == 1 + len(COMMANDS) and max(map(len, lines)) <= 120
-    for line, name in zip(lines, ('SCRIPT', *COMMANDS)):
-        assert f'{PROGRAM} {name} [ARG' in line
+        assert run(capsys, monkeypatch, option) == (0, text + '\n', '')
+    lines = [line.split(None, 1) for line in text.splitlines() if line.startswith('  ')]
+    assert lines == [[name, command.help] for name, command in COMMANDS.items()]
+
+
+def test_version(capsys, monkeypatch):
+    assert run(capsys, monkeypatch, '--version') == (0, f'timm-longtail {__version__}\n', '')
 
 
 @pytest.mark.parametrize('word, hint', [
-    ('pakc', 'did you mean pack?'), ('trian.py', 'did you mean train.py'),
-    ('tests', 'known: benchmark.py, flags, pack, push, '), ('nowhere/train.py', 'known: flags, pack, push\n'),
+    ('pakc', 'did you mean pack'), ('trian', 'did you mean train'), ('trian.py', 'did you mean train.py'),
+    ('nothing-like-it', 'known: benchmark, benchmark.py, flags, '),
 ])
 def test_an_unknown_word_is_one_line_with_near_names(word, hint, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     status, out, err = run(capsys, monkeypatch, word, '--option')
+
     assert (status, out, err.count('\n')) == (2, '', 1)
-    assert err.startswith(f"{PROGRAM}: error: unknown command or script '{word}'; {hint}")
+    assert err.startswith(f"timm-longtail: error: unknown command or script '{word}'; {hint}")
 
 
+@pytest.mark.parametrize('started, program', [
+    ('/env/bin/timm-longtail', 'timm-longtail'), ('/at/timm_longtail/__main__.py', PROGRAM),
+])
 @pytest.mark.parametrize('name', COMMANDS)
-def test_a_command_gets_its_arguments_and_its_errors_are_one_line(name, capsys, monkeypatch, tmp_path):
+def test_a_command_gets_its_arguments_and_its_errors_are_one_line(
+        name, started, program, capsys, monkeypatch, tmp_path):
     module, seen = ModuleType(name), []
 
     def command(argv):
@@ -111,16 +122,51 @@ def test_a_command_gets_its_arguments_and_its_errors_are_one_line(name, capsys, 
         raise UserError('no such thing')
 
     module.main = command
-    monkeypatch.setitem(sys.modules, f'timm_longtail.{name}', module)
+    monkeypatch.setitem(sys.modules, COMMANDS[name].module, module)
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_text('raise SystemExit(5)')  # a file of that name does not hide the command
-    assert run(capsys, monkeypatch, name, 'a', '-b') == (2, '', f'{PROGRAM} {name}: error: no such thing\n')
-    assert seen == [(['a', '-b'], [f'{PROGRAM} {name}', 'a', '-b'], f'{PROGRAM} {name} a -b')]
+
+    status, out, err = run(capsys, monkeypatch, name, 'a', '-b', started=started)
+    assert (status, out, err) == (2, '', f'{program} {name}: error: no such thing\n')
+    assert seen == [(['a', '-b'], [f'{program} {name}', 'a', '-b'], f'{program} {name} a -b')]
 
 
 @pytest.mark.parametrize('name', COMMANDS)
 def test_each_command_has_help(name, capsys, monkeypatch):
-    if importlib.util.find_spec(f'timm_longtail.{name}') is None:
-        pytest.skip(f'timm_longtail/{name}.py is not there yet')
     status, out, _ = run(capsys, monkeypatch, name, '--help')
-    assert status == 0 and out.startswith(f'usage: {PROGRAM} {name}')
+
+    assert status == 0 and out.startswith(f'usage: timm-longtail {name}')
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+DIGITS = 'bcl_resnet20.digits_lt_if20'
+
+
+def test_recipes_are_listed_with_their_expected_figures(capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '120')
+    recipes.main([])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.strip() and line == line.lstrip()][:-1] == list_recipes()
+    assert lines[lines.index('resnet20_cifar.cifar100_lt_if100') + 2].startswith('    expected: 41.14')
+
+
+@pytest.mark.parametrize('name', [DIGITS, f'{DIGITS}.yaml'])
+def test_a_recipe_is_printed_as_it_is_written(name, capsys):
+    recipes.main(['show', name])
+
+    assert capsys.readouterr().out == find_recipe(DIGITS).read_text()
+
+
+@pytest.mark.parametrize('argv, words', [
+    (['show'], 'recipes show needs the name of a recipe'),
+    (['list', DIGITS], f'recipes show {DIGITS} prints one'),
+    (['show', 'bcl_resnet20.digits'], f'did you mean {DIGITS}'),
+    (['show', 'nowhere.yaml'], 'no recipe at nowhere.yaml'),
+])
+def test_what_recipes_refuses_is_one_line(argv, words):
+    with pytest.raises(UserError) as error:
+        recipes.main(argv)
+
+    assert words in str(error.value) and '\n' not in str(error.value)

@@ -292,18 +292,29 @@ def test_truncated_checkpoint_falls_back(finished, tmp_path):
     assert_same_weights(weights(finished[0]), weights(tmp_path / 'run'))
 
 
-@pytest.mark.ddp
-def test_two_processes(tmp_path):
-    """Two processes halve the batch of each, see the same images and end at the same figures on every rank."""
-    result = forks.run(  # `accelerate launch`; it starts interpreters
+# each starts interpreters
+LAUNCHERS = {
+    'accelerate launch': [
         '-m', 'accelerate.commands.accelerate_cli', 'launch', '--multi_gpu', '--num_processes', '2',
-        '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0',
-        TRAIN, *SHORT, '--output', tmp_path, '--epochs', '1', '--batch-size', '32', '--experiment', 'two', env=ENV)
+        '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0'],
+    'torchrun': [
+        '-m', 'torch.distributed.run', '--standalone', '--local-addr', 'localhost', '--nproc-per-node', '2'],
+}
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize('launcher', LAUNCHERS)
+def test_two_processes(launcher, tmp_path):
+    """Two processes halve the batch of each, see the same images and end at the same figures on every rank."""
+    result = forks.run(
+        *LAUNCHERS[launcher], '-m', 'timm_longtail', 'train', *SHORT, '--output', tmp_path, '--epochs', '1',
+        '--batch-size', '32', '--experiment', 'two', env=ENV, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     assert 'batch: 64 images global = 2 processes x 1 accumulated x 32' in result.stdout
     assert result.stdout.count('| last epoch') == 1
     metrics = json.loads((tmp_path / 'two' / 'metrics.json').read_text())
     assert metrics['num_processes'] == 2
+    assert metrics['command'].startswith('torchrun --standalone --nproc-per-node 2 -m timm_longtail train --model')
     with open(tmp_path / 'two' / 'summary.csv') as f:
         row = next(csv.DictReader(f))
     # sharded evaluation of the epoch = evaluation of the export by one process

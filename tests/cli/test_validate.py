@@ -13,12 +13,11 @@ import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
-import retrain
-import train
-import validate
+from timm_longtail.cli import retrain, train, validate
 from timm_longtail.cli.entry import run_main
 from timm_longtail.export.checksums import seal
-from timm_longtail.retraining import trained_model
+from timm_longtail.retraining import testing, trained_model
+from timm_longtail.retraining.source import load_source, open_data
 from timm_longtail.retraining.trained_model import load_checkpoint, load_export
 from timm_longtail.training.checkpoint import read_checkpoint
 from timm_longtail.utils.errors import UserError
@@ -239,20 +238,20 @@ def one_line_or_nothing(call, *args):
 @pytest.fixture
 def quick_data(monkeypatch):
     """Read a data set once for all damages that name the same one."""
-    original, known = validate.create_dataset, {}
+    original, known = testing.create_dataset, {}
 
     def create_dataset(*args, **kwargs):
         key = repr((args, kwargs))
         if key not in known:
             known[key] = original(*args, **kwargs)
         return known[key]
-    monkeypatch.setattr(validate, 'create_dataset', create_dataset)
+    monkeypatch.setattr(testing, 'create_dataset', create_dataset)
 
 
 def load_and_open(source):
     """Load a model and the data that it says it was trained on, as `validate.py` does."""
-    trained_model = load_export(source) if source.startswith('local-dir:') else load_checkpoint(source)
-    validate.load_test_set(validate.parse_args(['--model', 'x']), trained_model)
+    trained = load_export(source) if source.startswith('local-dir:') else load_checkpoint(source)
+    testing.load_evaluation_data(validate.create_parser().parse_args(['--model', 'x']), trained)
 
 
 def damages(whole, names=None):
@@ -338,7 +337,7 @@ def test_every_field_of_a_checkpoint_damaged(part, run, monkeypatch, quick_data)
 
 def open_run(folder):
     args = retrain.parse_args([str(folder)])
-    retrain.open_data(args, retrain.load_source(args), None)
+    open_data(args, load_source(args), None)
 
 
 def test_every_option_of_a_run_damaged(run, export):
@@ -365,7 +364,7 @@ def test_an_export_whose_weights_are_no_numbers(export):
     tensors = load_file(path)
     tensors['fc.weight'][0, 0] = float('nan')
     save_file(tensors, path)
-    line = one_line_or_nothing(retrain.load_source, retrain.parse_args([f'local-dir:{export}']))
+    line = one_line_or_nothing(load_source, retrain.parse_args([f'local-dir:{export}']))
     assert 'fc.weight holds NaN or infinity' in line
 
 

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
@@ -16,20 +17,16 @@ import torch
 import yaml
 from timm.optim import list_optimizers
 
-import benchmark
-import retrain
-import validate
 from timm_longtail.__main__ import usage
-from timm_longtail.cli import flags, pack
+from timm_longtail.cli import COMMANDS
 from timm_longtail.cli.entry import run_main
-from timm_longtail.config.data_options import Parser
-from timm_longtail.config.train_options import _read_recipe, parse_train_args, train_parser
+from timm_longtail.config.parser import Parser, plain
+from timm_longtail.config.recipe import read_recipe
+from timm_longtail.config.train_options import parse_train_args, train_parser
 from timm_longtail.data import calls, create_sampler, create_view, list_views
 from timm_longtail.data.views.view import _REGISTRY as VIEWS
-from timm_longtail.export import hub
 from timm_longtail.methods import check_options, default_options, list_methods, method_class
 from timm_longtail.training.optim import create_optimizers
-from timm_longtail.training.options import plain
 from timm_longtail.utils.errors import UserError
 from timm_longtail.utils.files import read_yaml
 from timm_longtail.utils.ranges import LIMIT, Number
@@ -42,14 +39,6 @@ NEVER = ['nan', 'inf', '-inf', '1e308', 'much', '']
 NUMBERS = [*NEVER, '-1', '0', '1', '0.5', '1e30', '9' * 5000]
 
 
-def parser_of(parse_args) -> Parser:
-    """Return the parser that an entry point builds."""
-    with mock.patch.object(Parser, 'parse_known_args', autospec=True, side_effect=StopIteration) as parse:
-        with pytest.raises(StopIteration):
-            parse_args([])
-    return parse.call_args.args[0]
-
-
 def recipe_runner():
     spec = importlib.util.spec_from_file_location('recipe_runner', ROOT / 'recipes' / 'run.py')
     module = importlib.util.module_from_spec(spec)
@@ -58,16 +47,8 @@ def recipe_runner():
     return module
 
 
-PARSERS = {
-    'train.py': train_parser(),
-    'validate.py': parser_of(validate.parse_args),
-    'retrain.py': parser_of(retrain.parse_args),
-    'benchmark.py': parser_of(benchmark.parse_args),
-    'recipes/run.py': parser_of(recipe_runner().parse_args),
-    'flags': parser_of(flags.parse_args),
-    'pack': parser_of(pack.parse_args),
-    'push': parser_of(hub.parse_args),
-}
+PARSERS = {name: import_module(command.module).create_parser() for name, command in COMMANDS.items()}
+PARSERS['recipes/run.py'] = recipe_runner().create_parser()
 NUMERIC = [(program, action) for program, parser in PARSERS.items() for action in parser._actions
            if isinstance(action.type, Number)]
 every_number = pytest.mark.parametrize(
@@ -328,7 +309,7 @@ def write(folder: Path, text: str | bytes) -> Path:
 ])
 def test_a_value_of_a_recipe_is_what_it_is_on_the_command_line(line, expected, tmp_path):
     name = line.partition(':')[0]
-    value = _read_recipe(write(tmp_path, line), train_parser())[name]
+    value = read_recipe(write(tmp_path, line), train_parser())[name]
     assert value == expected and type(value) is type(expected)
 
 
@@ -377,7 +358,7 @@ def test_a_value_of_a_recipe_is_what_it_is_on_the_command_line(line, expected, t
 def test_a_recipe_that_cannot_be_is_one_short_line(text, words, tmp_path):
     path = write(tmp_path, text)
     with pytest.raises(UserError) as error:
-        _read_recipe(path, train_parser())
+        read_recipe(path, train_parser())
     line = str(error.value)
     assert line.startswith(str(path)) and words in line
     assert '\n' not in line and len(line) < len(str(path)) + 400
@@ -425,7 +406,7 @@ def test_what_a_run_writes_of_its_options_is_read_back(tmp_path):
 @pytest.mark.parametrize('program', PARSERS)
 def test_help_is_for_every_locale_and_names_each_range(program):
     text = PARSERS[program].format_help()
-    assert text.isascii() and usage().isascii()
+    assert text.isascii() and usage('timm-longtail').isascii()
     one_line = ' '.join(text.split())
     for action in PARSERS[program]._actions:
         if isinstance(action.type, Number):
@@ -443,7 +424,7 @@ def test_a_name_that_the_locale_cannot_print_does_not_end_the_run(monkeypatch):
     ('"resnet20', 'queue.txt, line 2: No closing quotation'),
     ('resnet20_cifar.cifar100_lt_if100 --seeds -1', 'queue.txt, line 2: --seeds must be in [0, 4294967295], got -1'),
     ('resnet20_cifar.cifar100_lt_if100 --seeds x', "queue.txt, line 2: --seeds must be a whole number"),
-    ('nowhere', 'queue.txt, line 2: no recipe at'),
+    ('nowhere', "queue.txt, line 2: unknown recipe 'nowhere'"),
     (b'\xe9', 'queue.txt is not a queue: it is not UTF-8'),
 ])
 def test_a_line_of_the_queue_that_cannot_be_is_named(line, words, tmp_path):

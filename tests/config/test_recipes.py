@@ -10,17 +10,17 @@ import torch
 import yaml
 
 from timm_longtail.config.optim_options import create_scheduler
-from timm_longtail.config.train_options import _read_recipe, parse_train_args, train_parser
+from timm_longtail.config.recipe import RECIPES as FOLDER
+from timm_longtail.config.recipe import default_recipe, find_recipe, list_recipes, read_header, read_recipe, recipe_name
+from timm_longtail.config.train_options import parse_train_args, train_parser
 from timm_longtail.data import default_imbalance_factor, list_datasets, long_tail_counts
-from timm_longtail.export.folder import export_model
-from timm_longtail.export.loading import load_exported
+from timm_longtail.export import export_model, load_exported
 from timm_longtail.methods import create_method, list_methods
 from timm_longtail.models.resnet_cifar import ResNetCifar
 from timm_longtail.training.optim import create_optimizers
 from timm_longtail.utils.errors import UserError
 
-ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / 'recipes').glob('*.yaml'))
+RECIPES = sorted(FOLDER.glob('*.yaml'))
 every_recipe = pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
 BCL = ['--model', 'bcl_resnet32', '--dataset', 'cifar100_lt']
 CE = ['--model', 'resnet32_cifar', '--dataset', 'cifar100_lt']
@@ -57,20 +57,18 @@ def default_method(model):
         return getattr(timm.create_model(model), 'default_method', 'ce')
 
 
-def header(path):
-    """Return the lines of the comment that a recipe opens with."""
+def typed_command(path):
+    """Return the options of the training command that a recipe's header shows."""
     lines = path.read_text().splitlines()
-    return [line.removeprefix('#').strip() for line in lines[:next(i for i, s in enumerate(lines) if s[:1] != '#')]]
+    commands = [line for line in lines if line.startswith('#  ') and ' train ' in line and '--model' in line]
+    assert len(commands) == 1
+    return shlex.split(commands[0].partition(' train ')[2])
 
 
 def write_recipe(folder, text, name='bcl_resnet32.cifar100_lt_if100.yaml'):
     path = folder / name
     path.write_text(text)
     return path
-
-
-def test_there_are_recipes():
-    assert len(RECIPES) >= 3
 
 
 @every_recipe
@@ -104,7 +102,7 @@ def test_no_block_starts_as_the_identity(path):
     'bcl_resnet50.imagenet_lt', 'resnet18.moco.tiny_imagenet', 'resnet18_cifar.rais.cifar100',
 ])
 def test_an_export_of_such_a_network_loads(name, tmp_path):
-    network = small_network(ROOT / 'recipes' / f'{name}.yaml')
+    network = small_network(FOLDER / f'{name}.yaml')
     loaded, _ = load_exported(export_model(network, tmp_path / 'export'))
     assert loaded.state_dict().keys() == network.state_dict().keys()
     for key, value in network.state_dict().items():
@@ -112,20 +110,77 @@ def test_an_export_of_such_a_network_loads(name, tmp_path):
 
 
 @every_recipe
-def test_header_has_the_command_the_result_and_the_source(path, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    lines = header(path)
-    for word in ('Expected:', 'Source:'):
-        assert [line for line in lines if re.match(rf'{word}\s+\S', line)], word
-    commands = [line for line in lines if re.search(r'\btrain\.py\b', line) and '--model' in line]
-    assert len(commands) == 1
-    _, _, typed = commands[0].partition('train.py ')
-    args = parse(path, shlex.split(typed))
-    assert args.recipe.resolve() == path
+def test_the_command_of_a_header_trains_by_the_recipe(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # from anywhere
+    args = parse(path, typed_command(path))
+
     model, _, dataset, factor = split_name(path)
-    assert (args.model, args.dataset) == (model, dataset)
+    assert (args.recipe, args.model, args.dataset) == (path, model, dataset)
     # a set that is not cut has no factor in the name
     assert (args.imbalance_factor or default_imbalance_factor(dataset)) in (factor, factor or 1)
+
+
+@every_recipe
+def test_header_has_a_title_the_result_and_the_source(path):
+    header = read_header(path)
+
+    assert header['title'] and header['Expected'] and header['Source']
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+NAME = 'bcl_resnet32.cifar100_lt_if100'
+
+
+@pytest.mark.parametrize('typed', [
+    NAME, f'{NAME}.yaml', f'recipes/{NAME}.yaml', f'timm_longtail/config/recipes/{NAME}.yaml',
+    str(FOLDER / f'{NAME}.yaml'),
+])
+def test_a_recipe_is_found_by_name_and_by_every_path_it_has_had(typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    assert find_recipe(typed) == FOLDER / f'{NAME}.yaml'
+    assert recipe_name(typed) == NAME
+    assert parse_train_args(['-c', typed]).recipe == FOLDER / f'{NAME}.yaml'
+
+
+@pytest.mark.parametrize('typed', [NAME, f'{NAME}.yaml', f'recipes/{NAME}.yaml', 'mine.yaml', 'deep/mine.yaml'])
+def test_a_file_of_the_users_own_comes_first(typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(typed).parent.mkdir(exist_ok=True)
+    Path(typed).write_text('epochs: 3')
+
+    assert find_recipe(typed) == Path(typed)
+
+
+def test_a_folder_of_a_recipes_name_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NAME).mkdir()
+
+    assert find_recipe(NAME) == FOLDER / f'{NAME}.yaml'
+
+
+def test_a_name_that_no_recipe_has():
+    with pytest.raises(UserError, match=rf"unknown recipe 'bcl_resnet23.cifar100_lt_if100'; did you mean {NAME}"):
+        find_recipe('bcl_resnet23.cifar100_lt_if100')
+
+
+def test_a_path_that_is_no_recipe_of_the_package_keeps_its_name():
+    assert recipe_name('/elsewhere/recipes/x.yaml') == '/elsewhere/recipes/x.yaml'
+    assert recipe_name(None) is None
+
+
+def test_names_are_listed():
+    assert list_recipes() == [path.name.removesuffix('.yaml') for path in RECIPES]
+
+
+@pytest.mark.parametrize('method', [None, 'bcl', 'ce'])
+def test_the_default_recipe_is_of_model_data_factor_and_method(method):
+    path = default_recipe('bcl_resnet32', 'cifar100_lt', method=method)
+
+    assert path == (None if method == 'ce' else FOLDER / f'{NAME}.yaml')
+    assert default_recipe('bcl_resnet32', 'cifar100_lt', imbalance_factor=50) is None
+    assert default_recipe('bcl_resnet20', 'digits_lt') == FOLDER / 'bcl_resnet20.digits_lt_if20.yaml'
 
 
 def learning_rates(args, steps_per_epoch=3):
@@ -189,7 +244,7 @@ def test_learning_rate_of_every_epoch_is_the_papers(typed, formula):
 def test_the_study_of_combined_losses():
     """A baseline and nine rows: one schedule, stated in the header with their figures, all of them different."""
     baseline = parse_train_args(['--model', 'resnet20_cifar', '--dataset', 'cifar100_lt'])
-    path = ROOT / 'recipes' / 'resnet20_cifar.pc_comp.cifar100_lt_if100.yaml'
+    path = FOLDER / 'resnet20_cifar.pc_comp.cifar100_lt_if100.yaml'
     args = parse_train_args(['-c', str(path)])
     assert baseline.recipe.name == 'resnet20_cifar.cifar100_lt_if100.yaml' and baseline.method == 'ce'
     differing = {k for k, v in vars(baseline).items() if v != vars(args)[k]}
@@ -199,7 +254,8 @@ def test_the_study_of_combined_losses():
     assert build_method(args).warmup * args.epochs == pytest.approx(10)
 
     counts = long_tail_counts(500, 100, 100)
-    rows = [re.fullmatch(r'(--method-kwargs .*?)  +([\d.]+) / ([\d.]+) / ([\d.]+)', line) for line in header(path)]
+    lines = path.read_text().splitlines()
+    rows = [re.fullmatch(r'#\s+(--method-kwargs .*?)  +([\d.]+) / ([\d.]+) / ([\d.]+)', line) for line in lines]
     groups = set()
     for row in filter(None, rows):
         typed, *figures = row.groups()
@@ -213,7 +269,7 @@ def test_the_study_of_combined_losses():
 
 
 def test_proco_is_the_released_codes():
-    args = parse_train_args(['-c', str(ROOT / 'recipes' / 'resnet32_cifar.proco.cifar100_lt_if100.yaml')])
+    args = parse_train_args(['-c', str(FOLDER / 'resnet32_cifar.proco.cifar100_lt_if100.yaml')])
     assert (args.epochs, args.weight_decay, args.global_batch_size) == (200, 2e-4, 256)
     assert learning_rates(args) == [pytest.approx(2 * bcl_rate(e), rel=1e-9) for e in range(200)]
     method = build_method(args)
@@ -228,7 +284,7 @@ def test_proco_is_the_released_codes():
 def test_large_recipes_are_the_released_codes(name, epochs, lr, weight_decay):
     parser = train_parser()
     args = parser.parse_args([])
-    vars(args).update(_read_recipe(ROOT / 'recipes' / f'{name}.yaml', parser))  # whatever data sets there are
+    vars(args).update(read_recipe(FOLDER / f'{name}.yaml', parser))  # whatever data sets there are
     assert (args.epochs, args.lr, args.weight_decay, args.global_batch_size) == (epochs, lr, weight_decay, 256)
     rates = learning_rates(args)
     assert rates == [pytest.approx(lr * (1 + math.cos(math.pi * e / epochs)) / 2, rel=1e-9) for e in range(epochs)]
@@ -261,9 +317,9 @@ def test_every_recipe_of_glmc_is_listed():
 def test_recipes_of_glmc_are_the_published_commands(name):
     parser = train_parser()
     args = parser.parse_args([])
-    vars(args).update(_read_recipe(ROOT / 'recipes' / f'{name}.yaml', parser))
+    vars(args).update(read_recipe(FOLDER / f'{name}.yaml', parser))
     k, q, gamma, batch_size = GLMC[name]
-    network = small_network(ROOT / 'recipes' / f'{name}.yaml')
+    network = small_network(FOLDER / f'{name}.yaml')
     method = create_method(args.method, network, [64, 8, 2, 1], **args.method_kwargs)
     assert (method.resample_power, method.consistency_weight, args.global_batch_size) == (k, gamma, batch_size)
     assert (method.class_weight[3] / method.class_weight[0]).item() == pytest.approx(64 ** q, rel=1e-5)
@@ -290,13 +346,13 @@ def test_recipes_of_glmc_are_the_published_commands(name):
 def test_the_two_methods_of_the_abstract_differ_in_the_contrast_alone():
     for factor in (100, 50):
         names = (f'glmc_resnet32_w64.{method}.cifar100_lt_if{factor}.yaml' for method in ('glmc', 'glmc_clr'))
-        glmc, clr = (yaml.safe_load((ROOT / 'recipes' / name).read_text()) for name in names)
+        glmc, clr = (yaml.safe_load((FOLDER / name).read_text()) for name in names)
         contrast = {'contrastive_weight': 1.0, 'temperature': 0.5}
         assert clr == {**glmc, 'method': 'glmc_clr', 'method_kwargs': {**glmc['method_kwargs'], **contrast}}
 
 
 def test_bcl_from_moco_differs_in_its_weights_alone():
-    plain, started = (yaml.safe_load((ROOT / 'recipes' / f'bcl_resnet32.{name}cifar100_lt_if100.yaml').read_text())
+    plain, started = (yaml.safe_load((FOLDER / f'bcl_resnet32.{name}cifar100_lt_if100.yaml').read_text())
                       for name in ('', 'bcl-moco.'))
     assert started.pop('initial_checkpoint') == 'output/resnet32_cifar.moco.cifar100_lt_if100.s0/export'
     assert started == plain
@@ -316,7 +372,7 @@ SELF_SUPERVISED = {  # epochs, rate, weight decay and batches of the released co
 def test_self_supervised_recipes_are_the_released_codes(name):
     parser = train_parser()
     args = parser.parse_args([])
-    vars(args).update(_read_recipe(ROOT / 'recipes' / f'{name}.yaml', parser))
+    vars(args).update(read_recipe(FOLDER / f'{name}.yaml', parser))
     assert (args.epochs, args.lr, args.weight_decay, args.global_batch_size) == SELF_SUPERVISED[name]
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.lr)
     scheduler = create_scheduler(args, optimizer, 10)
@@ -350,7 +406,7 @@ def cosine_rate(e, recipe, epochs, warmup):
 
 
 def test_the_rate_of_the_digits_goes_to_zero_along_a_cosine():
-    recipe = yaml.safe_load((ROOT / 'recipes' / 'bcl_resnet20.digits_lt_if20.yaml').read_text())
+    recipe = yaml.safe_load((FOLDER / 'bcl_resnet20.digits_lt_if20.yaml').read_text())
     assert recipe['sched'] == 'cosine'
     for factor in (1, 2):  # twice the epochs, twice the warm-up
         epochs, warmup = factor * recipe['epochs'], factor * recipe['warmup_epochs']
@@ -417,7 +473,7 @@ def test_numbers_below_one_are_refused(option, value):
 
 
 def test_default_recipe_is_taken_only_for_its_method_factor_and_model():
-    path = ROOT / 'recipes' / 'bcl_resnet32.cifar100_lt_if100.yaml'
+    path = FOLDER / 'bcl_resnet32.cifar100_lt_if100.yaml'
     for typed in ([], ['--method', 'bcl'], ['--imbalance-factor', '100'], ['--epochs', '3']):
         args = parse_train_args([*BCL, *typed])
         assert (args.recipe, args.method, args.lr) == (path, 'bcl', 0.15)

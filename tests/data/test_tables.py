@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from accelerate.state import AcceleratorState
 
-import train
-from timm_longtail.cli import pack
+from timm_longtail.cli import pack, train
 from timm_longtail.data import create_dataset, create_splits, hold_out_indices
 from timm_longtail.data.file_state import first_changed_file
 from timm_longtail.data.sources.labels import _cached_copy

@@ -20,7 +20,7 @@ from ..support.hub_server import Hub
 _PUSH = '''
 import contextlib, io, json, os, sys, traceback
 from timm_longtail.utils.errors import UserError
-from timm_longtail.export.hub import main
+from timm_longtail.cli.push import main
 for line in sys.stdin:
     os.environ.pop('HF_TOKEN', None)
     call = json.loads(line)

@@ -15,8 +15,8 @@ from timm_longtail.training.loop import fit
 from timm_longtail.training.optim import create_optimizers
 from timm_longtail.utils.errors import UserError
 
-from ..config.test_recipes import ROOT
 from ..support.ddp import run_distributed
+from ..support.forks import ROOT
 from ..support.runs import digits, make_run
 from .test_methods import first_batches, saved_run
 from .test_methods import test_resumes_to_the_same_bits as check_resume

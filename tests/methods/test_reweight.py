@@ -11,7 +11,6 @@ from timm_longtail.methods._reweight import DeferredWeights
 from timm_longtail.utils.distributed import weighted_mean
 from timm_longtail.utils.errors import UserError
 
-from ..config.test_recipes import ROOT
 from ..support.ddp import run_distributed
 from ..support.loss_cases import make_rows
 from ..support.reference import margins
@@ -42,7 +41,7 @@ def test_first_epoch_that_is_reweighted(start, num_epochs, first):
 
 def test_reweighting_begins_with_the_first_drop_of_the_rate():
     """However the recipe is stretched."""
-    recipe = str(ROOT / 'recipes' / 'resnet32_cifar.ldam_drw.cifar100_lt_if100.yaml')
+    recipe = 'resnet32_cifar.ldam_drw.cifar100_lt_if100'
     for num_epochs in (200, 400, 100, 30, 15, 13, 7, 3):
         args = parse_train_args(['-c', recipe, '--epochs', str(num_epochs)])
         weights = DeferredWeights(torch.tensor(COUNTS), start=args.method_kwargs['reweight_start'])

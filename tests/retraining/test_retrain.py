@@ -13,11 +13,10 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
-import retrain
-import train
-import validate
+from timm_longtail.cli import retrain, train, validate
 from timm_longtail.cli.entry import run_main
 from timm_longtail.data import create_dataset
+from timm_longtail.retraining.testing import load_evaluation_data
 from timm_longtail.retraining.trained_model import TrainedModel, load_checkpoint, load_export
 
 from ..data.test_sources import write_classes
@@ -241,8 +240,9 @@ def test_neighbours_vote_for_a_self_supervised_model(self_supervised, capsys):
 @pytest.mark.parametrize('factor, held_out', [(20, 0.2), (10, 0)])
 def test_all_images_vote_but_those_held_out_in_training(factor, held_out, self_supervised):
     """Of the data that the model was trained on; of other data nothing was held out."""
-    args = validate.parse_args(['--model', 'x', '--dataset', 'digits_lt', '--imbalance-factor', str(factor)])
-    *_, bank = validate.load_test_set(args, load_export(f'local-dir:{self_supervised}/export'))
+    options = ['--model', 'x', '--dataset', 'digits_lt', '--imbalance-factor', str(factor)]
+    args = validate.create_parser().parse_args(options)
+    bank = load_evaluation_data(args, load_export(f'local-dir:{self_supervised}/export')).train_set
 
     whole = create_dataset('digits_lt', 'train', imbalance_factor=factor)
     expected = whole.hold_out(held_out, 0)[0] if held_out else whole

@@ -90,7 +90,8 @@ def stock() -> Server:
 @cache
 def ours() -> Server:
     """Return the server that has all of ours."""
-    return Server('train', 'validate', 'accelerate', 'sklearn.datasets', origin=stock())
+    commands = 'timm_longtail.cli.train', 'timm_longtail.cli.validate'
+    return Server(*commands, 'accelerate', 'sklearn.datasets', origin=stock())
 
 
 class Process:

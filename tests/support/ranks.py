@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-import train
+from timm_longtail.cli import train
 from timm_longtail.cli.entry import run_main
 from timm_longtail.training.accelerator import create_accelerator, wait_for_main
 from timm_longtail.utils.errors import UserError

@@ -7,8 +7,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-import train
 from timm_longtail import methods
+from timm_longtail.cli import train
 from timm_longtail.cli.entry import run_main
 from timm_longtail.config.train_options import parse_train_args
 from timm_longtail.data import create_dataset

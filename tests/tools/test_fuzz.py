@@ -99,8 +99,8 @@ def test_a_case_depends_on_the_seed_and_its_number_alone(workshop, monkeypatch):
 def test_every_entry_point_gives_its_options_away(workshop):
     counts = {program.argv[-1]: len(program.actions) for program in Commands(workshop).programs}
     assert set(counts) == {
-        'train.py', 'validate.py', 'retrain.py', 'benchmark.py', 'recipes/run.py', 'pack', 'push', 'flags'}
-    assert counts['benchmark.py'] > counts['train.py'] > 50 and min(counts.values()) > 5
+        'train.py', 'validate.py', 'retrain.py', 'benchmark.py', 'recipes/run.py', 'pack', 'push', 'flags', 'recipes'}
+    assert counts['benchmark.py'] > counts['train.py'] > 50 and min(counts.values()) >= 2
 
 
 @pytest.mark.parametrize('kind', FORMATS)

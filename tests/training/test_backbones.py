@@ -11,8 +11,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import save_file
 
-import train
-import validate
+from timm_longtail.cli import train, validate
 from timm_longtail.config.train_options import parse_train_args
 from timm_longtail.data import LongTailDataset, Preprocessing
 from timm_longtail.data.images import FileImages

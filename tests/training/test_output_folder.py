@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import train
+from timm_longtail.cli import train
 from timm_longtail.training import loop, output_folder, outputs, provenance, trackers
 from timm_longtail.training.checkpoint import read_checkpoint, write_checkpoint
 from timm_longtail.utils import output_lock

@@ -8,7 +8,7 @@ from accelerate.tracking import TensorBoardTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-import train
+from timm_longtail.cli import train
 from timm_longtail.config.train_options import parse_train_args
 from timm_longtail.training.loop import fit
 from timm_longtail.training.trackers import RUN_ID, check_trackers, flatten, log_final, tracking

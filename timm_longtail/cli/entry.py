@@ -17,7 +17,7 @@ from ..utils.output_lock import held_folder, release_folder
 from ..utils.signals import Interrupted, Stopped, on_stop_signal, stop_signals
 from ..utils.streams import lasting_streams
 
-__all__ = ['run_main']
+__all__ = ['log_to_stderr', 'run_main']
 
 # gloo and the store raise bare RuntimeErrors, most often with the line of their source in front
 _LOST = (
@@ -48,6 +48,13 @@ def run_main(main: Callable[[], None]):
                 _end(e, is_main)
             finally:
                 release_folder()
+
+
+def log_to_stderr():
+    """Let log lines go to stderr, for a command whose stdout is read by programs."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)
 
 
 def _stop_at_once(signum: int, frame: object):

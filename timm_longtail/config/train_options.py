@@ -1,34 +1,21 @@
-"""Command lines of the entry points: timm's option names, recipes as defaults, errors as one line."""
+"""Options of the training command: timm's names, recipes as defaults, errors as one line."""
 import argparse
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
-import timm
-
-from ..data import create_sampler, default_imbalance_factor, find_dataset, list_samplers
+from ..data import create_sampler, list_samplers
 from ..methods import check_options, list_methods, method_class
 from ..models.factory import default_method
-from ..utils.errors import UserError, unknown_name
-from ..utils.files import read_yaml
+from ..utils.errors import UserError
 from ..utils.ranges import Number, shown
-from .data_options import (
-    BATCH_SIZE,
-    IMG_SIZE,
-    SEED,
-    SHARE,
-    WORKERS,
-    Pairs,
-    Parser,
-    add_data_options,
-    option_from_yaml,
-)
+from .data_options import add_data_options
+from .names import check_names
 from .optim_options import check_optimizer, check_schedule
+from .parser import BATCH_SIZE, IMG_SIZE, SEED, SHARE, WORKERS, Pairs, Parser
+from .recipe import RECIPES, default_recipe, find_recipe, read_recipe, scale_schedule
 
-__all__ = ['check_names', 'parse_train_args', 'train_parser']
-
-_RECIPE_FOLDER = Path(__file__).parents[2] / 'recipes'
+__all__ = ['parse_train_args', 'train_parser']
 
 _COUNT = Number(int, '[1, inf)')
 _RATE = Number(float, '[0, inf)')
@@ -38,124 +25,180 @@ _logger = logging.getLogger(__name__)
 
 def _add_images(parser: argparse.ArgumentParser):
     group = parser.add_argument_group('images')
-    group.add_argument('--val-fraction', type=SHARE, default=0.0,
-                       help='share of each class held out to choose by; of a class of one image none')
-    group.add_argument('--img-size', type=IMG_SIZE,
-                       help='side of the model\'s input; default: of images in memory their '
-                       'own, of files that of the model')
-    group.add_argument('--crop-pct', type=Number(float, '(0, 1]'),
-                       help='share of the shorter side that evaluation looks at (files); '
-                       'default .875, with --pretrained that of the weights')
-    group.add_argument('--mean', type=Number(float, '[0, 1]'), nargs=3,
-                       help='channel means of pixels between 0 and 1')
-    group.add_argument('--std', type=Number(float, '(0, inf)'), nargs=3, help='channel standard deviations')
-    group.add_argument('-j', '--workers', type=WORKERS,
-                       help='decoding processes for each training process; default: '
-                       'its share of the cores, at most 8')
+    group.add_argument(
+        '--val-fraction', type=SHARE, default=0.0,
+        help='share of each class held out to choose by; of a class of one image none')
+    group.add_argument(
+        '--img-size', type=IMG_SIZE,
+        help='side of the model\'s input; default: of images in memory their own, of files that of the model')
+    group.add_argument(
+        '--crop-pct', type=Number(float, '(0, 1]'),
+        help='share of the shorter side that evaluation looks at (files); default .875, with '
+             '--pretrained that of the weights')
+    group.add_argument(
+        '--mean', type=Number(float, '[0, 1]'), nargs=3, help='channel means of pixels between 0 and 1')
+    group.add_argument(
+        '--std', type=Number(float, '(0, inf)'), nargs=3, help='channel standard deviations')
+    group.add_argument(
+        '-j', '--workers', type=WORKERS,
+        help='decoding processes for each training process; default: its share of the cores, at most 8')
 
 
 def _add_model(parser: argparse.ArgumentParser):
     group = parser.add_argument_group('model and method')
-    group.add_argument('--model', default='bcl_resnet32',
-                       help='any timm model, hf-hub:USER/NAME or local-dir:FOLDER')
-    group.add_argument('--model-kwargs', nargs='*', default={}, action=Pairs, metavar='K=V',
-                       help='options of the model\'s constructor')
-    group.add_argument('--num-classes', type=_COUNT, help='must agree with the data set; checked, never needed')
-    group.add_argument('--pretrained', action='store_true', help='start from timm\'s weights for the model')
-    group.add_argument('--initial-checkpoint', default='',
-                       help='weights to start from: those that fit are taken, the others are named')
-    group.add_argument('--method',
-                       help=f'one of {", ".join(list_methods())}; default: the model\'s own, else ce')
-    group.add_argument('--method-kwargs', nargs='*', default={}, action=Pairs, metavar='K=V',
-                       help='options of the method, see the README\'s table')
-    group.add_argument('--sampler',
-                       help=f'classes of an epoch, in the streams that the method leaves open: one of '
-                       f'{", ".join(list_samplers())}; power takes its exponent, "power(q=-0.5)"; default: the '
-                       'method\'s, mostly instance')
-    group.add_argument('--epoch-length', choices=('natural', 'class-aware'), default='natural',
-                       help='samples of an epoch: as many as images, or largest class x number of classes')
-    group.add_argument('--model-ema', action='store_true', help='average the weights; the average is exported')
-    group.add_argument('--model-ema-decay', type=Number(float, '[0, 1]'), default=0.9998,
-                       help='share of the old average in each update')
+
+    # the network and its weights
+    group.add_argument(
+        '--model', default='bcl_resnet32', help='any timm model, hf-hub:USER/NAME or local-dir:FOLDER')
+    group.add_argument(
+        '--model-kwargs', nargs='*', default={}, action=Pairs, metavar='K=V',
+        help='options of the model\'s constructor')
+    group.add_argument(
+        '--num-classes', type=_COUNT, help='must agree with the data set; checked, never needed')
+    group.add_argument(
+        '--pretrained', action='store_true', help='start from timm\'s weights for the model')
+    group.add_argument(
+        '--initial-checkpoint', default='',
+        help='weights to start from: those that fit are taken, the others are named')
+
+    # how it is trained
+    group.add_argument(
+        '--method', help=f'one of {", ".join(list_methods())}; default: the model\'s own, else ce')
+    group.add_argument(
+        '--method-kwargs', nargs='*', default={}, action=Pairs, metavar='K=V',
+        help='options of the method, see the README\'s table')
+    group.add_argument(
+        '--sampler',
+        help='classes of an epoch, in the streams that the method leaves open: one of '
+             f'{", ".join(list_samplers())}; power takes its exponent, "power(q=-0.5)"; default: the '
+             'method\'s, mostly instance')
+    group.add_argument(
+        '--epoch-length', choices=('natural', 'class-aware'), default='natural',
+        help='samples of an epoch: as many as images, or largest class x number of classes')
+
+    # averages of the weights, statistics of BatchNorm
+    group.add_argument(
+        '--model-ema', action='store_true', help='average the weights; the average is exported')
+    group.add_argument(
+        '--model-ema-decay', type=Number(float, '[0, 1]'), default=0.9998,
+        help='share of the old average in each update')
     group.add_argument('--model-ema-warmup', action='store_true', help='begin with a short average')
     group.add_argument('--sync-bn', action='store_true', help='BatchNorm over all processes')
 
 
 def _add_optimizer(parser: argparse.ArgumentParser):
     group = parser.add_argument_group('optimizer and schedule (timm)')
-    group.add_argument('--epochs', type=Number(int, '[1, 1000000]'), default=200,
-                       help='scales the milestones and warm-up of a recipe')
-    group.add_argument('-b', '--batch-size', type=BATCH_SIZE, help='per process; default 128 without a recipe')
-    group.add_argument('--global-batch-size', type=BATCH_SIZE,
-                       help='over all processes and accumulated micro-batches')
+
+    # epochs and batches
+    group.add_argument(
+        '--epochs', type=Number(int, '[1, 1000000]'), default=200,
+        help='scales the milestones and warm-up of a recipe')
+    group.add_argument(
+        '-b', '--batch-size', type=BATCH_SIZE, help='per process; default 128 without a recipe')
+    group.add_argument(
+        '--global-batch-size', type=BATCH_SIZE, help='over all processes and accumulated micro-batches')
     group.add_argument('--grad-accum-steps', type=_COUNT, default=1, help='micro-batches of an update')
-    group.add_argument('--opt', default='momentum', help='momentum is plain SGD; timm\'s sgd is Nesterov')
+
+    # the optimizer
+    group.add_argument(
+        '--opt', default='momentum', help='momentum is plain SGD; timm\'s sgd is Nesterov')
     group.add_argument('--lr', type=_RATE, default=0.1, help='learning rate after the warm-up')
     group.add_argument('--momentum', type=Number(float, '[0, 1)'), default=0.9, help='of the optimizer')
-    group.add_argument('--weight-decay', type=_RATE, default=5e-4, help='on all weights, as in the papers')
-    group.add_argument('--layer-decay', type=Number(float, '(0, 1]'),
-                       help='factor of the learning rate from layer to layer downwards')
-    group.add_argument('--clip-grad', type=Number(float, '[0, inf)'),
-                       help='largest norm of an update\'s gradient; 0 or none does not clip')
-    group.add_argument('--sched', default='cosine',
-                       help='timm schedule: cosine, multistep, step, poly, constant and more')
-    group.add_argument('--decay-milestones', type=_COUNT, nargs='+', default=[161, 181],
-                       help='epochs, counted from 1, that are the first at a lower rate (multistep)')
-    group.add_argument('--decay-epochs', type=Number(float, '(0, inf)'), default=90,
-                       help='epochs between two drops (step)')
-    group.add_argument('--decay-rate', type=Number(float, '[0, 100]'), default=0.1,
-                       help='factor of each drop (step, multistep)')
-    group.add_argument('--min-lr', type=_RATE, default=0.0, help='where a cosine or polynomial schedule ends')
-    group.add_argument('--warmup-epochs', type=Number(int, '[0, 1000000]'), default=0,
-                       help='epochs of linear warm-up')
-    group.add_argument('--warmup-lr', type=_RATE, default=0.0, help='rate of the first epoch of the warm-up')
-    group.add_argument('--sched-on-updates', action='store_true',
-                       help='step the schedule per update, not per epoch')
+    group.add_argument(
+        '--weight-decay', type=_RATE, default=5e-4, help='on all weights, as in the papers')
+    group.add_argument(
+        '--layer-decay', type=Number(float, '(0, 1]'),
+        help='factor of the learning rate from layer to layer downwards')
+    group.add_argument(
+        '--clip-grad', type=Number(float, '[0, inf)'),
+        help='largest norm of an update\'s gradient; 0 or none does not clip')
+
+    # the schedule
+    group.add_argument(
+        '--sched', default='cosine',
+        help='timm schedule: cosine, multistep, step, poly, constant and more')
+    group.add_argument(
+        '--decay-milestones', type=_COUNT, nargs='+', default=[161, 181],
+        help='epochs, counted from 1, that are the first at a lower rate (multistep)')
+    group.add_argument(
+        '--decay-epochs', type=Number(float, '(0, inf)'), default=90,
+        help='epochs between two drops (step)')
+    group.add_argument(
+        '--decay-rate', type=Number(float, '[0, 100]'), default=0.1,
+        help='factor of each drop (step, multistep)')
+    group.add_argument(
+        '--min-lr', type=_RATE, default=0.0, help='where a cosine or polynomial schedule ends')
+    group.add_argument(
+        '--warmup-epochs', type=Number(int, '[0, 1000000]'), default=0, help='epochs of linear warm-up')
+    group.add_argument(
+        '--warmup-lr', type=_RATE, default=0.0, help='rate of the first epoch of the warm-up')
+    group.add_argument(
+        '--sched-on-updates', action='store_true', help='step the schedule per update, not per epoch')
 
 
 def _add_run(parser: argparse.ArgumentParser):
     group = parser.add_argument_group('run')
-    group.add_argument('--seed', type=SEED, default=0, help='training seed: initialisation, order, views')
-    group.add_argument('--mixed-precision', choices=('no', 'bf16', 'fp16'),
-                       help='default: what accelerate launch says')
-    group.add_argument('--dist-timeout', type=Number(float, '(0, 1000000)'), default=30, metavar='MINUTES',
-                       help='stop where another process does not answer for so long; not while results are written')
-    group.add_argument('--channels-last', action=argparse.BooleanOptionalAction,
-                       help='memory format of the weights; default: where it was measured to be faster, on a CPU')
+
+    # how it is computed
+    group.add_argument(
+        '--seed', type=SEED, default=0, help='training seed: initialisation, order, views')
+    group.add_argument(
+        '--mixed-precision', choices=('no', 'bf16', 'fp16'), help='default: what accelerate launch says')
+    group.add_argument(
+        '--dist-timeout', type=Number(float, '(0, 1000000)'), default=30, metavar='MINUTES',
+        help='stop where another process does not answer for so long; not while results are written')
+    group.add_argument(
+        '--channels-last', action=argparse.BooleanOptionalAction,
+        help='memory format of the weights; default: where it was measured to be faster, on a CPU')
     group.add_argument('--torchcompile', action='store_true', help='compile the backbone')
-    group.add_argument('-vb', '--validation-batch-size', type=BATCH_SIZE, default=256, help='per process')
-    group.add_argument('--val-interval', type=_COUNT, default=1,
-                       help='evaluate every so many epochs, and after the last')
-    group.add_argument('--log-interval', type=_COUNT, default=50, help='steps between two looks at the loss')
-    group.add_argument('--save-steps', type=Number(int, '[0, inf)'), default=0,
-                       help='save inside an epoch too, every so many steps')
+
+    # evaluation, and what is seen of the run
+    group.add_argument(
+        '-vb', '--validation-batch-size', type=BATCH_SIZE, default=256, help='per process')
+    group.add_argument(
+        '--val-interval', type=_COUNT, default=1, help='evaluate every so many epochs, and after the last')
+    group.add_argument(
+        '--log-interval', type=_COUNT, default=50, help='steps between two looks at the loss')
+    group.add_argument(
+        '--tracker', nargs='+', choices=('tensorboard', 'wandb', 'trackio'), default=[], metavar='NAME',
+        help='follow the run in tensorboard, wandb or trackio too, or in several of them')
+    group.add_argument(
+        '--project', default='timm_longtail', help='project of the run in the trackers')
+
+    # what it writes, and goes on from
+    group.add_argument(
+        '--save-steps', type=Number(int, '[0, inf)'), default=0,
+        help='save inside an epoch too, every so many steps')
     group.add_argument('--output', default='output', help='folder of all runs')
-    group.add_argument('--experiment',
-                       help='folder in --output; without it <model>.<method>.<dataset>_if<IF>.s<seed>')
+    group.add_argument(
+        '--experiment', help='folder in --output; without it <model>.<method>.<dataset>_if<IF>.s<seed>')
     group.add_argument('--resume', help='auto, or a checkpoint or output folder')
-    group.add_argument('--tracker', nargs='+', choices=('tensorboard', 'wandb', 'trackio'), default=[], metavar='NAME',
-                       help='follow the run in tensorboard, wandb or trackio too, or in several of them')
-    group.add_argument('--project', default='timm_longtail', help='project of the run in the trackers')
-    group.add_argument('--license',
-                       help='licence of the exported weights, for their card; default: that of the '
-                       'pretrained weights')
-    group.add_argument('--results',
-                       help='folder for the row of results; refused where the code is not committed')
-    group.add_argument('-c', '--config', help='recipe (YAML) whose values become the defaults')
-    group.add_argument('--no-recipe', action='store_true',
-                       help='do not take recipes/<model>.<dataset>_if<IF>.yaml')
+    group.add_argument(
+        '--license',
+        help='licence of the exported weights, for their card; default: that of the pretrained weights')
+    group.add_argument(
+        '--results', help='folder for the row of results; refused where the code is not committed')
+
+    # the recipe
+    group.add_argument(
+        '-c', '--config', help='recipe, by its name or its path (YAML); its values become the defaults')
+    group.add_argument(
+        '--no-recipe', action='store_true', help='do not take the recipe <model>.<dataset>_if<IF>')
 
 
 def train_parser() -> argparse.ArgumentParser:
-    """Return the parser of `train.py`."""
-    parser = Parser('train.py', description='Train a model on long-tailed data.')
-    for add in (add_data_options, _add_images, _add_model, _add_optimizer, _add_run):
-        add(parser)
+    """Return the parser of the training command."""
+    parser = Parser(description='Train a model on long-tailed data.')
+    add_data_options(parser)
+    _add_images(parser)
+    _add_model(parser)
+    _add_optimizer(parser)
+    _add_run(parser)
     return parser
 
 
-def parse_train_args(argv: list[str] | None = None, recipe_folder: Path = _RECIPE_FOLDER) -> argparse.Namespace:
-    """Parse the command line of `train.py`: defaults, then the recipe, then what was typed.
+def parse_train_args(argv: list[str] | None = None, recipe_folder: Path = RECIPES) -> argparse.Namespace:
+    """Parse the options of the training command: defaults, then the recipe, then what was typed.
 
     Everything that the options alone decide is checked here, before any data is read or any file written.
 
@@ -174,13 +217,16 @@ def parse_train_args(argv: list[str] | None = None, recipe_folder: Path = _RECIP
     typed = _typed_options(argv)
     check_names(args['model'], args['dataset'], args['method'])
 
-    recipe, recipe_path = {}, _choose_recipe(args, recipe_folder)
+    # the recipe's values replace defaults, typed ones replace the recipe's
+    recipe = {}
+    recipe_path = _choose_recipe(args, recipe_folder)
     if recipe_path is not None:
-        recipe = _read_recipe(recipe_path, parser)
+        recipe = read_recipe(recipe_path, parser)
         args.update({**recipe, **typed})
         for name in ('model_kwargs', 'method_kwargs'):  # one typed pair does not drop the recipe's others
             args[name] = {**recipe.get(name, {}), **typed.get(name, {})}
 
+    # model, method and sampler
     args['method'] = args['method'] or default_method(args['model'], **args['model_kwargs'])
     check_names(args['model'], args['dataset'], args['method'])
     check_options(args['method'], args['method_kwargs'])
@@ -191,18 +237,19 @@ def parse_train_args(argv: list[str] | None = None, recipe_folder: Path = _RECIP
         if name in args['model_kwargs']:
             raise UserError(f'--model-kwargs {name}: the data set and --pretrained decide')
 
+    # batches and schedule
     _choose_batch_size(args, recipe, typed)
     args['clip_grad'] = args['clip_grad'] or None  # 0 is how timm's users switch it off
     _check_milestones(args)
     if 'epochs' in typed and 'epochs' in recipe:
-        _scale_schedule(args, recipe, typed)
+        scale_schedule(args, recipe, typed)
     else:
         _warn_of_unreached(args)
 
-    args = argparse.Namespace(**args, recipe=recipe_path)
-    check_optimizer(args)
-    check_schedule(args)
-    return args
+    options = argparse.Namespace(**args, recipe=recipe_path)
+    check_optimizer(options)
+    check_schedule(options)
+    return options
 
 
 def _typed_options(argv: list[str] | None) -> dict[str, Any]:
@@ -213,55 +260,13 @@ def _typed_options(argv: list[str] | None) -> dict[str, Any]:
     return vars(parser.parse_args(argv))
 
 
-def check_names(model: str, dataset: str, method: str | None = None):
-    """Raise a `UserError` with the nearest names for a model, data set or method that does not exist."""
-    if not model.startswith(('hf-hub:', 'hf_hub:', 'local-dir:')) and not timm.is_model(model):
-        if os.path.isdir(model):
-            raise UserError(f'--model {model} is a folder: write local-dir:{model}')
-        raise unknown_name('model', model, timm.list_models())
-    if not dataset.startswith('packed:'):
-        find_dataset(dataset)
-    if method is not None:
-        method_class(method)
-
-
 def _choose_recipe(args: dict[str, Any], folder: Path) -> Path | None:
-    """Return the recipe that is named, or else that of the model and the data set, if it is of the method too."""
+    """Return the recipe that is named, or else that of the model and the data set."""
     if args['config']:
-        return Path(args['config'])
+        return find_recipe(args['config'])
     if args['no_recipe'] or args['imbalance_profile'] != 'exp':
         return None
-
-    factor = args['imbalance_factor'] or default_imbalance_factor(args['dataset'])
-    tag = '' if factor in (None, 1) else f'_if{factor:g}'
-    path = folder / f'{args["model"]}.{args["dataset"].replace("/", "_")}{tag}.yaml'
-    if not os.path.isfile(path):
-        return None
-
-    fits = args['method'] in (None, read_yaml(path, 'recipe').get('method'))
-    return path if fits else None
-
-
-def _read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """Return the options that a recipe gives, of the kinds that the parser gives them.
-
-    Args:
-        path: YAML file.
-        parser: Parser of `train.py`, which knows kind and range of each option.
-
-    Raises:
-        UserError: No such file, an unknown option, a value that the option refuses.
-    """
-    actions = {action.dest: action for action in parser._actions if action.dest not in ('config', 'help')}
-    recipe = {}
-    for key, value in read_yaml(path, 'recipe').items():
-        if key not in actions:
-            raise UserError(f'{path}: {unknown_name("option", key, actions)}')
-        try:
-            recipe[key] = option_from_yaml(actions[key], value)
-        except argparse.ArgumentTypeError as e:
-            raise UserError(f'{path}: {key} {e}') from e
-    return recipe
+    return default_recipe(args['model'], args['dataset'], args['imbalance_factor'], args['method'], folder)
 
 
 def _choose_batch_size(args: dict[str, Any], recipe: dict[str, Any], typed: dict[str, Any]):
@@ -269,6 +274,7 @@ def _choose_batch_size(args: dict[str, Any], recipe: dict[str, Any], typed: dict
     for given in (typed, recipe):
         if given.get('batch_size') and given.get('global_batch_size'):
             raise UserError('give --batch-size (per process) or --global-batch-size, not both')
+
     if 'batch_size' in typed:
         args['global_batch_size'] = None
     elif args['global_batch_size'] is not None:
@@ -281,15 +287,6 @@ def _check_milestones(args: dict[str, Any]):
     milestones = args['decay_milestones']
     if milestones != sorted(set(milestones)):
         raise UserError(f'--decay-milestones must increase, got {shown(milestones)}')
-
-
-def _scale_schedule(args: dict[str, Any], recipe: dict[str, Any], typed: dict[str, Any]):
-    """Keep a recipe's proportions when another number of epochs was typed."""
-    ratio = typed['epochs'] / recipe['epochs']
-    if 'decay_milestones' in recipe and 'decay_milestones' not in typed:
-        args['decay_milestones'] = [round((m - 1) * ratio) + 1 for m in recipe['decay_milestones']]
-    if 'warmup_epochs' in recipe and 'warmup_epochs' not in typed:
-        args['warmup_epochs'] = round(recipe['warmup_epochs'] * ratio)
 
 
 def _warn_of_unreached(args: dict[str, Any]):

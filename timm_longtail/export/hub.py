@@ -1,8 +1,4 @@
-"""Upload of an exported folder to the Hub: checked, then one commit of exactly its three files.
-
-    python -m timm_longtail push hub/NAME --repo-id USER/NAME
-"""
-import argparse
+"""Upload of an exported folder to the Hub: checked first, then one commit of exactly its three files."""
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,7 +9,6 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors.torch import load_file
 
-from ..config.data_options import Parser
 from ..evaluation.tables import format_table
 from ..utils.errors import UserError, one_line
 from ..utils.files import reading
@@ -31,9 +26,9 @@ from .checks import (
 )
 from .checksums import is_sealed, read_config, verify_weights
 from .hub_client import ANSWER_SECONDS, LOGIN, SLOWEST, call_hub, hub_errors, impatient
-from .metadata import is_ours, model_name, shown_metrics
+from .metadata import model_name, shown_metrics
 
-__all__ = ['check_export', 'main', 'push_model']
+__all__ = ['check_export', 'push_model']
 
 _logger = logging.getLogger(__name__)
 
@@ -196,36 +191,3 @@ def _check_repo_id(repo_id: str):
             f'{repo_id!r} is no name of a model repository, which is USER/NAME: {e}') from e
     if '/' not in repo_id:
         raise UserError(f'{repo_id!r} does not say whose it is: give USER/{repo_id}')
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser('python -m timm_longtail push', description='Upload an exported model to the Hub.')
-    parser.add_argument('folder', help='folder that train.py exported, or one of hub/')
-    parser.add_argument('--repo-id', required=True, metavar='USER/NAME', help='model repository; created if need be')
-    parser.add_argument('--private', action='store_true', help='create it private')
-    parser.add_argument('--revision', help='branch, created if need be; without it main')
-    parser.add_argument('--message', help='first line of the commit')
-    parser.add_argument('--replace', action='store_true', help='delete other files that the repository holds')
-    parser.add_argument('--timeout', type=float, default=ANSWER_SECONDS, metavar='SECONDS',
-                        help='time that the Hub may take to answer; an upload has more, by its size')
-    args = parser.parse_args(argv)
-    if not 0 < args.timeout <= 86_400:
-        raise UserError(f'--timeout must be above 0 and at most a day, 86400, got {args.timeout:g}')
-    return args
-
-
-def main(argv: list[str] | None = None):
-    """Check, show and upload a folder; `argv` as after `python -m timm_longtail push`."""
-    args = parse_args(argv)
-    folder, name = Path(args.folder), args.repo_id + (f'@{args.revision}' if args.revision else '')
-    config = check_export(folder)
-    print(f'{model_name(config)}: ' + ', '.join(f'{n} {(folder / n).stat().st_size / 1e3:.1f} kB' for n in FILES))
-    if shown_metrics(config):
-        print(format_table({'last epoch': config['timm_longtail']['metrics']}))
-    print(f'to {name}', flush=True)
-    url = push_model(
-        folder, args.repo_id, private=args.private, revision=args.revision, commit_message=args.message,
-        replace=args.replace, timeout=args.timeout)
-    print(url)
-    print('load it with' + (', after `import timm_longtail`,' if is_ours(config['architecture']) else ''))
-    print(f'timm.create_model(\'hf-hub:{name}\', pretrained=True)')

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..config.data_options import dataset_options
-from ..config.train_options import check_names
+from ..config.names import check_names
 from ..data import Preprocessing
 from ..export.checks import CONFIG, WEIGHTS, stored_tensors
 from ..export.loading import load_exported

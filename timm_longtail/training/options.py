@@ -1,11 +1,11 @@
 """The options of a run: resolved once, recorded as plain types, and frozen from then on."""
 from argparse import Namespace
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
 
+from ..config.parser import plain
 from ..utils.errors import UserError
 from .accelerator import memory_format
 
@@ -83,15 +83,3 @@ def micro_batch_size(args: Namespace, num_processes: int) -> int:
             f'{args.grad_accum_steps} accumulated micro-batches'
         )
     return args.global_batch_size // num_parts
-
-
-def plain(args: Namespace) -> dict[str, Any]:
-    """Return options as plain types, as checkpoints and YAML hold them.
-
-    Args:
-        args: Options; paths become strings.
-    """
-    values = {}
-    for name, value in vars(args).items():
-        values[name] = str(value) if isinstance(value, Path) else value
-    return values

@@ -6,12 +6,10 @@ the empty folder it runs in; the good files lie beside it, in `../place`.
 """
 import argparse
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from random import Random
-from unittest.mock import patch
 
 from .place import TINY
 from .trial import ONE_LINE, ROOT, WRONG_END, Verdict, Workshop, judge, listing
@@ -86,70 +84,48 @@ class Program:
         argv: What follows `python`.
         begins: What its errors begin with.
         works: Options that work, in a second or two.
-        parse: Its `parse_args`.
+        parser: Parser of its options.
         share: How often it is tried.
     """
     argv: tuple[str, ...]
     begins: str
     works: tuple[str, ...]
-    parse: Callable
+    parser: argparse.ArgumentParser
     share: int
 
     @cached_property
     def actions(self) -> list[argparse.Action]:
         """Options of its parser, and, of `benchmark.py`, those of `train.py` that it takes too."""
-        actions = _parser_of(self.parse)._actions
+        actions = self.parser._actions
         if self.argv[0] == 'benchmark.py':
             from timm_longtail.config.train_options import train_parser
             actions = actions + train_parser()._actions
         return [action for action in actions if action.dest not in LEFT_OUT]
 
 
-class _Found(Exception):
-    """Carries a parser out of the function that makes it."""
-
-
-def _parser_of(parse: Callable) -> argparse.ArgumentParser:
-    from timm_longtail.config.data_options import Parser
-
-    def stop(parser, *args, **kwargs):
-        raise _Found(parser)
-
-    with patch.object(Parser, 'parse_known_args', stop):
-        try:
-            parse([])
-        except _Found as found:
-            return found.args[0]
-    raise RuntimeError(f'{parse} has no Parser')
-
-
 def programs() -> list[Program]:
     """Return all entry points."""
-    import benchmark
-    import retrain
-    import validate
     from recipes import run
-    from timm_longtail.cli import flags, pack
-    from timm_longtail.config.train_options import parse_train_args
-    from timm_longtail.export import hub
+    from timm_longtail.cli import benchmark, flags, pack, push, recipes, retrain, train, validate
 
-    def module(name, *works, parse, share=2):
-        return Program(('-m', 'timm_longtail', name), 'python -m timm_longtail', works, parse, share)
+    def module(name, *works, of, share=2):
+        return Program(
+            ('-m', 'timm_longtail', name), 'python -m timm_longtail', works, of.create_parser(), share)
 
-    def script(path, *works, parse, share):
-        return Program((path,), f'{Path(path).name}: error: ', works, parse, share)
+    def script(path, *works, of, share):
+        return Program((path,), f'{Path(path).name}: error: ', works, of.create_parser(), share)
 
+    place = '../place'
     return [
-        script('train.py', *_SHORT, '--method', 'ce', '--epochs', '1', parse=parse_train_args, share=16),
-        script('validate.py', '--checkpoint', '../place/run', parse=validate.parse_args, share=6),
-        script('retrain.py', '../place/run', '--classifier', 'crt', '--epochs', '1', parse=retrain.parse_args, share=6),
-        script('benchmark.py', *_SHORT, '--steps', '1', '--warmup', '0', '--blocks', '1', parse=benchmark.parse_args,
-               share=4),
-        script('recipes/run.py', '--list', '--queue', '../place/queue.txt', parse=run.parse_args, share=2),
-        module('pack', '--dataset', 'folder', '--data-dir', '../place/photos', '--packed', 'new.safetensors',
-               parse=pack.parse_args),
-        module('push', '../place/run/export', '--repo-id', 'user/name', parse=hub.parse_args),
-        module('flags', '../place/flags.safetensors', parse=flags.parse_args),
+        script('train.py', *_SHORT, '--method', 'ce', '--epochs', '1', of=train, share=16),
+        script('validate.py', '--checkpoint', f'{place}/run', of=validate, share=6),
+        script('retrain.py', f'{place}/run', '--classifier', 'crt', '--epochs', '1', of=retrain, share=6),
+        script('benchmark.py', *_SHORT, '--steps', '1', '--warmup', '0', '--blocks', '1', of=benchmark, share=4),
+        script('recipes/run.py', '--list', '--queue', f'{place}/queue.txt', of=run, share=2),
+        module('pack', '--dataset', 'folder', '--data-dir', f'{place}/photos', '--packed', 'new.safetensors', of=pack),
+        module('push', f'{place}/run/export', '--repo-id', 'user/name', of=push),
+        module('flags', f'{place}/flags.safetensors', of=flags),
+        module('recipes', 'show', 'bcl_resnet20.digits_lt_if20', of=recipes, share=1),
     ]
 
 

@@ -45,7 +45,7 @@ def write(folder: str):
     _write_table(folder / 'table')
     _write_packed(folder / 'packed.safetensors', folder / 'photos')
     _write_flags(folder / 'flags.safetensors')
-    shutil.copy(ROOT / 'recipes' / 'bcl_resnet20.digits_lt_if20.yaml', folder / 'recipe.yaml')
+    shutil.copy(ROOT / 'timm_longtail/config/recipes/bcl_resnet20.digits_lt_if20.yaml', folder / 'recipe.yaml')
     (folder / 'queue.txt').write_text(
         '# two lines\n../place/recipe.yaml --seeds 0 1\nresnet32_cifar.cifar100_lt_if100 --epochs 3\n')
     (folder / 'text.txt').write_text('nothing but words\n')

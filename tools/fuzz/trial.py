@@ -34,8 +34,9 @@ MEMORY = 3 * 2 ** 30
 FILE_SIZE = 2 ** 30
 
 _MODULES = (
-    'train', 'validate', 'retrain', 'benchmark', 'accelerate', 'sklearn.datasets', 'datasets', 'matplotlib.pyplot',
-    'timm_longtail.cli.flags', 'timm_longtail.cli.pack', 'timm_longtail.export.hub', 'tools.fuzz.reads', 'tools.fuzz.place',
+    *(f'timm_longtail.cli.{name}' for name in (
+        'benchmark', 'flags', 'pack', 'push', 'recipes', 'retrain', 'train', 'validate')),
+    'accelerate', 'datasets', 'matplotlib.pyplot', 'sklearn.datasets', 'tools.fuzz.place', 'tools.fuzz.reads',
 )
 
 
