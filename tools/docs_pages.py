@@ -95,7 +95,7 @@ def write_api():
             # the top package has names of the others
             if callable(member) and member not in documented:
                 documented.append(member)
-                parts += [f'::: {module}.{name}', '']
+                parts += [f'::: {tables.defined_in(member)}', '']
     write('reference/api.md', '\n'.join(parts))
 
 

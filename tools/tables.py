@@ -15,6 +15,7 @@ from timm_longtail.config.recipe import RECIPES, list_recipes, read_header
 from timm_longtail.data import list_datasets
 from timm_longtail.data.sources.registry import REGISTRY
 from timm_longtail.methods import default_options, list_methods, method_class
+from timm_longtail.utils.ranges import Number
 
 from .result_tables import table
 
@@ -27,6 +28,15 @@ def escape(text: str) -> str:
 def first_line(documented: Any) -> str:
     """Return the first line of a docstring, or ''."""
     return (inspect.getdoc(documented) or '').partition('\n')[0]
+
+
+def defined_in(member: Any) -> str:
+    """Return the path of a class or function in the module that defines it.
+
+    A file of the package may have the name of its function, as `losses/soft_cross_entropy.py` has: the shorter path
+    would be that of the file.
+    """
+    return f'{member.__module__}.{member.__qualname__}'
 
 
 def described_arguments(documented: Any) -> dict[str, str]:
@@ -100,8 +110,12 @@ def _typed(value: Any) -> str:
 
 def losses_page() -> str:
     """Return a list of the losses, and one section for each, which mkdocstrings fills from its docstring."""
-    rows = [[f'[`{name}`](#timm_longtail.losses.{name})', first_line(getattr(losses, name))] for name in losses.__all__]
-    sections = [f'::: timm_longtail.losses.{name}\n' for name in losses.__all__]
+    rows, sections = [], []
+    for name in losses.__all__:
+        loss = getattr(losses, name)
+        path = defined_in(loss)
+        rows.append([f'[`{name}`](#{path})', first_line(loss)])
+        sections.append(f'::: {path}\n')
     return '\n'.join([table(['Loss', 'What it does'], rows), '', *sections])
 
 
@@ -162,12 +176,17 @@ def options_table(parser: argparse.ArgumentParser, actions: list[argparse.Action
         names = ', '.join(f'`{name}`' for name in action.option_strings) or f'`{action.dest}`'
 
         # argparse fills in %(default)s and the like
-        meaning = ' '.join(((action.help or '') % {**vars(action), 'prog': parser.prog}).split())
-        meaning = escape(meaning[:1].upper() + meaning[1:])
+        words = (action.help or '') % {**vars(action), 'prog': parser.prog}
+        sentences = [' '.join(words.split())]
+        if isinstance(action.type, Number):
+            sentences.append(action.type.words)
         if action.choices:
-            meaning += f' One of {", ".join(f"`{choice}`" for choice in action.choices)}.'
+            sentences.append('one of ' + ', '.join(f'`{choice}`' for choice in action.choices))
         if action.default not in (None, argparse.SUPPRESS, False, '', [], {}):
-            meaning += f' Default: `{action.default}`.'
+            sentences.append(f'default `{action.default}`')
+
+        meaning = '; '.join([escape(sentences[0]), *sentences[1:]])
+        meaning = meaning[:1].upper() + meaning[1:]
         rows.append([names, meaning])
     return table(['Option', 'Meaning'], rows)
 
@@ -180,16 +199,17 @@ def recipes_page() -> str:
         data = name.rsplit('.', 1)[1]
         sections.setdefault(data, []).extend(_recipe_entry(name, header))
 
-    parts = []
+    parts = ['`timm-longtail recipes show NAME` prints a recipe, with everything that its header says.', '']
     for data, entries in sorted(sections.items()):
         parts += [f'## {data}', '', *entries]
     return '\n'.join(parts)
 
 
 def _recipe_entry(name: str, header: dict[str, str]) -> list[str]:
-    """Return the lines of a recipe: its name, its title, what it expects and its source."""
+    """Return the lines of a recipe: its name, its title, and the first sentence on what it expects and its source."""
     lines = [f'### {name}', '', escape(header['title']), '']
     for field in ('Expected', 'Source'):
         if field in header:
-            lines += [f'- **{field}**: {escape(header[field])}']
+            sentence = re.split(r'(?<=\w\w\.) (?=[A-Z-])', header[field])[0]
+            lines.append(f'- **{field}**: {escape(sentence)}')
     return [*lines, '']
