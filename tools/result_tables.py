@@ -180,17 +180,20 @@ def readme_table() -> str:
 def published_table() -> str:
     """Return a table for each data set and precision: a row a setting that was run to the end of its recipe."""
     groups: dict[str, list[list[str]]] = {}
-    sources: dict[str, str] = {}
+    sources: dict[str, list[str]] = {}
     for runs in _by_setting([row for row in _rows() if _is_full(row)]):
         figure, source = _expected(runs[0])
         if source:
-            sources[figure] = source
+            sources.setdefault(source, []).append(figure)
         line = [_setting(runs[0], runs[0].get('experiment')), *_figures(runs), figure]
         groups.setdefault(_caption(runs[0]), []).append(line)
 
     tables = _captioned(['Model, method', 'Epochs', 'Seeds', 'All (best)', *GROUP_TITLES, 'Published'], groups)
-    notes = [f'- {figure}: {source}' for figure, source in sources.items()]
-    return '\n'.join([tables, '', 'Sources of the published figures:', '', *notes]) if notes else tables
+    if not sources:
+        return tables
+
+    notes = [f'- {", ".join(figures)}: {source}' for source, figures in sources.items()]
+    return '\n'.join([tables, '', 'Sources of the published figures:', '', *notes])
 
 
 def short_table() -> str:
