@@ -182,7 +182,8 @@ def options_table(parser: argparse.ArgumentParser, actions: list[argparse.Action
             sentences.append(action.type.words)
         if action.choices:
             sentences.append('one of ' + ', '.join(f'`{choice}`' for choice in action.choices))
-        if action.default not in (None, argparse.SUPPRESS, False, '', [], {}):
+        # 0 is a default worth showing, and equal to False
+        if action.default is not False and action.default not in (None, argparse.SUPPRESS, '', [], {}):
             sentences.append(f'default `{action.default}`')
 
         meaning = '; '.join([escape(sentences[0]), *sentences[1:]])

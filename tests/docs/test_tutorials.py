@@ -75,10 +75,7 @@ def test_commands_parse(name, argv):
 @pytest.mark.script
 @pytest.mark.parametrize('page', [page for page in PAGES if blocks(page, tested=True)], ids=lambda page: page.stem)
 def test_tested_blocks_run(page, tmp_path):
-    """The blocks of a page run in their order, in one folder.
-
-    A run whose length the page leaves to its recipe, which takes minutes, is cut to one epoch.
-    """
+    """The blocks of a page run in their order, in one folder; a training, which takes minutes, is cut to one epoch."""
     for language, text in blocks(page, tested=True):
         if language == 'python':
             run(tmp_path, '-c', text)
@@ -87,9 +84,9 @@ def test_tested_blocks_run(page, tmp_path):
         for line in command_lines(text):
             program, *argv = shlex.split(line, comments=True)
             assert program == 'timm-longtail'
-            if argv[0] == 'train' and '--epochs' not in argv:
-                argv += ['--epochs', '1']
-            run(tmp_path, '-m', 'timm_longtail', *argv)
+            # the last of several counts
+            shorter = ['--epochs', '1'] if argv[0] == 'train' else []
+            run(tmp_path, '-m', 'timm_longtail', *argv, *shorter)
 
 
 def run(folder: Path, *argv: str):
