@@ -24,11 +24,11 @@ TABLES = {
     'combinations': result_tables.combinations_table,
     'rotations': result_tables.rotations_table,
     'mixtures': result_tables.mixtures_table,
-    'rows': result_tables.commands_table,
+    'rows': result_tables.commands_list,
 }
-PUBLIC_MODULES = ('timm_longtail', 'timm_longtail.losses', 'timm_longtail.methods', 'timm_longtail.data',
-                  'timm_longtail.models', 'timm_longtail.export')
-REPOSITORY_FILE = r'\]\((?=(?:recipes|results|timm_longtail)/)'
+PUBLIC_MODULES = (
+    'timm_longtail', 'timm_longtail.methods', 'timm_longtail.data', 'timm_longtail.models', 'timm_longtail.export',
+)
 
 
 def write(path: str, text: str):
@@ -53,12 +53,13 @@ def fill_tables():
 
 
 def write_registries():
-    """Write the pages of methods, losses, models and data sets."""
+    """Write the pages of methods, losses, models, data sets and recipes."""
     pages = {
-        'methods': ('Methods', tables.methods_table),
-        'losses': ('Losses', tables.losses_table),
+        'methods': ('Methods', tables.methods_page),
+        'losses': ('Losses', tables.losses_page),
         'models': ('Models', tables.models_table),
         'datasets': ('Data sets', tables.datasets_table),
+        'recipes': ('Recipes', tables.recipes_page),
     }
     for name, (title, build) in pages.items():
         write(f'reference/{name}.md', f'# {title}\n\n{build()}\n')
@@ -68,31 +69,33 @@ def write_command_line():
     """Write one section for each command, from its parser."""
     from timm_longtail.cli import COMMANDS
 
-    parts = ['# Command line', '']
+    parts = ['# Command line', '', 'The options of each command, as `--help` has them.', '']
     for name, command in COMMANDS.items():
         parser: argparse.ArgumentParser = importlib.import_module(command.module).create_parser()
         parts += [f'## timm-longtail {name}', '', parser.description or command.help, '']
+
         for group in parser._action_groups:
-            actions = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
-            if actions:
-                parts += [f'**{group.title}**', '', tables.options_table(parser, actions), '']
+            shown = [
+                action for action in group._group_actions
+                if action.dest != 'help' and action.help != argparse.SUPPRESS
+            ]
+            if shown:
+                parts += [f'### {name}: {group.title}', '', tables.options_table(parser, shown), '']
     write('reference/cli.md', '\n'.join(parts))
-
-
-def write_recipes():
-    """Write one row a recipe: its name, what it expects and its source."""
-    write('reference/recipes.md', f'# Recipes\n\n{tables.recipes_table()}\n')
 
 
 def write_api():
     """Write the public names of each public module, documented from their docstrings."""
-    parts = ['# Python API', '']
+    parts = ['# Python API', '', 'The losses have [a page of their own](losses.md).', '']
+    documented = []
     for module in PUBLIC_MODULES:
         parts += [f'## {module}', '']
         for name in importlib.import_module(module).__all__:
             member = getattr(importlib.import_module(module), name)
-            if callable(member):
-                parts += [f'::: {module}.{name}', '']
+            # the top package has names of the others
+            if callable(member) and member not in documented:
+                documented.append(member)
+                parts += [f'::: {tables.defined_in(member)}', '']
     write('reference/api.md', '\n'.join(parts))
 
 
@@ -106,6 +109,5 @@ def write_benchmarks():
 fill_tables()
 write_registries()
 write_command_line()
-write_recipes()
 write_api()
 write_benchmarks()

@@ -24,8 +24,19 @@ def keep(tmp_path, monkeypatch):
     return write
 
 
-def lines(table: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.split('|')[1:-1]] for line in table.splitlines()[2:]]
+def lines(page: str) -> list[list[str]]:
+    """Return the cells of each row of the tables on a page, without their titles."""
+    rows = []
+    in_table = False
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.split('|')[1:-1]]
+        if not cells:
+            in_table = False
+        elif set(cells) == {'---'}:
+            in_table = True
+        elif in_table:
+            rows.append(cells)
+    return rows
 
 
 @pytest.mark.parametrize('options, columns, published', [
@@ -43,20 +54,26 @@ def lines(table: str) -> list[list[str]]:
 ])
 def test_a_published_figure_stands_beside_its_own_setting_only(keep, options, columns, published):
     keep(options, **columns)
-    (line,) = lines(result_tables.published_table())
-    source = 'an abstract in Japanese on losses and their combinations in long-tailed recognition, table 1'
-    assert line[-2] == (f'41.14, {source}' if published else '')
+    page = result_tables.published_table()
+
+    (line,) = lines(page)
+    assert line[-1] == ('41.14' if published else '')
+    source = '- 41.14: an abstract in Japanese on losses and their combinations in long-tailed recognition, table 1'
+    assert page.endswith(source) == published
     assert len(lines(result_tables.study_table())) == published
 
 
-def test_precisions_are_lines_of_their_own_and_seeds_are_not(keep):
-    keep(seed=0, all_correct=40.)
-    keep(seed=1, all_correct=42.)
-    keep(seed=0, all_correct=30., mixed_precision='no')
-    published, study = lines(result_tables.published_table()), lines(result_tables.study_table())
-    assert [line[4:7] for line in published] == [
-        ['bf16', '2', '41.00 ± 1.41 (40.89)'], ['fp32', '1', '30.00 (40.89)']]
-    assert [line[2:5] for line in study] == [['bf16', '2', '41.00 ± 1.41'], ['fp32', '1', '30.00']]
+def test_precisions_are_apart_and_seeds_are_not(keep):
+    keep(seed=0, all_correct=40.0)
+    keep(seed=1, all_correct=42.0)
+    keep(seed=0, all_correct=30.0, mixed_precision='no')
+
+    page = result_tables.published_table()
+    assert [line[2:4] for line in lines(page)] == [['2', '41.00 ± 1.41 (40.89)'], ['1', '30.00 (40.89)']]
+    assert page.index(', bf16:') < page.index('41.00') < page.index(', fp32:') < page.index('30.00')
+
+    study = lines(result_tables.study_table())
+    assert [line[3:6] for line in study] == [['bf16', '2', '41.00 ± 1.41'], ['fp32', '1', '30.00']]
     assert lines(result_tables.short_table()) == []
 
 
@@ -66,14 +83,34 @@ def test_a_run_of_another_length_is_short(keep):
     assert len(lines(result_tables.short_table())) == 1
 
 
+def keep_of_study(keep, **options):
+    """Keep a row of the study's recipe with these options of its method."""
+    typed = ' '.join(f'{name}={value}' for name, value in options.items())
+    keep(
+        recipe=result_tables.STUDY, method='pc_comp', method_kwargs=options,
+        command=f'python train.py -c {result_tables.STUDY} --method-kwargs {typed}',
+    )
+
+
 def test_settings_of_the_study_stand_beside_their_own_figures(keep):
     keep()
-    options = {'pc': 'head', 'complement': 'none'}
-    command = f'python train.py -c {result_tables.COMBINATIONS} --method-kwargs pc=head complement=none'
-    keep(recipe=result_tables.COMBINATIONS, method='pc_comp', method_kwargs=options, command=command)
+    keep_of_study(keep, pc='head', complement='none')
+
     assert [[*line[:2], line[-1]] for line in lines(result_tables.study_table())] == [
         ['none', 'none', '41.14 / 69.34 / 25.95'], ['head', 'none', '43.14 / 70.45 / 28.43']]
-    assert [line[-2] for line in lines(result_tables.published_table())][1] == ''
+    assert [line[-1] for line in lines(result_tables.published_table())] == ['41.14', '']
+
+
+def test_further_options_of_the_study_have_a_column_and_no_figure_beside_them(keep):
+    keep_of_study(keep, pc='head', complement='tail', squared=True, complement_weight_decay=0.0)
+    keep_of_study(keep, pc='all', complement='all')
+    keep_of_study(keep, pc='head', complement='tail')
+
+    assert [[*line[:3], line[-1]] for line in lines(result_tables.study_table())] == [
+        ['head', 'tail', '', '43.61 / 69.95 / 29.47'],
+        ['head', 'tail', 'complement_weight_decay=0.0 squared=True', ''],
+        ['all', 'all', '', ''],
+    ]
 
 
 def test_head_and_tail_are_means_over_their_classes():
