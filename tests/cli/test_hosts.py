@@ -93,7 +93,10 @@ def fork_ranks(*argv, folders, environments=({}, {})):
 def started(tmp_path_factory):
     """The ranks of each case of `tests/ranks.py`, which wait for one another most of the time; and their folder."""
     folder = tmp_path_factory.mktemp('ranks')
-    return {name: fork_ranks('-m', 'tests.support.ranks', name, folder, *SHORT, folders=(ROOT, ROOT)) for name in CASES}, folder
+    outcomes = {}
+    for name in CASES:
+        outcomes[name] = fork_ranks('-m', 'tests.support.ranks', name, folder, *SHORT, folders=(ROOT, ROOT))
+    return outcomes, folder
 
 
 @pytest.fixture(scope='module')
