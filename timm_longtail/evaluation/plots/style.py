@@ -351,13 +351,14 @@ def draw_confusion(
     if num_classes <= _WRITTEN_CLASSES:
         _write_cells(axis, percent)
 
-    # names of the groups above and at the right, with lines between them
+    # names of the groups above, then at the right, with lines between them
     middles = pad_labels(_middles(bounds, num_classes), _CONFUSION_LABEL_WIDTH)
-    for name, middle in zip(bounds, middles):
-        look_of_text = dict(transform=axis.transAxes, color='0.3')
-        words = name.capitalize()
-        axis.text(middle, 1.01, words, ha='center', va='bottom', **look_of_text)
-        axis.text(1.01, 1 - middle, words, ha='left', va='center', rotation=-90, **look_of_text)
+    names = [name.capitalize() for name in bounds]
+    style = dict(transform=axis.transAxes, color='0.3')
+    for name, middle in zip(names, middles):
+        axis.text(middle, 1.01, name, ha='center', va='bottom', **style)
+    for name, middle in zip(names, middles):
+        axis.text(1.01, 1 - middle, name, ha='left', va='center', rotation=-90, **style)
     for place in _inner_bounds(bounds):
         axis.axvline(place, color='0.3', linewidth=0.8)
         axis.axhline(place, color='0.3', linewidth=0.8)
