@@ -1,4 +1,6 @@
 """Loaders: shapes, sharding, the same pixels whatever the chunks and processes, starting inside an epoch."""
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +45,7 @@ def assert_equal(first, second):
 def test_a_batch(dataset):
     loader = create_loader(dataset, ALL, batch_size=8)
     batches = list(loader)
+
     assert len(batches) == len(loader) == 11 and loader.global_batch_size == 8
     for views, target, index in batches:
         assert isinstance(views, tuple) and len(views) == 4
@@ -50,14 +53,18 @@ def test_a_batch(dataset):
             assert view.shape == (8, 3, 16, 16) and view.dtype == torch.float32
         assert target.dtype == index.dtype == torch.int64
         assert np.array_equal(target, dataset.targets[index])
+
     seen = torch.cat([index for *_, index in batches]).tolist()
+
     assert len(set(seen)) == 88 and seen != sorted(seen)
 
 
 def test_normalisation(dataset):
     (view,), _, index = read(dataset, ('eval',))[0]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (dataset.mean, dataset.std))
+
     torch.testing.assert_close(view, (dataset.images[index] / 255 - mean) / std)
+
     (view,), _, index = read(dataset, ('eval',), mean=(0, 0, 0), std=(1, 1, 1))[0]
     torch.testing.assert_close(view, dataset.images[index] / 255)
 
@@ -79,15 +86,19 @@ def test_the_number_of_processes_changes_no_pixel(dataset, world_size):
          *(torch.cat([part[place] for part in batch]) for place in (1, 2)))
         for batch in zip(*parts, strict=True)
     ]
+
     assert_equal(whole, joined)
 
 
 @pytest.mark.parametrize('start', [1, 4, 10])
 def test_starting_inside_an_epoch_gives_the_same_batches(dataset, start):
     assert_equal(read(dataset, epoch=3, start=start, chunk_size=16), read(dataset, epoch=3, chunk_size=24)[start:])
+
     loader = create_loader(dataset, batch_size=8)
     loader.set_epoch(0, 11)
+
     assert list(loader) == [] and len(loader) == 11
+
     loader.set_epoch(1)
     assert len(list(loader)) == 11
 
@@ -99,12 +110,14 @@ def test_pixels_come_from_the_uniforms_of_the_global_epoch(dataset):
     order = UniformSampler(90, seed=5, stream=1)
     order.set_epoch(2)
     pixels = view.apply(dataset.images[torch.from_numpy(order.order())], view.sample(uniforms))
+
     torch.testing.assert_close(torch.cat([views[1] for views, *_ in batches]), pixels[:88] / 255)
 
 
 def test_epochs_seeds_streams_and_views_differ(dataset):
     base = read(dataset, ('sim', 'sim'))
     (first, second), *_ = base[0]
+
     assert not torch.equal(first, second)
     for options in ({'epoch': 1}, {'seed': 1}, {'stream': 1}):
         other = read(dataset, ('sim', 'sim'), **options)
@@ -117,10 +130,11 @@ def test_epochs_seeds_streams_and_views_differ(dataset):
 def test_global_generators_are_left_alone(dataset):
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     read(dataset)
-    assert torch.equal(state, torch.get_rng_state()) and np.array_equal(numpy_state, np.random.get_state()[1])
+    assert torch.equal(state, torch.get_rng_state())
+    assert np.array_equal(numpy_state, np.random.get_state()[1])
 
 
-# ------------------------------------------------------------------------------------------------ sharding
+# ------------------------------------------------------------------------ sharding
 
 @pytest.mark.parametrize('world_size', [1, 2, 3, 7])
 @pytest.mark.parametrize('batch_size', [1, 8, 100])
@@ -130,7 +144,8 @@ def test_evaluation_sees_every_image_once(dataset, world_size, batch_size):
         for rank in range(world_size)
     ]
     index = [torch.cat([index for *_, index in part]).tolist() for part in parts]
-    assert sum(index, []) == list(range(90))
+
+    assert list(itertools.chain(*index)) == list(range(90))
     assert max(map(len, index)) - min(map(len, index)) <= 1
 
 
@@ -158,21 +173,28 @@ def test_bad_input(dataset):
         create_loader(dataset, batch_size=4, training=False, sampler=UniformSampler(90))
     with pytest.raises(UserError, match='unknown view'):
         create_loader(dataset, ('crop',), batch_size=4)
+
     wide = dataset.subset([0, 1])
     wide.images = wide.images[..., :8]
+
     with pytest.raises(UserError, match='8x16 pixels.*square'):
         create_loader(wide, batch_size=1)
 
 
-# ------------------------------------------------------------------------------------------------ samplers
+# ------------------------------------------------------------------------ samplers
 
 def test_uniform_sampler():
     sampler = UniformSampler(50, seed=3, stream=1)
     sampler.set_epoch(4)
     order = sampler.order()
-    assert order.dtype == np.int64 and sorted(order) == list(range(50)) and list(sampler) == order.tolist()
-    assert np.array_equal(order, rng.generator(3, 4, 1, 'order').permutation(50)) and len(sampler) == 50
+
+    assert order.dtype == np.int64 and sorted(order) == list(range(50))
+    assert list(sampler) == order.tolist()
+    assert np.array_equal(order, rng.generator(3, 4, 1, 'order').permutation(50))
+    assert len(sampler) == 50
+
     sampler.set_epoch(5)
+
     assert not np.array_equal(order, sampler.order())
     with pytest.raises(UserError, match='at least one sample'):
         UniformSampler(0)
