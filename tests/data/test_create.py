@@ -46,7 +46,9 @@ def write_folder(folder, targets, images=None, names=4, label='fine_label', spli
     images = draw_images(targets) if images is None else images
     rows = [{'bytes': data, 'path': f'picture_{row}.png'} for row, data in enumerate(images)]
     (folder / 'cifar100').mkdir(parents=True)
-    data = Dataset.from_dict({'img': rows, label: list(targets)}, Features({'img': Image(), label: kind}))
+    data = Dataset.from_dict(
+        {'img': rows, label: list(targets)}, Features({'img': Image(), label: kind})
+    )
     for split in splits:
         data.to_parquet(folder / 'cifar100' / f'{split}-00000-of-00001.parquet')
 
@@ -126,7 +128,9 @@ def test_a_benchmark_is_in_memory_unless_workers_are_asked_for(folder):
 def test_content_order_gives_one_subset_whatever_the_storage(tmp_path, folder):
     order = np.random.default_rng(0).permutation(len(TARGETS))
     images = draw_images(TARGETS)
-    other = write_folder(tmp_path / 'other', np.array(TARGETS)[order], [images[row] for row in order])
+    other = write_folder(
+        tmp_path / 'other', np.array(TARGETS)[order], [images[row] for row in order]
+    )
 
     def digest(place, kind, seed=0):
         return create_dataset('cifar100_lt', 'train', place, 10, seed=seed, subset_order=kind).hash
@@ -179,7 +183,9 @@ def test_a_folder_without_the_files_says_what_was_looked_for(tmp_path):
     with pytest.raises(UserError, match=r'looked for \*\*/\*train\*\.parquet.*uoft-cs/cifar100'):
         create_dataset('cifar100_lt', 'train', tmp_path)
     with pytest.raises(UserError, match='no test split'):
-        create_dataset('cifar100_lt', 'test', write_folder(tmp_path / 'data', TARGETS, splits=('train',)))
+        create_dataset(
+            'cifar100_lt', 'test', write_folder(tmp_path / 'data', TARGETS, splits=('train',))
+        )
 
 
 def test_a_file_that_is_not_parquet(tmp_path):
@@ -327,7 +333,9 @@ def test_the_names_are_listed():
 def real_cifar100(split, **options):
     root = os.environ.get(DATA_VARIABLE)
     if not root or not (Path(root) / 'uoft-cs' / 'cifar100').is_dir():
-        pytest.skip(f'needs real CIFAR-100: ${DATA_VARIABLE} names no folder that holds uoft-cs/cifar100')
+        pytest.skip(
+            f'needs real CIFAR-100: ${DATA_VARIABLE} names no folder that holds uoft-cs/cifar100',
+        )
     return create_dataset('cifar100_lt', split, **options)
 
 

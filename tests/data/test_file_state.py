@@ -42,12 +42,19 @@ def open_photos(root: Path, kind: str, split: str = 'train'):
     return create_dataset(f'hfds/{table}', split, loader='worker'), table / f'{split}-0.parquet'
 
 
+def replace(path: Path):
+    """Put another file of the same content in the place of a file."""
+    copy = path.with_suffix('.new')
+    shutil.copy(path, copy)
+    copy.rename(path)
+
+
 CHANGES = {
     'other bytes': lambda path: path.write_bytes(path.read_bytes()[:-1] + b'x'),
     'more bytes': lambda path: path.write_bytes(path.read_bytes() + b'x'),
     'other time': lambda path: os.utime(path, ns=(0, 0)),
     'gone': Path.unlink,
-    'replaced': lambda path: shutil.copy(path, path.with_suffix('.new')) and path.with_suffix('.new').rename(path),
+    'replaced': replace,
 }
 
 

@@ -39,9 +39,12 @@ def test_splits_are_known_by_their_usual_names(tmp_path, train, test):
 
 
 @pytest.mark.parametrize('there, words', [
-    (['Train', 'train', 'test'], 'has Train and train, one split in two spellings; choose with --train-split'),
-    (['train', 'TEST', 'test'], 'has TEST and test, one split in two spellings; choose with --test-split'),
-    (['train', 'training', 'test'], 'has train and training: choose the training split with --train-split'),
+    (['Train', 'train', 'test'],
+     'has Train and train, one split in two spellings; choose with --train-split'),
+    (['train', 'TEST', 'test'],
+     'has TEST and test, one split in two spellings; choose with --test-split'),
+    (['train', 'training', 'test'],
+     'has train and training: choose the training split with --train-split'),
 ])
 def test_a_split_that_is_there_twice(tmp_path, there, words):
     write_splits(tmp_path, *there)
@@ -56,8 +59,10 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path):
 
 
 @pytest.mark.parametrize('folders, below, words', [
-    (['left', 'right'], ['cat', 'dog'], 'left, right all hold the same sub-folders, cat, dog, and are no classes'),
-    (['cat', 'dog', 'owl'], ['test', 'train'], 'cat, dog, owl all hold the same sub-folders, test, train'),
+    (['left', 'right'], ['cat', 'dog'],
+     'left, right all hold the same sub-folders, cat, dog, and are no classes'),
+    (['cat', 'dog', 'owl'], ['test', 'train'],
+     'cat, dog, owl all hold the same sub-folders, test, train'),
     (['photos'], ['test', 'train'], 'one class folder only, photos.*is --data-dir .*photos meant'),
 ])
 def test_a_folder_level_too_high(tmp_path, folders, below, words):
@@ -113,7 +118,8 @@ def test_a_flat_folder_gives_a_fifth_to_the_test(tmp_path):
     (['train/x.png'], 'train has no class folder'),
     (['train/x.png', 'test/x.png'], 'test has no class folder'),
     (['train/x.png', 'test/a/x.png'], 'train has no class folder'),
-    (['train/a/x.png', 'train/b/x.png'], 'has train but no test folder: looked for test, testing, val'),
+    (['train/a/x.png', 'train/b/x.png'],
+     'has train but no test folder: looked for test, testing, val'),
     (['test/a/x.png', 'other/a/x.png'], 'has no folder train; it has other, test'),
     (['train/a/x.txt', 'train/b/.x.png', 'test/a/x.png'], 'train holds no image'),
     (['a/x.txt', 'b/x.txt'], 'holds no image'),
@@ -157,7 +163,9 @@ def test_a_class_of_other_files_only_says_so(tmp_path):
     write_splits(tmp_path, 'train', 'test')
     for path in (tmp_path / 'train' / 'cow').iterdir():
         path.rename(path.with_suffix('.heic'))
-    refused(r'class 2 \(cow\) has no image; .*files not read as images: 2 .heic', 'folder', tmp_path)
+    refused(
+        r'class 2 \(cow\) has no image; .*files not read as images: 2 .heic', 'folder', tmp_path
+    )
 
 
 def test_links_to_themselves_and_folders_that_cannot_be_read(tmp_path, monkeypatch):
@@ -199,7 +207,13 @@ def test_classes_of_a_model_take_labels_by_name(tmp_path):
 
     assert test_set.class_names == list(KNOWN) and test_set.class_counts == [3, 4, 0, 2]
     assert [test_set.source_names[row].split('/')[0] for row in (0, 3, 7)] == ['bee', 'ant', 'cow']
-    refused("Test has a class 'cow' that the model has not", 'folder', tmp_path, 'test', class_names=('ant', 'bee'))
+    refused(
+        "Test has a class 'cow' that the model has not",
+        'folder',
+        tmp_path,
+        'test',
+        class_names=('ant', 'bee'),
+    )
     refused('has no folder train', 'folder', tmp_path, 'train', class_names=KNOWN)
 
 

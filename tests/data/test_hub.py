@@ -61,7 +61,9 @@ def test_a_test_split_is_found(tmp_path, names, asked, taken):
     if 'dev' in names:  # `datasets` takes a folder's word for it where the card says so
         root = write_parquet(tmp_path / 'set', {'train': [0, 1, 2], **splits})
         files = '\n'.join(f'  - split: {name}\n    path: {name}-*' for name in ('train', *names))
-        (root / 'README.md').write_text(f'---\nconfigs:\n- config_name: default\n  data_files:\n{files}\n---\n')
+        (root / 'README.md').write_text(
+            f'---\nconfigs:\n- config_name: default\n  data_files:\n{files}\n---\n'
+        )
     else:
         root = write_parquet(tmp_path / 'set', {'train': [0, 1, 2], **splits})
     test = create_dataset(f'hfds/{root}', 'test', test_split=asked)
@@ -94,7 +96,9 @@ def test_a_set_without_a_test_split(tmp_path):
 def test_labels_without_names(tmp_path, kind, labels, names):
     import datasets
 
-    root = write_parquet(tmp_path / 'set', {'train': labels, 'test': labels[:1] * 2}, kind=datasets.Value(kind))
+    root = write_parquet(
+        tmp_path / 'set', {'train': labels, 'test': labels[:1] * 2}, kind=datasets.Value(kind)
+    )
     train, test = (create_dataset(f'hfds/{root}', split) for split in ('train', 'test'))
 
     assert train.class_names == test.class_names == names
@@ -105,14 +109,17 @@ def test_labels_without_names(tmp_path, kind, labels, names):
 @pytest.mark.parametrize('kind, train, test, words', [
     (None, [0, 1, 2], [-1, -1], r'\(test\): the labels are hidden, all are -1.*--test-split'),
     ('int64', [0, 1], [0, 2], r'label 2 is none of the 2 classes of .*\(train\)'),
-    ('string', ['a', 'b'], ['a', 'c'], r"\(test\), row 1: the label 'c' is no class of the training split"),
+    ('string', ['a', 'b'], ['a', 'c'],
+     r"\(test\), row 1: the label 'c' is no class of the training split"),
     ('string', ['a', 'b'], ['a', None], 'row 1: the label None is missing'),
     ('int64', [0, 1], [0, None], r'\(test\): 1 of 2 rows have no label'),
     ('float32', [0, 1], [0, 1], 'column label holds float32, not one integer'),
 ])
 def test_labels_that_are_none(tmp_path, kind, train, test, words):
     import datasets
-    root = write_parquet(tmp_path / 'set', {'train': train, 'test': test}, kind=kind and datasets.Value(kind))
+    root = write_parquet(
+        tmp_path / 'set', {'train': train, 'test': test}, kind=kind and datasets.Value(kind)
+    )
     refused(words, f'hfds/{root}', split='test')
 
 
@@ -147,8 +154,14 @@ def test_a_choice_of_columns_is_left_to_the_user(tmp_path):
     refused('several label columns, fine, coarse: choose one with --target-key', f'hfds/{root}')
     assert create_dataset(f'hfds/{root}', 'train', target_key='coarse').class_counts == [12, 6, 3]
     refused("no column 'x'; its columns are photo, fine, coarse", f'hfds/{root}', target_key='x')
-    refused("no column 'x'; its columns are photo", f'hfds/{root}', target_key='fine', input_key='x')
-    refused(r'column coarse holds ClassLabel\(.*, not encoded images', f'hfds/{root}', input_key='coarse')
+    refused(
+        "no column 'x'; its columns are photo", f'hfds/{root}', target_key='fine', input_key='x'
+    )
+    refused(
+        r'column coarse holds ClassLabel\(.*, not encoded images',
+        f'hfds/{root}',
+        input_key='coarse',
+    )
 
     table = load_table(str(root))['train']
 
@@ -189,7 +202,11 @@ def test_tiny_imagenet_is_read_from_a_copy(tmp_path):
     import datasets
 
     kind = datasets.ClassLabel(names=[f'n{label:03d}' for label in range(200)])
-    root = write_parquet(tmp_path / 'set', {'train': [*range(200), *range(200)], 'valid': [*range(200)]}, kind=kind)
+    root = write_parquet(
+        tmp_path / 'set',
+        {'train': [*range(200), *range(200)], 'valid': [*range(200)]},
+        kind=kind,
+    )
     train = create_dataset('tiny_imagenet_lt', 'train', root, imbalance_factor=2)
 
     assert train.class_counts == [2, *[1] * 199] and train.hub_id == 'zh-plus/tiny-imagenet'

@@ -125,7 +125,8 @@ def test_a_white_level_below_eight_bits():
     (tiff(LEVELS * 257, bits=32, sample_format=2), 'its grey levels reach 65535 of 2147483647'),
     (tiff(LEVELS - 3, sample_format=2), 'its grey levels reach down to -3'),
     (tiff(LEVELS, white=100), 'its grey levels reach 255, and the file says that 127 is white'),
-    (tiff(LEVELS / 255, bits=32, sample_format=3), 'its pixels are floating-point numbers, of unknown range'),
+    (tiff(LEVELS / 255, bits=32, sample_format=3),
+     'its pixels are floating-point numbers, of unknown range'),
     (png(np.repeat(LEVELS[..., None], 3, axis=2)), 'use less than a sixteenth of their 16 bits'),
 ])
 def test_greys_of_unknown_range_are_refused(tmp_path, data, words):

@@ -52,7 +52,12 @@ def test_lists_may_lie_in_the_folder_of_their_release(listed):
     assert len(create_dataset('made_lt', 'train', listed)) == 20
 
     (listed / 'Made_LT' / 'Made_test.txt').unlink()
-    refused(r'no list at .*Made_test.txt or .*Made_LT/Made_test.txt; .*lists of nobody', 'made_lt', listed, 'test')
+    refused(
+        r'no list at .*Made_test.txt or .*Made_LT/Made_test.txt; .*lists of nobody',
+        'made_lt',
+        listed,
+        'test',
+    )
 
 
 @pytest.mark.parametrize('row, line, words', [
@@ -66,7 +71,8 @@ def test_lists_may_lie_in_the_folder_of_their_release(listed):
     (4, '/train/kind 2/4.jpg 2', 'line 5: /train/kind 2/4.jpg is no path below'),
     (4, 'train/../kind 2/4.jpg 2', 'line 5: .* is no path below'),
     (4, None, 'has 19 lines, the published list of Made-LT 20'),
-    (4, 'train/kind 2/40.jpg 2', 'line 5: .*train/kind 2/40.jpg is not there; 1 of 20 images are missing'),
+    (4, 'train/kind 2/40.jpg 2',
+     'line 5: .*train/kind 2/40.jpg is not there; 1 of 20 images are missing'),
     (4, 'other/4.jpg 2', 'line 5: .*other/4.jpg is not there; 1 of 20'),
     (4, 'train/kind 2/4.jpg/x.jpg 2', 'line 5: .*x.jpg is not there; 1 of 20'),
 ])
@@ -79,12 +85,19 @@ def test_other_faults_of_a_list(listed, tmp_path):
     (listed / 'val' / '2.jpg').unlink()
     (listed / 'val' / '4.jpg').unlink()
 
-    refused('Made_test.txt, line 3: .*val/2.jpg is not there; 2 of 6 images', 'made_lt', listed, 'test')
+    refused(
+        'Made_test.txt, line 3: .*val/2.jpg is not there; 2 of 6 images',
+        'made_lt',
+        listed,
+        'test',
+    )
     assert len(create_dataset('made_lt', 'train', listed)) == 20
 
     write_list(listed, 'test', [line[:-1] + '1' for line in TEST])
 
-    refused('Made_test.txt: 2 of 3 classes have no image, the first is 0', 'made_lt', listed, 'test')
+    refused(
+        'Made_test.txt: 2 of 3 classes have no image, the first is 0', 'made_lt', listed, 'test'
+    )
     refused('Made-LT: needs --data-dir', 'made_lt')
     refused('Made-LT: --data-dir .*absent is not a folder', 'made_lt', tmp_path / 'absent')
     refused('Made-LT takes no --test-split', 'made_lt', listed, test_split='val')

@@ -22,10 +22,17 @@ ALL = ('crop_flip', 'autoaugment', 'sim', 'sim_blur')
 @pytest.fixture(scope='module')
 def dataset():
     random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (90, 3, 16, 16), dtype=np.uint8)
     return LongTailDataset(
-        name='noise', split='train', images=torch.from_numpy(random.integers(0, 256, (90, 3, 16, 16), dtype=np.uint8)),
-        targets=np.arange(90) % 4, class_names=list('abcd'), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3),
-        indices=np.arange(90), source_names=[str(n) for n in range(90)],
+        name='noise',
+        split='train',
+        images=torch.from_numpy(pixels),
+        targets=np.arange(90) % 4,
+        class_names=list('abcd'),
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.25, 0.3),
+        indices=np.arange(90),
+        source_names=[str(n) for n in range(90)],
     )
 
 
@@ -33,6 +40,16 @@ def read(dataset, views=ALL, epoch=0, start=0, batch_size=8, **options):
     loader = create_loader(dataset, views, batch_size=batch_size, **options)
     loader.set_epoch(epoch, start)
     return list(loader)
+
+
+def join_processes(parts):
+    """Put the batches of all processes together, in the order of the processes."""
+    joined = []
+    for batches in zip(*parts, strict=True):
+        views, targets, indices = zip(*batches, strict=True)
+        whole_views = tuple(torch.cat(same_view) for same_view in zip(*views, strict=True))
+        joined.append((whole_views, torch.cat(targets), torch.cat(indices)))
+    return joined
 
 
 def assert_equal(first, second):
@@ -77,22 +94,20 @@ def test_the_chunk_size_changes_no_pixel(dataset, chunk_size):
 @pytest.mark.parametrize('world_size', [2, 3])
 def test_the_number_of_processes_changes_no_pixel(dataset, world_size):
     whole = read(dataset, batch_size=12)
-    parts = [
-        read(dataset, batch_size=12 // world_size, rank=rank, world_size=world_size, chunk_size=5 + rank)
-        for rank in range(world_size)
-    ]
-    joined = [
-        (tuple(map(torch.cat, zip(*(views for views, *_ in batch), strict=True))),
-         *(torch.cat([part[place] for part in batch]) for place in (1, 2)))
-        for batch in zip(*parts, strict=True)
-    ]
+    parts = []
+    for rank in range(world_size):
+        process = {'rank': rank, 'world_size': world_size, 'chunk_size': 5 + rank}
+        parts.append(read(dataset, batch_size=12 // world_size, **process))
 
-    assert_equal(whole, joined)
+    assert_equal(whole, join_processes(parts))
 
 
 @pytest.mark.parametrize('start', [1, 4, 10])
 def test_starting_inside_an_epoch_gives_the_same_batches(dataset, start):
-    assert_equal(read(dataset, epoch=3, start=start, chunk_size=16), read(dataset, epoch=3, chunk_size=24)[start:])
+    assert_equal(
+        read(dataset, epoch=3, start=start, chunk_size=16),
+        read(dataset, epoch=3, chunk_size=24)[start:],
+    )
 
     loader = create_loader(dataset, batch_size=8)
     loader.set_epoch(0, 11)
@@ -104,7 +119,9 @@ def test_starting_inside_an_epoch_gives_the_same_batches(dataset, start):
 
 
 def test_pixels_come_from_the_uniforms_of_the_global_epoch(dataset):
-    batches = read(dataset, ('flip', 'sim'), epoch=2, seed=5, stream=1, mean=(0, 0, 0), std=(1, 1, 1))
+    batches = read(
+        dataset, ('flip', 'sim'), epoch=2, seed=5, stream=1, mean=(0, 0, 0), std=(1, 1, 1)
+    )
     view = create_view('sim', 16)
     uniforms = rng.generator(5, 2, 1, 'view1').random((90, view.num_uniforms))
     order = UniformSampler(90, seed=5, stream=1)
@@ -203,13 +220,16 @@ def test_uniform_sampler():
 def test_a_sampler_of_ones_own_draws_with_replacement(dataset):
     class OneClass(EpochSampler):
         def draw(self, random):
-            return random.choice(np.flatnonzero(dataset.targets == 2), self.num_samples).astype(np.int32)
+            return random.choice(np.flatnonzero(dataset.targets == 2), self.num_samples).astype(
+                np.int32
+            )
 
     sampler = OneClass(200)
     batches = read(dataset, ('crop_flip',), sampler=sampler, seed=9, stream=1)
     assert (sampler.seed, sampler.stream) == (9, 1) and len(batches) == 25
     assert all((target == 2).all() for _, target, _ in batches)
     # one image drawn twice is two views
-    views, index = (torch.cat(parts) for parts in zip(*((v[0], i) for v, _, i in batches), strict=True))
+    views = torch.cat([views[0] for views, _, _ in batches])
+    index = torch.cat([index for _, _, index in batches])
     same = views[index == index[0]]
     assert len(same) > 2 and not all(torch.equal(same[0], other) for other in same[1:])

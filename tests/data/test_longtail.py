@@ -103,7 +103,9 @@ def test_indices_leave_the_global_generator_alone_and_take_what_there_is():
 
 @pytest.fixture
 def images():
-    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (12, 3, 4, 4), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (12, 3, 4, 4), dtype=np.uint8)
+    )
 
 
 def test_hash_ignores_row_order_and_sees_one_pixel_or_label(images):

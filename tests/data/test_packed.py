@@ -26,13 +26,23 @@ TARGETS = {'train': [0, 0, 1, 1, 0, 1], 'test': [1, 0, 1]}
 
 def make_split(split: str, name: str = 'made_lt') -> LongTailDataset:
     targets = np.array(TARGETS[split])
-    pixels = np.random.default_rng(len(targets)).integers(0, 256, (len(targets), 3, 6, 6), dtype=np.uint8)
+    pixels = np.random.default_rng(len(targets)).integers(
+        0, 256, (len(targets), 3, 6, 6), dtype=np.uint8
+    )
 
     return LongTailDataset(
-        name=name, split=split, images=torch.from_numpy(pixels), targets=targets, class_names=['ant', 'bee'],
-        mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1), indices=np.arange(len(targets)) * 2, seed=3,
+        name=name,
+        split=split,
+        images=torch.from_numpy(pixels),
+        targets=targets,
+        class_names=['ant', 'bee'],
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.2, 0.1),
+        indices=np.arange(len(targets)) * 2,
+        seed=3,
         source_names=[f'{split}/{row}.png' for row in range(len(targets))],
-        shot_counts=[3, 3] if split == 'train' else None)
+        shot_counts=[3, 3] if split == 'train' else None,
+    )
 
 
 @pytest.fixture(scope='module')
@@ -48,7 +58,11 @@ def packed_files(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp('files')
     for split in ('train', 'test'):
         write_classes(root / split, {'ant': 3, 'bee': 2}, size=(7, 6))
-    return write_packed(root / 'set.safetensors', *(create_dataset('folder', s, root) for s in ('train', 'test')), {})
+    return write_packed(
+        root / 'set.safetensors',
+        *(create_dataset('folder', s, root) for s in ('train', 'test')),
+        {},
+    )
 
 
 def read_parts(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -371,7 +385,9 @@ def test_names_of_images_may_hold_line_ends(tmp_path):
 def test_names_of_data_sets_are_safe(tmp_path, name, title, tag):
     from timm_longtail.training.rows import data_tag
 
-    path = write_packed(tmp_path / 'set.safetensors', make_split('train', name), make_split('test', name), {})
+    path = write_packed(
+        tmp_path / 'set.safetensors', make_split('train', name), make_split('test', name), {}
+    )
     dataset = read_packed(path, 'train')
 
     assert dataset.name == title and data_tag(dataset) == tag.lstrip('-')

@@ -67,7 +67,9 @@ def as_batch(*pixels):
 ])
 def test_resident_views_have_not_changed(name, digest):
     # of the code before image files had views
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (64, 3, 32, 32), dtype=np.uint8))
+    images = torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (64, 3, 32, 32), dtype=np.uint8)
+    )
     images[::2] = images[::2] // 4 + 48 + 2 * torch.arange(32, dtype=torch.uint8)
     view = create_view(name, 32)
     pixels = view.apply(images, view.sample(draw(view, 64, seed=1)))
@@ -120,7 +122,9 @@ def test_boxes_are_those_of_torchvision_for_the_same_draws(size, scale, monkeypa
     tries, offsets = [], []
     monkeypatch.setattr(
         torch.Tensor, 'uniform_', lambda _, low, high: torch.as_tensor(low + (high - low) * tries.pop(0)))
-    monkeypatch.setattr(torch, 'randint', lambda low, high, size: torch.tensor(int(high * offsets.pop(0))))
+    monkeypatch.setattr(
+        torch, 'randint', lambda low, high, size: torch.tensor(int(high * offsets.pop(0)))
+    )
     theirs = []
     for row in numbers:
         tries[:], offsets[:] = row[:20].reshape(2, 10).T.ravel(), row[20:]
@@ -236,7 +240,9 @@ def test_both_ways_spend_the_same_uniforms(name):
     # on images of the final size both ways are the same view; PIL rounds once more between the axes
     view = create_view(f'{name}(crop_pct=1)' if name in ('flip', 'eval') else name, SIZE)
     images, numbers = [make_image((SIZE, SIZE), seed) for seed in range(12)], draw(view, 12)
-    placed = as_batch(*(view.place(i, u[:view.num_place_uniforms]) for i, u in zip(images, numbers, strict=True)))
+    placed = as_batch(
+        *(view.place(i, u[:view.num_place_uniforms]) for i, u in zip(images, numbers, strict=True)),
+    )
     rest = view.photometry_view
     ours = rest.apply(placed, rest.sample(numbers[:, view.num_place_uniforms:]))
     resident = view.apply(as_batch(*map(np.asarray, images)), view.sample(numbers))

@@ -163,7 +163,9 @@ def test_two_streams_keep_their_length():
 
 def test_a_run_samples_as_it_is_told():
     dataset = digits(100)
-    _, run = make_run('ce', '--sampler', 'class_balanced', '--epoch-length', 'class-aware', dataset=dataset)
+    _, run = make_run(
+        'ce', '--sampler', 'class_balanced', '--epoch-length', 'class-aware', dataset=dataset
+    )
     expected = max(dataset.class_counts) * 10
 
     assert run.loaders[0].num_samples == expected and run.steps_per_epoch == expected // 16

@@ -23,7 +23,11 @@ def test_names_that_are_not_served(name, words):
 
 def test_a_folder_is_named_once(tmp_path):
     refused('is a folder already: leave --data-dir', f'hfds/{tmp_path}', tmp_path)
-    refused('x is not a folder: --data-dir is a copy of the Hub repository user/set', 'hfds/user/set', tmp_path / 'x')
+    refused(
+        'x is not a folder: --data-dir is a copy of the Hub repository user/set',
+        'hfds/user/set',
+        tmp_path / 'x',
+    )
     (tmp_path / 'empty').mkdir()
     refused('cannot load the splits of .*empty', f'hfds/{tmp_path / "empty"}')
 

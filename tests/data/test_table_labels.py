@@ -52,7 +52,11 @@ def test_files_of_one_split_are_matched_by_name(tmp_path, kind):
 def test_a_class_that_only_the_test_split_has(tmp_path, names):
     write_named(tmp_path / 'set' / 'train-0', ['cat', 'dog'], names and names[:2])
     write_named(tmp_path / 'set' / 'test-0', ['cat', 'emu'], names)
-    refused(r"\(test\), row 1: the label 'emu' is no class of the training split", f'hfds/{tmp_path}/set', split='test')
+    refused(
+        r"\(test\), row 1: the label 'emu' is no class of the training split",
+        f'hfds/{tmp_path}/set',
+        split='test',
+    )
 
 
 @pytest.mark.parametrize('named', ['train', 'test'])
@@ -66,7 +70,11 @@ def test_names_on_one_side_and_numbers_on_the_other(tmp_path, named):
 def test_words_and_named_numbers_are_matched_or_refused(tmp_path):
     write_named(tmp_path / 'set' / 'train-0', ['cat', 'dog'], ['dog', 'cat'])
     write_named(tmp_path / 'set' / 'test-0', ['cat', 'dog'], None)
-    refused('class names in .*train-0.parquet and plain values in .*test-0', f'hfds/{tmp_path}/set', split='test')
+    refused(
+        'class names in .*train-0.parquet and plain values in .*test-0',
+        f'hfds/{tmp_path}/set',
+        split='test',
+    )
 
 
 def test_a_copy_of_a_benchmark_with_other_names_is_refused(tmp_path):
@@ -77,9 +85,15 @@ def test_a_copy_of_a_benchmark_with_other_names_is_refused(tmp_path):
             {'img': datasets.Image(), 'fine_label': datasets.ClassLabel(names=[f'kind {name}' for name in names])})
         rows = {'img': [{'bytes': png(label), 'path': None} for label in range(100)], 'fine_label': [*range(100)]}
         (tmp_path / 'set').mkdir(exist_ok=True)
-        datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / 'set' / f'{split}-0.parquet')
+        datasets.Dataset.from_dict(rows, features).to_parquet(
+            tmp_path / 'set' / f'{split}-0.parquet'
+        )
 
-    refused('test-0.parquet gives other names to the labels of column fine_label', 'cifar100', tmp_path / 'set')
+    refused(
+        'test-0.parquet gives other names to the labels of column fine_label',
+        'cifar100',
+        tmp_path / 'set',
+    )
 
 
 def test_files_on_the_hub_are_looked_for_in_its_cache(tmp_path, monkeypatch):
@@ -119,7 +133,8 @@ def test_numbers_are_classes_in_their_order(tmp_path, labels, names):
     ([0, 1, None], [0], r'\(train\): 1 of 3 rows have no label'),
     ([True, None], [True], r'\(train\): 1 of 2 rows have no label'),
     ([3, 9], [3, 5], r'\(test\): label 5 is none of the 2 classes of .*\(train\)'),
-    (pa.array([0, 2 ** 63], pa.uint64()), pa.array([0], pa.uint64()), 'label 9223372036854775808 is too large'),
+    (pa.array([0, 2 ** 63], pa.uint64()), pa.array([0], pa.uint64()),
+     'label 9223372036854775808 is too large'),
     ([*range(5000, 6500)], [5000], r'\(train\): each of the 1500 rows has a label of its own'),
 ])
 def test_numbers_that_are_no_classes(tmp_path, train, test, words):

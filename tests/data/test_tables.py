@@ -50,7 +50,9 @@ def make_table(rows):
     images = [{'bytes': bytes(row), 'path': f'a/{row}.png'} for row in range(rows)]
     images[3] = None
     images[5] = {'bytes': b'xyz', 'path': None}
-    return datasets.Dataset.from_dict({'image': images}, datasets.Features({'image': datasets.Image()}))
+    return datasets.Dataset.from_dict(
+        {'image': images}, datasets.Features({'image': datasets.Image()})
+    )
 
 
 @pytest.mark.parametrize('arrange', [
@@ -61,7 +63,9 @@ def test_sizes_and_names_of_a_table(arrange, monkeypatch):
     monkeypatch.setattr(TableImages, 'block_size', 7)
     import datasets
 
-    chunked = datasets.concatenate_datasets([make_table(40).select(range(11)), make_table(40).select(range(11, 40))])
+    chunked = datasets.concatenate_datasets(
+        [make_table(40).select(range(11)), make_table(40).select(range(11, 40))]
+    )
     images = TableImages(arrange(chunked), 'image', 'place')
     sizes = [0 if row == 3 else 3 if row == 5 else row for row in range(40)]
     names = [f'row {row}' if row in (3, 5) else f'{row}.png' for row in range(40)]
@@ -97,7 +101,10 @@ def test_a_table_names_no_file_outside_its_folder(tmp_path, private):
         'link.png', 'folder/private.png', 'images/../link.png', f'{root}-twin/private.png', 'a\0b.png', '..', '.']
 
     for path in spelled:
-        rows = table.map(lambda row, path=path: {'image': {'bytes': None, 'path': path}}, features=table.features)
+        rows = table.map(
+            lambda row, path=path: {'image': {'bytes': None, 'path': path}},
+            features=table.features,
+        )
         with pytest.raises(UserError, match='place: .* lies outside .*set; a table may name files of its own folder'):
             TableImages(rows, 'image', 'place', [root])
         with pytest.raises(UserError, match='lies outside the table'):
@@ -109,7 +116,10 @@ def test_a_file_outside_is_not_packed(tmp_path, private, column):
     root = write_paths(tmp_path / 'set', [str(private)] * 2)
     if column == 'words':  # a column of paths
         for split in ('train', 'test'):
-            pq.write_table(pa.table({'image': [str(private)] * 2, 'label': [0, 1]}), root / f'{split}-0.parquet')
+            pq.write_table(
+                pa.table({'image': [str(private)] * 2, 'label': [0, 1]}),
+                root / f'{split}-0.parquet',
+            )
     packed = tmp_path / 'set.safetensors'
 
     with pytest.raises(UserError, match='private.png. lies outside'):
@@ -170,7 +180,10 @@ def test_a_configuration_is_chosen(two_sets):
     assert create_dataset(f'hfds/{two_sets}:small', 'train').num_classes == 2
     assert create_dataset(f'hfds/{two_sets}:large', 'train').num_classes == 3
     assert create_dataset('hfds/user/set:large', 'train', two_sets).hub_id == 'user/set'
-    refused(r"no configuration and no folder 'medium'.*its configurations are small, large", f'hfds/{two_sets}:medium')
+    refused(
+        r"no configuration and no folder 'medium'.*its configurations are small, large",
+        f'hfds/{two_sets}:medium',
+    )
     refused('behind the colon is missing', f'hfds/{two_sets}:')
 
 

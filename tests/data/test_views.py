@@ -50,7 +50,9 @@ def assert_close(ours, theirs, levels=0, share=0.01):
 
 
 def one_by_one(function, images, *columns):
-    return torch.stack([function(image, *row) for image, *row in zip(images, *columns, strict=True)])
+    return torch.stack(
+        [function(image, *row) for image, *row in zip(images, *columns, strict=True)]
+    )
 
 
 # ------------------------------------------------------------------------ operations
@@ -60,7 +62,8 @@ def one_by_one(function, images, *columns):
     (ops.adjust_contrast, F.adjust_contrast, 0, 2, 0),
     (ops.adjust_saturation, F.adjust_saturation, 0, 2, 0),
     (ops.adjust_sharpness, F.adjust_sharpness, 0, 2, 0),
-    # a closed form instead of the six cases of HSV: single precision differs in the last digit before truncation
+    # a closed form instead of the six cases of HSV: single precision differs in the last digit
+    # before truncation
     (ops.adjust_hue, F.adjust_hue, -0.5, 0.5, 1),
 ])
 def test_colour_operations(ours, theirs, low, high, levels):
@@ -105,7 +108,8 @@ def test_pad_crop_and_flip():
 
 
 def test_resized_crop():
-    # torchvision sums in single precision; ours is exact before the rounding: one level apart at most
+    # torchvision sums in single precision; ours is exact before the rounding: one level apart at
+    # most
     images, step = make_images(200), ResizedCrop(SIZE)
     params = step.sample(uniforms(step, 200))
     expected = one_by_one(
@@ -147,7 +151,9 @@ def test_resized_crop_boxes():
     # torchvision's own draws: mean area and mean ratio of 4000 boxes, standard errors below 0.004
     torch.manual_seed(0)
     image = torch.zeros(3, SIZE, SIZE)
-    theirs = np.array([T.RandomResizedCrop.get_params(image, [0.2, 1.], [3 / 4, 4 / 3]) for _ in range(4000)])
+    theirs = np.array(
+        [T.RandomResizedCrop.get_params(image, [0.2, 1.], [3 / 4, 4 / 3]) for _ in range(4000)]
+    )
 
     for ours, other in ((height * width, theirs[:, 2] * theirs[:, 3]), (SIZE * height / width,) * 2):
         assert ours.mean() / SIZE ** 2 == pytest.approx(other.mean() / SIZE ** 2, abs=0.02)
