@@ -7,20 +7,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from timm_longtail.data import create_dataset, list_datasets, long_tail_counts, read_packed, write_packed
+from timm_longtail.data import (
+    create_dataset,
+    list_datasets,
+    long_tail_counts,
+    read_packed,
+    write_packed,
+)
 from timm_longtail.data.sources.benchmarks import _ORIGINAL_LABELS
 from timm_longtail.data.sources.parquet import DATA_VARIABLE
 from timm_longtail.utils.errors import UserError
 
 from ..support import forks
+from ..support.data_sets import draw, write_classes
 
-
-@pytest.fixture(autouse=True)
-def private_cache(request, tmp_path, monkeypatch):
-    """Keep the small data sets out of the user's cache; the real one is kept there like any other."""
-    import datasets
-    if 'real' not in request.node.name:
-        monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
+pytestmark = pytest.mark.usefixtures('private_cache')
 
 
 def draw_images(targets, seed=0):
@@ -40,13 +41,17 @@ def encode(pixels, kind='PNG'):
 def write_folder(folder, targets, images=None, names=4, label='fine_label', splits=('train', 'test')):
     """Write a repository in the layout of CIFAR-100's; `names` None leaves the labels plain integers."""
     from datasets import ClassLabel, Dataset, Features, Image, Value
+
     kind = Value('int64') if names is None else ClassLabel(names=[f'kind{n}' for n in range(names)])
     images = draw_images(targets) if images is None else images
     rows = [{'bytes': data, 'path': f'picture_{row}.png'} for row, data in enumerate(images)]
     (folder / 'cifar100').mkdir(parents=True)
-    data = Dataset.from_dict({'img': rows, label: list(targets)}, Features({'img': Image(), label: kind}))
+    data = Dataset.from_dict(
+        {'img': rows, label: list(targets)}, Features({'img': Image(), label: kind})
+    )
     for split in splits:
         data.to_parquet(folder / 'cifar100' / f'{split}-00000-of-00001.parquet')
+
     return folder
 
 
@@ -58,17 +63,21 @@ def folder(tmp_path):
     return write_folder(tmp_path / 'data', TARGETS)
 
 
-# ------------------------------------------------------------------------------------------------ digits
+# ------------------------------------------------------------------------ digits
 
 def test_digits_need_nothing_and_never_change():
     train, test = (create_dataset('digits_lt', split) for split in ('train', 'test'))
+
     assert train.images.shape == (492, 3, 32, 32) and train.images.dtype == torch.uint8
-    assert train.targets.dtype == np.int64 and train.class_counts[-1] == 7 and train.num_classes == 10
+    assert train.targets.dtype == np.int64 and train.class_counts[-1] == 7
+    assert train.num_classes == 10
     assert train.shot_counts == train.class_counts and test.shot_counts is None
     assert min(test.class_counts) == 34 and len(test) == 355
-    assert train.hash == 'da71936075b3'  # every weight of the up-sampling is a binary fraction: exact anywhere
+    # every weight of the up-sampling is a binary fraction: exact anywhere
+    assert train.hash == 'da71936075b3'
     assert not set(train.source_names) & set(test.source_names)
-    assert train.imbalance_factor == 20 and len(create_dataset('digits_lt', 'train', imbalance_factor=1)) == 1442
+    assert train.imbalance_factor == 20
+    assert len(create_dataset('digits_lt', 'train', imbalance_factor=1)) == 1442
     assert create_dataset('digits_lt', 'train', seed=1).hash != train.hash
 
 
@@ -82,22 +91,27 @@ def test_the_constants_are_those_of_the_digits():
 def test_hold_out_keeps_the_shot_counts_and_the_rows():
     train = create_dataset('digits_lt', 'train')
     rest, held = train.hold_out(0.1, seed=0)
+
     assert held.class_counts == [max(1, n // 10) for n in train.class_counts]
     assert [a + b for a, b in zip(rest.class_counts, held.class_counts, strict=True)] == train.class_counts
     assert rest.shot_counts == held.shot_counts == train.shot_counts
     assert sorted([*rest.indices, *held.indices]) == sorted(train.indices)
+
     row = held.indices[5]
     place = train.indices.tolist().index(row)
-    assert torch.equal(held.images[5], train.images[place]) and held.source_names[5] == train.source_names[place]
+
+    assert torch.equal(held.images[5], train.images[place])
+    assert held.source_names[5] == train.source_names[place]
     assert np.array_equal(held.digests[5], train.digests[place]) and rest.hash != train.hash
 
 
-# ------------------------------------------------------------------------------------------------ folders
+# ------------------------------------------------------------------------ folders
 
 def test_a_folder_is_cut_by_the_rule(folder):
     train = create_dataset('cifar100_lt', 'train', folder, imbalance_factor=10)
     assert train.class_counts == long_tail_counts(20, 4, 10) == train.shot_counts
-    assert train.class_names == ['kind0', 'kind1', 'kind2', 'kind3'] and train.input_size == (3, 8, 8)
+    assert train.class_names == ['kind0', 'kind1', 'kind2', 'kind3']
+    assert train.input_size == (3, 8, 8)
     assert np.array_equal(np.array(TARGETS)[train.indices], train.targets)
     assert train.source_names[0] == f'picture_{train.indices[0]}.png' and not train.original_order
     assert create_dataset('cifar100_lt', 'test', folder).class_counts == [20] * 4
@@ -114,7 +128,9 @@ def test_a_benchmark_is_in_memory_unless_workers_are_asked_for(folder):
 def test_content_order_gives_one_subset_whatever_the_storage(tmp_path, folder):
     order = np.random.default_rng(0).permutation(len(TARGETS))
     images = draw_images(TARGETS)
-    other = write_folder(tmp_path / 'other', np.array(TARGETS)[order], [images[row] for row in order])
+    other = write_folder(
+        tmp_path / 'other', np.array(TARGETS)[order], [images[row] for row in order]
+    )
 
     def digest(place, kind, seed=0):
         return create_dataset('cifar100_lt', 'train', place, 10, seed=seed, subset_order=kind).hash
@@ -136,11 +152,12 @@ def test_the_variable_names_a_folder_of_repositories(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / 'root' / 'uoft-cs' / 'cifar100', TARGETS)
     monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / 'root'))
     before = sorted(folder.rglob('*'))
+
     assert len(create_dataset('cifar100', 'train')) == len(TARGETS)
     assert sorted(folder.rglob('*')) == before  # nothing is left in the data folder
 
 
-# ------------------------------------------------------------------------------------------------ bad input
+# ------------------------------------------------------------------------ bad input
 
 @pytest.mark.parametrize('name, nearest', [('cifar10_tl', 'cifar10_lt'), ('digits', 'digits_lt')])
 def test_an_unknown_name_is_answered_with_the_nearest(name, nearest):
@@ -166,7 +183,9 @@ def test_a_folder_without_the_files_says_what_was_looked_for(tmp_path):
     with pytest.raises(UserError, match=r'looked for \*\*/\*train\*\.parquet.*uoft-cs/cifar100'):
         create_dataset('cifar100_lt', 'train', tmp_path)
     with pytest.raises(UserError, match='no test split'):
-        create_dataset('cifar100_lt', 'test', write_folder(tmp_path / 'data', TARGETS, splits=('train',)))
+        create_dataset(
+            'cifar100_lt', 'test', write_folder(tmp_path / 'data', TARGETS, splits=('train',))
+        )
 
 
 def test_a_file_that_is_not_parquet(tmp_path):
@@ -201,6 +220,7 @@ def test_an_unreadable_image_is_named(tmp_path, data):
     images = draw_images(TARGETS)
     images[7] = data
     folder = write_folder(tmp_path / 'data', TARGETS, images)
+
     with pytest.raises(UserError, match=r'row 7 \(picture_7.png\)'):
         create_dataset('cifar100', 'train', folder)
 
@@ -211,7 +231,7 @@ def test_images_of_two_sizes(tmp_path):
         create_dataset('cifar100', 'train', write_folder(tmp_path / 'data', range(4), images))
 
 
-# ------------------------------------------------------------------------------------------------ packed files
+# ------------------------------------------------------------------------ packed files
 
 @pytest.fixture
 def packed(tmp_path, folder):
@@ -222,10 +242,12 @@ def packed(tmp_path, folder):
 
 def test_a_packed_file_gives_back_every_bit(packed):
     path, *written = packed
+
     for one in written:
         back = create_dataset(f'packed:{path}', one.split)
         assert torch.equal(back.images, one.images) and np.array_equal(back.targets, one.targets)
-        assert np.array_equal(back.indices, one.indices) and np.array_equal(back.digests, one.digests)
+        assert np.array_equal(back.indices, one.indices)
+        assert np.array_equal(back.digests, one.digests)
         for key in ('name', 'hash', 'class_counts', 'shot_counts', 'class_names', 'source_names', 'mean', 'std',
                     'imbalance_factor', 'seed', 'subset_order', 'original_order'):
             assert getattr(back, key) == getattr(one, key), key
@@ -239,32 +261,38 @@ def test_a_packed_file_cannot_be_cut_again(packed):
 
 
 def test_files_are_packed_byte_for_byte(tmp_path):
-    from .test_sources import draw, write_classes
     for split in ('train', 'test'):
         write_classes(tmp_path / split, {'ant': 3, 'bee': 2}, end='jpg', size=(40, 30))
     draw(tmp_path / 'train' / 'bee' / 'other.png', (50, 60))
     splits = [create_dataset('folder', split, tmp_path) for split in ('train', 'test')]
     path = write_packed(tmp_path / 'photos.safetensors', *splits, {})
+
     for one in splits:
         back = create_dataset(f'packed:{path}', one.split)
         assert not back.resident and back.hash == one.hash and back.class_names == ['ant', 'bee']
         assert [back.encoded.read([n]) for n in range(len(one))] == [one.encoded.read([n]) for n in range(len(one))]
-        assert np.array_equal(back.decode(1), one.decode(1)) and np.array_equal(back.digests, one.digests)
+        assert np.array_equal(back.decode(1), one.decode(1))
+        assert np.array_equal(back.digests, one.digests)
+
     (tmp_path / 'train' / 'ant' / '00.jpg').write_bytes(b'no image')
     splits = [create_dataset('folder', split, tmp_path) for split in ('train', 'test')]
+
     with pytest.raises(UserError, match='00.jpg: not an image'):  # nothing unreadable is packed
         write_packed(tmp_path / 'bad.safetensors', *splits, {})
 
 
 def test_what_is_not_a_packed_file(tmp_path, packed):
     path, train, test = packed
+
     with pytest.raises(UserError, match='no packed data set at'):
         read_packed(tmp_path / 'absent.safetensors', 'train')
     for name, data in (('text', b'not safetensors'), ('cut', path.read_bytes()[:-100])):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match='not a packed data set'):
             read_packed(tmp_path / name, 'train')
+
     save_file({'weight': torch.zeros(2)}, tmp_path / 'model.safetensors')
+
     with pytest.raises(UserError, match='is not a packed data set'):
         create_dataset(f'packed:{tmp_path / "model.safetensors"}', 'train')
     with pytest.raises(UserError, match='train and a test split'):
@@ -275,6 +303,7 @@ def test_a_packed_image_that_differs_from_its_digest(tmp_path, packed):
     _, train, test = packed
     train.digests[3, 0] ^= 1
     path = write_packed(tmp_path / 'bad.safetensors', train, test, {})
+
     with pytest.raises(UserError, match=r'train row 3 \(picture_\d+.png\) differs from its digest'):
         read_packed(path, 'train')
 
@@ -288,6 +317,7 @@ print(create_dataset({f"packed:{packed[0]}"!r}, 'train').hash)
 assert not set(sys.modules) & {{'datasets', 'sklearn', 'accelerate', 'pyarrow'}}
 '''
     run = forks.run('-c', code, cwd=forks.ROOT, server=forks.bare())
+
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == packed[1].hash
 
@@ -298,12 +328,14 @@ def test_the_names_are_listed():
         'inat2018', 'places_lt', 'tiny_imagenet', 'tiny_imagenet_lt', 'packed:FILE.safetensors']
 
 
-# ------------------------------------------------------------------------------------------------ the real thing
+# ------------------------------------------------------------------------ the real thing
 
 def real_cifar100(split, **options):
     root = os.environ.get(DATA_VARIABLE)
     if not root or not (Path(root) / 'uoft-cs' / 'cifar100').is_dir():
-        pytest.skip(f'needs real CIFAR-100: ${DATA_VARIABLE} names no folder that holds uoft-cs/cifar100')
+        pytest.skip(
+            f'needs real CIFAR-100: ${DATA_VARIABLE} names no folder that holds uoft-cs/cifar100',
+        )
     return create_dataset('cifar100_lt', split, **options)
 
 

@@ -16,7 +16,9 @@ from timm_longtail.data.decoding import decode_rgb, image_extensions, read_size
 from timm_longtail.data.images import FileImages, decode_images
 from timm_longtail.utils.errors import UserError
 
-from .test_sources import draw, private_cache, write_classes  # noqa: F401  the fixture keeps tables out of the cache
+from ..support.data_sets import draw, write_classes
+
+pytestmark = pytest.mark.usefixtures('private_cache')
 
 LEVELS = np.arange(256).reshape(16, 16)
 
@@ -70,7 +72,7 @@ def pgm(levels: np.ndarray, white: int) -> bytes:
     return f'P5 {width} {height} {white}\n'.encode() + levels.astype('>u2').tobytes()
 
 
-# ------------------------------------------------------------------------------------------------ deep grey levels
+# ------------------------------------------------------------------------ deep grey levels
 
 @pytest.mark.parametrize('data', [
     png(LEVELS * 257),
@@ -123,7 +125,8 @@ def test_a_white_level_below_eight_bits():
     (tiff(LEVELS * 257, bits=32, sample_format=2), 'its grey levels reach 65535 of 2147483647'),
     (tiff(LEVELS - 3, sample_format=2), 'its grey levels reach down to -3'),
     (tiff(LEVELS, white=100), 'its grey levels reach 255, and the file says that 127 is white'),
-    (tiff(LEVELS / 255, bits=32, sample_format=3), 'its pixels are floating-point numbers, of unknown range'),
+    (tiff(LEVELS / 255, bits=32, sample_format=3),
+     'its pixels are floating-point numbers, of unknown range'),
     (png(np.repeat(LEVELS[..., None], 3, axis=2)), 'use less than a sixteenth of their 16 bits'),
 ])
 def test_greys_of_unknown_range_are_refused(tmp_path, data, words):
@@ -138,7 +141,7 @@ def test_deep_colours_keep_their_upper_bits():
     assert np.array_equal(np.asarray(decode_rgb(png(levels)))[..., 1], LEVELS)
 
 
-# ------------------------------------------------------------------------------------------------ orientation
+# ------------------------------------------------------------------------ orientation
 
 def oriented(orientation: int) -> Image.Exif:
     exif = Image.Exif()
@@ -170,6 +173,7 @@ def test_an_orientation_behind_the_pixels_of_a_png():
     start = data.index(b'eXIf') - 4
     end = start + 12 + struct.unpack_from('>I', data, start)[0]
     moved = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+
     assert np.array_equal(np.asarray(decode_rgb(moved)), np.asarray(decode_rgb(data)))
 
 
@@ -202,7 +206,7 @@ def test_every_way_to_an_image_turns_it(tmp_path):
         assert np.array_equal(resident.digests, files.digests), name
 
 
-# ------------------------------------------------------------------------------------------------ formats
+# ------------------------------------------------------------------------ formats
 
 def test_what_comes_before_an_image_does_not_change_it(tmp_path):
     """Every format before and behind every other."""
@@ -241,7 +245,7 @@ def test_no_program_is_started(tmp_path, monkeypatch):
         images.image(0)
 
 
-# ------------------------------------------------------------------------------------------------ what is no image
+# ------------------------------------------------------------------------ what is no image
 
 def write_pipe(path):
     os.mkfifo(path)
@@ -309,7 +313,8 @@ def test_a_file_that_is_no_image_is_named(tmp_path, write, loader):
         # the files of a worker are read in an epoch; their fingerprint is known before
         assert len(dataset.hash) == 12
         dataset.decode(3)
-    assert str(tmp_path / 'train' / 'ant' / 'bad.png') in str(error.value) and '\n' not in str(error.value)
+    assert str(tmp_path / 'train' / 'ant' / 'bad.png') in str(error.value)
+    assert '\n' not in str(error.value)
 
     kept = create_dataset('folder', 'train', tmp_path, skip_bad_images=True)
     assert kept.resident and kept.bad_images == ['ant/bad.png'] and kept.class_counts == [3, 2]

@@ -1,4 +1,6 @@
 """Loaders: shapes, sharding, the same pixels whatever the chunks and processes, starting inside an epoch."""
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -20,10 +22,17 @@ ALL = ('crop_flip', 'autoaugment', 'sim', 'sim_blur')
 @pytest.fixture(scope='module')
 def dataset():
     random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (90, 3, 16, 16), dtype=np.uint8)
     return LongTailDataset(
-        name='noise', split='train', images=torch.from_numpy(random.integers(0, 256, (90, 3, 16, 16), dtype=np.uint8)),
-        targets=np.arange(90) % 4, class_names=list('abcd'), mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3),
-        indices=np.arange(90), source_names=[str(n) for n in range(90)],
+        name='noise',
+        split='train',
+        images=torch.from_numpy(pixels),
+        targets=np.arange(90) % 4,
+        class_names=list('abcd'),
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.25, 0.3),
+        indices=np.arange(90),
+        source_names=[str(n) for n in range(90)],
     )
 
 
@@ -31,6 +40,16 @@ def read(dataset, views=ALL, epoch=0, start=0, batch_size=8, **options):
     loader = create_loader(dataset, views, batch_size=batch_size, **options)
     loader.set_epoch(epoch, start)
     return list(loader)
+
+
+def join_processes(parts):
+    """Put the batches of all processes together, in the order of the processes."""
+    joined = []
+    for batches in zip(*parts, strict=True):
+        views, targets, indices = zip(*batches, strict=True)
+        whole_views = tuple(torch.cat(same_view) for same_view in zip(*views, strict=True))
+        joined.append((whole_views, torch.cat(targets), torch.cat(indices)))
+    return joined
 
 
 def assert_equal(first, second):
@@ -43,6 +62,7 @@ def assert_equal(first, second):
 def test_a_batch(dataset):
     loader = create_loader(dataset, ALL, batch_size=8)
     batches = list(loader)
+
     assert len(batches) == len(loader) == 11 and loader.global_batch_size == 8
     for views, target, index in batches:
         assert isinstance(views, tuple) and len(views) == 4
@@ -50,14 +70,18 @@ def test_a_batch(dataset):
             assert view.shape == (8, 3, 16, 16) and view.dtype == torch.float32
         assert target.dtype == index.dtype == torch.int64
         assert np.array_equal(target, dataset.targets[index])
+
     seen = torch.cat([index for *_, index in batches]).tolist()
+
     assert len(set(seen)) == 88 and seen != sorted(seen)
 
 
 def test_normalisation(dataset):
     (view,), _, index = read(dataset, ('eval',))[0]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (dataset.mean, dataset.std))
+
     torch.testing.assert_close(view, (dataset.images[index] / 255 - mean) / std)
+
     (view,), _, index = read(dataset, ('eval',), mean=(0, 0, 0), std=(1, 1, 1))[0]
     torch.testing.assert_close(view, dataset.images[index] / 255)
 
@@ -70,41 +94,47 @@ def test_the_chunk_size_changes_no_pixel(dataset, chunk_size):
 @pytest.mark.parametrize('world_size', [2, 3])
 def test_the_number_of_processes_changes_no_pixel(dataset, world_size):
     whole = read(dataset, batch_size=12)
-    parts = [
-        read(dataset, batch_size=12 // world_size, rank=rank, world_size=world_size, chunk_size=5 + rank)
-        for rank in range(world_size)
-    ]
-    joined = [
-        (tuple(map(torch.cat, zip(*(views for views, *_ in batch), strict=True))),
-         *(torch.cat([part[place] for part in batch]) for place in (1, 2)))
-        for batch in zip(*parts, strict=True)
-    ]
-    assert_equal(whole, joined)
+    parts = []
+    for rank in range(world_size):
+        process = {'rank': rank, 'world_size': world_size, 'chunk_size': 5 + rank}
+        parts.append(read(dataset, batch_size=12 // world_size, **process))
+
+    assert_equal(whole, join_processes(parts))
 
 
 @pytest.mark.parametrize('start', [1, 4, 10])
 def test_starting_inside_an_epoch_gives_the_same_batches(dataset, start):
-    assert_equal(read(dataset, epoch=3, start=start, chunk_size=16), read(dataset, epoch=3, chunk_size=24)[start:])
+    assert_equal(
+        read(dataset, epoch=3, start=start, chunk_size=16),
+        read(dataset, epoch=3, chunk_size=24)[start:],
+    )
+
     loader = create_loader(dataset, batch_size=8)
     loader.set_epoch(0, 11)
+
     assert list(loader) == [] and len(loader) == 11
+
     loader.set_epoch(1)
     assert len(list(loader)) == 11
 
 
 def test_pixels_come_from_the_uniforms_of_the_global_epoch(dataset):
-    batches = read(dataset, ('flip', 'sim'), epoch=2, seed=5, stream=1, mean=(0, 0, 0), std=(1, 1, 1))
+    batches = read(
+        dataset, ('flip', 'sim'), epoch=2, seed=5, stream=1, mean=(0, 0, 0), std=(1, 1, 1)
+    )
     view = create_view('sim', 16)
     uniforms = rng.generator(5, 2, 1, 'view1').random((90, view.num_uniforms))
     order = UniformSampler(90, seed=5, stream=1)
     order.set_epoch(2)
     pixels = view.apply(dataset.images[torch.from_numpy(order.order())], view.sample(uniforms))
+
     torch.testing.assert_close(torch.cat([views[1] for views, *_ in batches]), pixels[:88] / 255)
 
 
 def test_epochs_seeds_streams_and_views_differ(dataset):
     base = read(dataset, ('sim', 'sim'))
     (first, second), *_ = base[0]
+
     assert not torch.equal(first, second)
     for options in ({'epoch': 1}, {'seed': 1}, {'stream': 1}):
         other = read(dataset, ('sim', 'sim'), **options)
@@ -117,10 +147,11 @@ def test_epochs_seeds_streams_and_views_differ(dataset):
 def test_global_generators_are_left_alone(dataset):
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     read(dataset)
-    assert torch.equal(state, torch.get_rng_state()) and np.array_equal(numpy_state, np.random.get_state()[1])
+    assert torch.equal(state, torch.get_rng_state())
+    assert np.array_equal(numpy_state, np.random.get_state()[1])
 
 
-# ------------------------------------------------------------------------------------------------ sharding
+# ------------------------------------------------------------------------ sharding
 
 @pytest.mark.parametrize('world_size', [1, 2, 3, 7])
 @pytest.mark.parametrize('batch_size', [1, 8, 100])
@@ -130,7 +161,8 @@ def test_evaluation_sees_every_image_once(dataset, world_size, batch_size):
         for rank in range(world_size)
     ]
     index = [torch.cat([index for *_, index in part]).tolist() for part in parts]
-    assert sum(index, []) == list(range(90))
+
+    assert list(itertools.chain(*index)) == list(range(90))
     assert max(map(len, index)) - min(map(len, index)) <= 1
 
 
@@ -158,21 +190,28 @@ def test_bad_input(dataset):
         create_loader(dataset, batch_size=4, training=False, sampler=UniformSampler(90))
     with pytest.raises(UserError, match='unknown view'):
         create_loader(dataset, ('crop',), batch_size=4)
+
     wide = dataset.subset([0, 1])
     wide.images = wide.images[..., :8]
+
     with pytest.raises(UserError, match='8x16 pixels.*square'):
         create_loader(wide, batch_size=1)
 
 
-# ------------------------------------------------------------------------------------------------ samplers
+# ------------------------------------------------------------------------ samplers
 
 def test_uniform_sampler():
     sampler = UniformSampler(50, seed=3, stream=1)
     sampler.set_epoch(4)
     order = sampler.order()
-    assert order.dtype == np.int64 and sorted(order) == list(range(50)) and list(sampler) == order.tolist()
-    assert np.array_equal(order, rng.generator(3, 4, 1, 'order').permutation(50)) and len(sampler) == 50
+
+    assert order.dtype == np.int64 and sorted(order) == list(range(50))
+    assert list(sampler) == order.tolist()
+    assert np.array_equal(order, rng.generator(3, 4, 1, 'order').permutation(50))
+    assert len(sampler) == 50
+
     sampler.set_epoch(5)
+
     assert not np.array_equal(order, sampler.order())
     with pytest.raises(UserError, match='at least one sample'):
         UniformSampler(0)
@@ -181,13 +220,16 @@ def test_uniform_sampler():
 def test_a_sampler_of_ones_own_draws_with_replacement(dataset):
     class OneClass(EpochSampler):
         def draw(self, random):
-            return random.choice(np.flatnonzero(dataset.targets == 2), self.num_samples).astype(np.int32)
+            return random.choice(np.flatnonzero(dataset.targets == 2), self.num_samples).astype(
+                np.int32
+            )
 
     sampler = OneClass(200)
     batches = read(dataset, ('crop_flip',), sampler=sampler, seed=9, stream=1)
     assert (sampler.seed, sampler.stream) == (9, 1) and len(batches) == 25
     assert all((target == 2).all() for _, target, _ in batches)
     # one image drawn twice is two views
-    views, index = (torch.cat(parts) for parts in zip(*((v[0], i) for v, _, i in batches), strict=True))
+    views = torch.cat([views[0] for views, _, _ in batches])
+    index = torch.cat([index for _, _, index in batches])
     same = views[index == index[0]]
     assert len(same) > 2 and not all(torch.equal(same[0], other) for other in same[1:])

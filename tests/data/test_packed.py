@@ -10,22 +10,39 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from timm_longtail.cli import pack
-from timm_longtail.data import LongTailDataset, create_dataset, packed_data, read_packed, write_packed
+from timm_longtail.data import (
+    LongTailDataset,
+    create_dataset,
+    packed_data,
+    read_packed,
+    write_packed,
+)
 from timm_longtail.utils.errors import UserError
 
-from .test_sources import draw, write_classes
+from ..support.data_sets import draw, write_classes
 
 TARGETS = {'train': [0, 0, 1, 1, 0, 1], 'test': [1, 0, 1]}
 
 
 def make_split(split: str, name: str = 'made_lt') -> LongTailDataset:
     targets = np.array(TARGETS[split])
-    pixels = np.random.default_rng(len(targets)).integers(0, 256, (len(targets), 3, 6, 6), dtype=np.uint8)
+    pixels = np.random.default_rng(len(targets)).integers(
+        0, 256, (len(targets), 3, 6, 6), dtype=np.uint8
+    )
+
     return LongTailDataset(
-        name=name, split=split, images=torch.from_numpy(pixels), targets=targets, class_names=['ant', 'bee'],
-        mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1), indices=np.arange(len(targets)) * 2, seed=3,
+        name=name,
+        split=split,
+        images=torch.from_numpy(pixels),
+        targets=targets,
+        class_names=['ant', 'bee'],
+        mean=(0.5, 0.4, 0.3),
+        std=(0.2, 0.2, 0.1),
+        indices=np.arange(len(targets)) * 2,
+        seed=3,
         source_names=[f'{split}/{row}.png' for row in range(len(targets))],
-        shot_counts=[3, 3] if split == 'train' else None)
+        shot_counts=[3, 3] if split == 'train' else None,
+    )
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +58,11 @@ def packed_files(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp('files')
     for split in ('train', 'test'):
         write_classes(root / split, {'ant': 3, 'bee': 2}, size=(7, 6))
-    return write_packed(root / 'set.safetensors', *(create_dataset('folder', s, root) for s in ('train', 'test')), {})
+    return write_packed(
+        root / 'set.safetensors',
+        *(create_dataset('folder', s, root) for s in ('train', 'test')),
+        {},
+    )
 
 
 def read_parts(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -57,6 +78,7 @@ def to_format_1(path: Path, old: Path) -> Path:
         kept[key] = np.where(kept[key] == 0, ord('\n'), kept[key]).astype(np.uint8)
     del metadata['checksum']
     save_file(kept, old, metadata={**metadata, 'format': 'timm_longtail.packed/1'})
+
     return old
 
 
@@ -65,6 +87,7 @@ def content(dataset: LongTailDataset) -> list:
     images = dataset.images if dataset.resident else [dataset.decode(n) for n in range(len(dataset))]
     fields = ('name', 'class_names', 'mean', 'std', 'seed', 'source_names', 'shot_counts', 'imbalance_factor',
               'subset_order', 'original_order', 'profile', 'hub_id', 'hash')
+
     return [
         np.stack([np.asarray(image) for image in images]).tobytes(), dataset.targets.tolist(),
         dataset.indices.tolist(), *(getattr(dataset, field) for field in fields)]
@@ -79,7 +102,7 @@ def read_or_refuse(path: Path, loader: str) -> list | None:
         return None
 
 
-# ------------------------------------------------------------------------------------------------ damage
+# ------------------------------------------------------------------------ damage
 
 @pytest.mark.parametrize('loader', ['resident', 'worker'])
 def test_a_flipped_bit_is_noticed_or_harmless(packed, tmp_path, loader):
@@ -93,6 +116,7 @@ def test_a_flipped_bit_is_noticed_or_harmless(packed, tmp_path, loader):
         found = read_or_refuse(path, loader)
         assert found in (None, whole), position
         refused += found is None
+
     assert refused > 100  # a bit of unused space may change
 
 
@@ -106,6 +130,7 @@ def test_a_file_that_was_cut_short(packed, tmp_path, share):
 def change_header(**fields):
     def change(tensors, metadata):
         metadata['data'] = json.dumps({**json.loads(metadata['data']), **fields})
+
     return change
 
 
@@ -114,18 +139,21 @@ def drop_field(field):
         header = json.loads(metadata['data'])
         del header[field]
         metadata['data'] = json.dumps(header)
+
     return change
 
 
 def change_tensor(key, function):
     def change(tensors, metadata):
         tensors[f'train.{key}'] = np.ascontiguousarray(function(tensors[f'train.{key}']))
+
     return change
 
 
 def change_metadata(**fields):
     def change(tensors, metadata):
         metadata.update(fields)
+
     return change
 
 
@@ -138,6 +166,7 @@ def put(row, value):
     def function(tensor):
         tensor[row] = value
         return tensor
+
     return function
 
 
@@ -186,6 +215,7 @@ def test_a_wrong_field_is_named(packed, tmp_path, case):
     change(tensors, metadata)
     path = tmp_path / 'damaged.safetensors'
     save_file(tensors, path, metadata=metadata)
+
     for loader in ('resident', 'worker'):
         with pytest.raises(UserError, match=words) as error:
             read_packed(path, 'train', loader)
@@ -199,6 +229,7 @@ def test_the_checksum_covers_what_the_hash_does_not(key, kind, tmp_path, request
     tensors[f'train.{key}'].ravel()[-1] ^= 1
     path = tmp_path / 'damaged.safetensors'
     save_file(tensors, path, metadata=metadata)
+
     assert len(read_packed(path, 'test')) > 0
     for use in (packed_data, partial(read_packed, split='train'), partial(read_packed, split='train', loader='worker')):
         with pytest.raises(UserError, match='header and labels of train differ from their checksum'):
@@ -212,12 +243,13 @@ def test_a_worker_notices_the_image_that_is_damaged(packed_files, tmp_path):
     path = tmp_path / 'damaged.safetensors'
     save_file(tensors, path, metadata=metadata)
     dataset = read_packed(path, 'train')
+
     assert not dataset.resident and dataset.decode(2).size == (7, 6)
     with pytest.raises(UserError, match=r'train row 3 \(bee/00.png\) differs from its digest'):
         dataset.decode(3)
 
 
-# ------------------------------------------------------------------------------------------------ format 1
+# ------------------------------------------------------------------------ format 1
 
 @pytest.mark.parametrize('kind, loader', [
     ('packed', 'resident'), ('packed', 'worker'), ('packed_files', 'resident'), ('packed_files', 'worker')])
@@ -239,14 +271,17 @@ def test_the_hash_does_not_hang_on_the_format(packed, tmp_path):
         assert read_packed(old, split).hash == read_packed(packed, split).hash == make_split(split).hash
 
 
-# ------------------------------------------------------------------------------------------------ writing
+# ------------------------------------------------------------------------ writing
 
 def test_nothing_is_overwritten(packed, tmp_path):
     before = packed.read_bytes()
+
     with pytest.raises(UserError, match='is there already'):
         write_packed(packed, read_packed(packed, 'train'), read_packed(packed, 'test'), {})
+
     link = tmp_path / 'link.safetensors'
     link.symlink_to(packed)
+
     with pytest.raises(UserError, match='is there already'):
         pack.main(['--dataset', f'packed:{packed}', '--packed', str(link)])
     assert packed.read_bytes() == before
@@ -255,10 +290,26 @@ def test_nothing_is_overwritten(packed, tmp_path):
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(28, 'No space left on device')
+
     monkeypatch.setattr('os.replace', refuse)
+
     with pytest.raises(UserError, match='cannot write .*set.safetensors: No space left on device'):
         write_packed(tmp_path / 'set.safetensors', make_split('train'), make_split('test'), {})
     assert not any(tmp_path.iterdir())
+
+
+def test_part_of_a_set_is_packed(tmp_path):
+    whole = create_dataset('digits_lt', 'train', imbalance_factor=20)
+    for name, options in {'a': [], 'b': [], 'c': ['--data-seed', '1']}.items():
+        pack.main(['--dataset', 'digits_lt', '--imbalance-factor', '20', '--images-per-class', '30', '--packed',
+                   str(tmp_path / f'{name}.safetensors'), *options])
+    part, again, other = (create_dataset(f'packed:{tmp_path}/{name}.safetensors', 'train') for name in 'abc')
+
+    assert part.class_counts == part.shot_counts == [min(count, 30) for count in whole.class_counts]
+    assert part.hash == again.hash != other.hash
+    assert {*map(bytes, part.digests)} <= {*map(bytes, whole.digests)}
+    with pytest.raises(UserError, match='--images-per-class must be at least 1, got 0'):
+        pack.main(['--dataset', 'digits_lt', '--images-per-class', '0', '--packed', str(tmp_path / 'd.safetensors')])
 
 
 @pytest.mark.parametrize('size', [(6, 6), (7, 6)])
@@ -273,13 +324,15 @@ def test_unreadable_images_are_reported(tmp_path, capsys, size):
     pack.main([*command, '--skip-bad-images'])
     assert 'train: 1 image cannot be read and is left out: ant/01.png' in capsys.readouterr().out
     train = create_dataset(f'packed:{tmp_path}/set.safetensors', 'train')
-    assert train.class_counts == train.shot_counts == [2, 2] and 'ant/01.png' not in train.source_names
+    assert train.class_counts == train.shot_counts == [2, 2]
+    assert 'ant/01.png' not in train.source_names
 
 
 def test_a_class_without_a_readable_image_is_not_packed(tmp_path):
     for split in ('train', 'test'):
         write_classes(tmp_path / split, {'ant': 3, 'bee': 1}, size=(7, 6))
     (tmp_path / 'train' / 'bee' / '00.png').write_bytes(b'no image')
+
     with pytest.raises(UserError, match=r'class 1 \(bee\) has no image'):
         pack.main(['--dataset', 'folder', '--data-dir', str(tmp_path), '--skip-bad-images', '--packed',
                    str(tmp_path / 'set.safetensors')])
@@ -289,6 +342,7 @@ def test_a_class_without_a_readable_image_is_not_packed(tmp_path):
 @pytest.mark.parametrize('loader', ['resident', 'worker'])
 def test_an_image_that_a_camera_turned_is_the_same_packed(tmp_path, loader):
     from PIL import Image
+
     exif = Image.Exif()
     exif[0x0112] = 6
     for split in ('train', 'test'):
@@ -299,6 +353,7 @@ def test_an_image_that_a_camera_turned_is_the_same_packed(tmp_path, loader):
     pack.main([*folder, '--packed', str(tmp_path / 'set.safetensors')])
     unpacked = create_dataset('folder', 'train', tmp_path, loader=loader)
     back = create_dataset(f'packed:{tmp_path}/set.safetensors', 'train')
+
     assert back.resident == unpacked.resident and content(back)[0] == content(unpacked)[0]
 
 
@@ -308,10 +363,11 @@ def test_names_of_images_may_hold_line_ends(tmp_path):
     (tmp_path / 'train' / 'ant' / '00.png').rename(tmp_path / 'train' / 'ant' / 'a\nb.png')
     splits = [create_dataset('folder', split, tmp_path) for split in ('train', 'test')]
     path = write_packed(tmp_path / 'set.safetensors', *splits, {})
+
     assert read_packed(path, 'train').source_names == ['ant/a\nb.png', 'bee/00.png']
 
 
-# ------------------------------------------------------------------------------------------------ names
+# ------------------------------------------------------------------------ names
 
 @pytest.mark.parametrize('name, title, tag', [
     ('cifar100_lt', 'cifar100_lt', 'cifar100_lt'),
@@ -328,12 +384,18 @@ def test_names_of_images_may_hold_line_ends(tmp_path):
 ])
 def test_names_of_data_sets_are_safe(tmp_path, name, title, tag):
     from timm_longtail.training.rows import data_tag
-    path = write_packed(tmp_path / 'set.safetensors', make_split('train', name), make_split('test', name), {})
+
+    path = write_packed(
+        tmp_path / 'set.safetensors', make_split('train', name), make_split('test', name), {}
+    )
     dataset = read_packed(path, 'train')
+
     assert dataset.name == title and data_tag(dataset) == tag.lstrip('-')
+
     # a header of others holds what it likes
     _, metadata = read_parts(path)
-    assert packed_data(path)[0] == title and json.loads(metadata['data'])['class_names'] == ['ant', 'bee']
+    assert packed_data(path)[0] == title
+    assert json.loads(metadata['data'])['class_names'] == ['ant', 'bee']
 
 
 def test_long_names_are_cut():

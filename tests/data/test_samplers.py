@@ -33,6 +33,7 @@ def drawn(name, epochs=range(40), num_epochs=40, length='natural', seed=0):
     for epoch in epochs:
         sampler.set_epoch(epoch)
         counts.append(np.bincount(TARGETS[sampler.order()], minlength=4))
+
     return np.array(counts), sampler
 
 
@@ -52,8 +53,10 @@ def test_progressive_moves_from_the_instances_to_the_classes():
     """(1 - t/T) p_IB + (t/T) p_CB."""
     sampler = create_sampler('progressive', TARGETS, 8)
     assert np.allclose(sampler.class_probabilities, SHARE)
+
     sampler.set_epoch(2)
     assert np.allclose(sampler.class_probabilities, 0.75 * SHARE + 0.25 * 0.25)
+
     sampler.set_epoch(8)
     assert np.allclose(sampler.class_probabilities, 0.25)
 
@@ -71,6 +74,7 @@ def test_classes_are_drawn_as_probable(name):
     counts, sampler = drawn(name, epochs, num_epochs=10, length='class-aware')
     sampler.set_epoch(epochs[-1])
     expected = sampler.class_probabilities * counts.sum()
+
     assert ((counts.sum(axis=0) - expected) ** 2 / expected).sum() < 16.27
     assert len(epochs) == 1 or counts.std(axis=0).min() > 0  # drawn, not dealt
 
@@ -85,17 +89,20 @@ def test_two_processes_share_one_order(name):
             dataset, ('eval',), create_sampler(name, dataset.targets, 1, 'class-aware'), batch_size=32 // world_size,
             seed=5, rank=rank, world_size=world_size)
     ] for world_size, rank in ((1, 0), (2, 0), (2, 1)))
+
     assert whole == [first + second for first, second in zip(*parts, strict=True)]
     for part in parts:
         counts = np.bincount(dataset.targets[np.concatenate(part)], minlength=10)
         expected = sampler.class_probabilities * counts.sum()
-        assert ((counts - expected) ** 2 / expected).sum() < 27.88  # 9 degrees of freedom, once in 1000
+        # 9 degrees of freedom, once in 1000
+        assert ((counts - expected) ** 2 / expected).sum() < 27.88
 
 
 @pytest.mark.parametrize('name', list_samplers())
 @pytest.mark.parametrize('length', ['natural', 'class-aware'])
 def test_images_of_a_class_are_visited_evenly(name, length):
     sampler = create_sampler(name, TARGETS, 10, length)
+
     assert len(sampler) == (529 if length == 'natural' else 1600)
     for epoch in (0, 9):
         sampler.set_epoch(epoch)
@@ -104,9 +111,13 @@ def test_images_of_a_class_are_visited_evenly(name, length):
         visits = np.bincount(order, minlength=529)
         for c in range(4):
             assert np.ptp(visits[c == TARGETS]) <= 1
+
     first = order
+
     assert np.array_equal(first, sampler.order())
+
     sampler.set_epoch(8)
+
     assert not np.array_equal(first, sampler.order())
 
 
@@ -117,7 +128,9 @@ def test_rare_images_change_from_epoch_to_epoch():
     for epoch in range(200):
         sampler.set_epoch(epoch)
         total += np.bincount(sampler.order(), minlength=20)
-    assert total[16:].std() / total[16:].mean() < 0.05 and total[:16].std() / total[:16].mean() < 0.15
+
+    assert total[16:].std() / total[16:].mean() < 0.05
+    assert total[:16].std() / total[:16].mean() < 0.15
 
 
 def test_instance_is_the_uniform_shuffle():
@@ -150,12 +163,18 @@ def test_two_streams_keep_their_length():
 
 def test_a_run_samples_as_it_is_told():
     dataset = digits(100)
-    _, run = make_run('ce', '--sampler', 'class_balanced', '--epoch-length', 'class-aware', dataset=dataset)
+    _, run = make_run(
+        'ce', '--sampler', 'class_balanced', '--epoch-length', 'class-aware', dataset=dataset
+    )
     expected = max(dataset.class_counts) * 10
+
     assert run.loaders[0].num_samples == expected and run.steps_per_epoch == expected // 16
     assert isinstance(run.loaders[0].sampler, ClassSampler)
-    assert run.protocol.agreed['sampler'] == 'class_balanced' and run.protocol.agreed['epoch_length'] == 'class-aware'
+    assert run.protocol.agreed['sampler'] == 'class_balanced'
+    assert run.protocol.agreed['epoch_length'] == 'class-aware'
+
     seen = torch.cat([target for _, target, _ in run.loaders[0]])
+
     assert torch.bincount(seen, minlength=10).min() > 0
     assert fit(run, 1)[0]['train_loss'] > 0
 

@@ -120,14 +120,14 @@ class Process:
         self.returncode = self.stdin = self.stdout = None
         self._error = None
         if stdout == PIPE:
-            self._error = tempfile.TemporaryFile('w+')  # noqa: SIM115  open until `communicate`
+            self._error = tempfile.TemporaryFile('w+')
 
         # its three streams, and those of our descriptors that only it needs
         files, theirs = [0, 1, 2], []
         if stdin == PIPE:
             files[0], number = os.pipe()
             theirs.append(files[0])
-            self.stdin = open(number, 'w')  # noqa: SIM115
+            self.stdin = open(number, 'w')
         elif stdin == DEVNULL:
             theirs.append(os.open(os.devnull, os.O_RDONLY))
             files[0] = theirs[-1]
@@ -137,7 +137,7 @@ class Process:
         if stdout == PIPE:
             number, files[1] = os.pipe()
             theirs.append(files[1])
-            self.stdout = open(number, errors='replace')  # noqa: SIM115
+            self.stdout = open(number, errors='replace')
             files[2] = self._error.fileno()
 
         self._reply, reply = Pipe()

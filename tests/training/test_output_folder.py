@@ -70,7 +70,7 @@ def test_a_full_disk_stops_each_kind_of_file(tmp_path):
         write_json(tmp_path / 'metrics.json', {'a': 1})
     with pytest.raises(UserError, match='cannot write .*export: .*No such file'), writing(tmp_path / 'export'):
         save_file({'a': torch.zeros(9)}, tmp_path / 'nowhere' / 'a')  # not to /dev/full, which it would replace
-    full = open('/dev/full', 'w', newline='')  # noqa: SIM115  closed inside, where it writes
+    full = open('/dev/full', 'w', newline='')
     with pytest.raises(UserError, match=f'cannot write .*a.csv: {FULL}'), writing(tmp_path / 'a.csv'), full:
         csv.writer(full).writerow(['a'])
     with pytest.raises(RuntimeError, match='of another kind'), writing(tmp_path):

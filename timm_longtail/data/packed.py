@@ -149,7 +149,7 @@ class PackedImages(EncodedImages):
         return np.diff(self.offsets)[rows]
 
 
-# ------------------------------------------------------------------------------------------------ writing
+# ------------------------------------------------------------------------ writing
 
 def _encoded_images(dataset: LongTailDataset) -> list[bytes]:
     """Return the encoded images of a data set: those in memory as lossless WebP, files as they are."""
@@ -268,7 +268,7 @@ def write_packed(
     return path
 
 
-# ------------------------------------------------------------------------------------------------ reading
+# ------------------------------------------------------------------------ reading
 
 def _damaged(path: Path, reason: str) -> UserError:
     """Build the error for a file that is not as `write_packed` wrote it."""
@@ -534,7 +534,8 @@ def _check_hash(
         images, _ = decode_images(encoded)
         found = subset_hash(images, dataset.targets)
     else:
-        return  # the checksum covers the labels, the byte digests the images: no need to decode them all
+        # the checksum covers the labels, the byte digests the images: no need to decode them all
+        return
 
     if found != stated:
         raise _damaged(encoded.path, f'the hash of {dataset.split} is {found}, its header says {stated}')

@@ -265,7 +265,7 @@ def epoch_samples(class_counts: Sequence[int] | np.ndarray, length: str = 'natur
     return int(max(class_counts) * len(class_counts))
 
 
-# ------------------------------------------------------------------------------------------------ by name
+# ------------------------------------------------------------------------ by name
 
 _Targets = Sequence[int] | np.ndarray
 
