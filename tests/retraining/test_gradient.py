@@ -21,6 +21,7 @@ from timm_longtail.models.layers import CosineLinear
 from timm_longtail.retraining.classifiers import TRAINED
 from timm_longtail.retraining.gradient import train_options
 from timm_longtail.training.loop import fit
+from timm_longtail.training.options import resolve_options
 from timm_longtail.utils.errors import UserError
 
 from ..support.reference import margins
@@ -40,7 +41,11 @@ def representation(num_images: int = 1000, **given) -> SimpleNamespace:
         validation_batch_size=256)
     vars(args).update(given)
     return SimpleNamespace(
-        args=args, train_set=range(num_images), trained_model=SimpleNamespace(name='resnet20_cifar'))
+        args=args,
+        accelerator=SimpleNamespace(num_processes=1, device=torch.device('cpu')),
+        train_set=range(num_images),
+        trained_model=SimpleNamespace(name='resnet20_cifar'),
+    )
 
 
 @pytest.mark.parametrize('name', TRAINED)
@@ -53,7 +58,8 @@ def test_options_are_those_that_the_command_line_would_give(name):
         '--model', 'resnet20_cifar', '--method', name, '--method-kwargs', 'view=flip', '--no-recipe', '--seed', '3',
         '-b', '128', '-vb', '64', '-j', '2', '--epochs', '7', '--val-interval', '7', '--lr', '0.3',
         '--weight-decay', '0.01'])
-    assert {**vars(options), 'no_recipe': True} == vars(typed)
+    expected = resolve_options(typed, given.accelerator)
+    assert vars(options) == vars(expected.replace(no_recipe=False))
 
 
 @pytest.mark.parametrize('name, epochs, lr, weight_decay', [

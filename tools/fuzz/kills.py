@@ -8,6 +8,7 @@ import shlex
 import signal
 import threading
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -114,10 +115,8 @@ class Kills:
 
 
 def _send(process, signum: signal.Signals):
-    try:
+    with suppress(ProcessLookupError):  # it was faster
         process.send_signal(signum)
-    except ProcessLookupError:  # it was faster
-        pass
 
 
 def print_result():
