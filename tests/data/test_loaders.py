@@ -104,10 +104,8 @@ def test_the_number_of_processes_changes_no_pixel(dataset, world_size):
 
 @pytest.mark.parametrize('start', [1, 4, 10])
 def test_starting_inside_an_epoch_gives_the_same_batches(dataset, start):
-    assert_equal(
-        read(dataset, epoch=3, start=start, chunk_size=16),
-        read(dataset, epoch=3, chunk_size=24)[start:],
-    )
+    resumed = read(dataset, epoch=3, start=start, chunk_size=16)
+    assert_equal(resumed, read(dataset, epoch=3, chunk_size=24)[start:])
 
     loader = create_loader(dataset, batch_size=8)
     loader.set_epoch(0, 11)
@@ -220,14 +218,14 @@ def test_uniform_sampler():
 def test_a_sampler_of_ones_own_draws_with_replacement(dataset):
     class OneClass(EpochSampler):
         def draw(self, random):
-            return random.choice(np.flatnonzero(dataset.targets == 2), self.num_samples).astype(
-                np.int32
-            )
+            rows = np.flatnonzero(dataset.targets == 2)
+            return random.choice(rows, self.num_samples).astype(np.int32)
 
     sampler = OneClass(200)
     batches = read(dataset, ('crop_flip',), sampler=sampler, seed=9, stream=1)
     assert (sampler.seed, sampler.stream) == (9, 1) and len(batches) == 25
     assert all((target == 2).all() for _, target, _ in batches)
+
     # one image drawn twice is two views
     views = torch.cat([views[0] for views, _, _ in batches])
     index = torch.cat([index for _, _, index in batches])
