@@ -210,7 +210,8 @@ def test_card_of_an_empty_group_and_of_no_metrics(tmp_path):
 
 @pytest.mark.parametrize('method, num_classes, metrics, said', [
     ('moco', 0, METRICS, ['| vote of neighbours |', 'The 200 nearest training images vote', 'model.num_features']),
-    ('rais', 4, {'all': 61.25}, ['61.25 % of the rotations of the test images are told', 'with 4 outputs', '# [1, 4]']),
+    ('rais', 4, {'all': 61.25}, [
+        '61.25 % of the rotations of the test images are recognised', 'with 4 outputs', '# [1, 4]']),
 ])
 def test_card_of_a_model_that_was_trained_without_classes(method, num_classes, metrics, said, tmp_path):
     model = timm.create_model('resnet20_cifar', num_classes=num_classes)
