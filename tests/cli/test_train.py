@@ -195,7 +195,7 @@ def test_a_terminal_that_is_closed_saves_unless_nohup_ignores_it(tmp_path):
 
 
 @pytest.mark.parametrize('place, signum', [
-    ('train.create_datasets', signal.SIGINT),
+    ('timm_longtail.cli.train.create_datasets', signal.SIGINT),
     ('timm_longtail.training.build.create_method', signal.SIGTERM),
     ('timm_longtail.training.outputs.evaluate', signal.SIGINT),
     ('timm_longtail.training.outputs.export_model', signal.SIGHUP),
@@ -229,14 +229,20 @@ def test_outputs_that_are_not_finite_stop_the_run_and_are_not_saved(tmp_path):
     assert weights(tmp_path)['epoch'] == 1 and len(run.history) == 1
 
 
+def set_rate(run, lr):
+    """Train at a rate that the command line refuses."""
+    for group in run.optimizers[0].param_groups:
+        group['lr'] = lr
+
+
 @pytest.mark.parametrize('options, spoil, words', [
     ([], lambda run: run.method.model.bn1.running_mean.fill_(torch.nan),
      'model.bn1.running_mean is not finite after step 1 of epoch 1, at a learning rate of 0.05'),
     (['--model-ema'], lambda run: run.ema.module.conv1.weight.data.fill_(torch.inf),
      'conv1.weight (moving average) is not finite after step 1 of epoch 1, at a learning rate of 0.05'),
-    (['--lr', '1e30'], lambda run: None,
+    ([], lambda run: set_rate(run, 1e30),
      'the loss is not finite: NaN or infinite in step 2 of epoch 1, at a learning rate of 1e+30'),
-    (['--lr', '1e308'], lambda run: None,
+    ([], lambda run: set_rate(run, 1e308),
      'step 1 of epoch 1: the optimizer cannot update the weights with lr 1e+308, '),
 ])
 def test_what_is_not_finite_is_named_and_not_saved(options, spoil, words, tmp_path):
@@ -338,9 +344,10 @@ def test_bad_input_from_a_shell(tmp_path):
 
 
 def test_nan_loss_names_the_step_and_keeps_the_last_good_state(tmp_path):
-    # the rate is .1 in the first epoch and 1e29 from the second on
+    # the rate grows to 1e9 in the second epoch, and with this decay the weights overflow within a few steps
     result = fork(*SHORT, '--method', 'ce', '--output', tmp_path, '--experiment', 'run',
-                  '--sched', 'step', '--decay-epochs', '1', '--decay-rate', '1e30')
+                  '--sched', 'constant', '--warmup-epochs', '1', '--warmup-lr', '0',
+                  '--lr', '1e9', '--weight-decay', '1e9')
     assert result.returncode == 2
     assert 'the loss is not finite: NaN or infinite in step' in result.stderr and 'of epoch 2' in result.stderr
     assert result.stderr.strip().endswith(LAST)

@@ -202,7 +202,7 @@ def test_names_that_do_not_fit_the_classes(names, words, tmp_path):
 def test_weights_that_are_not_finite(value, name, tmp_path):
     model = build()
     model.state_dict()[name].view(-1)[1] = value
-    with pytest.raises(UserError, match=f'not exported: {name} holds 1 values that are not finite, of '):
+    with pytest.raises(UserError, match=f'not exported: {name} holds NaN or infinity in 1 of '):
         export_model(model, tmp_path / 'export')
     assert not any(tmp_path.iterdir())
 

@@ -20,12 +20,12 @@ def disagree(rank, folder, options):
     train.main([*options, '--output', f'{folder}/disagree'])
 
 
-def _stop_after_an_epoch(run, num_epochs, fit=train.fit):
+def _stop_after_an_epoch(run, num_epochs, end_epoch, fit=train.fit):
     fit(run, 1)
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def _die_after_an_epoch(run, num_epochs, fit=train.fit):
+def _die_after_an_epoch(run, num_epochs, end_epoch, fit=train.fit):
     fit(run, 1)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -74,7 +74,7 @@ def missing(rank, folder, options):
 
 def alone(rank, folder, options):
     """The last rank cannot read an image."""
-    def fit(run, num_epochs):
+    def fit(run, num_epochs, end_epoch):
         if rank:
             raise UserError('cannot read the image of a.png')
         run.accelerator.wait_for_everyone()

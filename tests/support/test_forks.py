@@ -91,7 +91,8 @@ def test_several_at_once():
 
 
 def test_what_each_server_has_loaded():
-    code = 'import sys; print(*(name in sys.modules for name in ("torch", "timm", "timm_longtail", "train")))'
+    names = ('torch', 'timm', 'timm_longtail', 'timm_longtail.cli.train')
+    code = f'import sys; print(*(name in sys.modules for name in {names}))'
     for server, loaded in (
             (forks.bare(), 'True False False False'), (forks.stock(), 'True True False False'),
             (forks.ours(), 'True True True True')):

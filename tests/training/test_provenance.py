@@ -162,7 +162,7 @@ def test_hashes_of_the_history_are_those_that_the_runs_wrote(project):
 
 def test_the_working_tree_is_the_last_commit_when_nothing_changed():
     needs_history()
-    recipe = 'recipes/bcl_resnet20.digits_lt_if20.yaml'
+    recipe = 'timm_longtail/config/recipes/bcl_resnet20.digits_lt_if20.yaml'
     if provenance.is_dirty(recipe):
         pytest.skip('the working tree differs from the last commit')
     names = provenance.tree_files(git('ls-tree', '-r', '--name-only', 'HEAD').decode().splitlines(), recipe)

@@ -7,6 +7,7 @@ from unittest.mock import ANY
 
 import pytest
 
+from timm_longtail.config.recipe import find_recipe
 from timm_longtail.training import outputs, provenance
 from timm_longtail.training.rows import published_columns, read_row, results_path, row_path
 from timm_longtail.utils.errors import UserError
@@ -84,7 +85,7 @@ def test_committed_rows_are_whole(path):
             100 * sum(row['last']['class_correct']) / sum(row['last']['class_total']), rel=1e-9)
     names = [row['tag'], row['model'], row['method'], row.get('experiment')]
     assert path.stem == f'{".".join(filter(None, names))}.e{row["epochs"]}.s{row["seed"]}'
-    assert row['recipe'] is None or (ROOT / row['recipe']).is_file()
+    assert row['recipe'] is None or find_recipe(row['recipe']).is_file()
     assert '/root/' not in row['command'] and '/home/' not in row['command']
 
 

@@ -38,6 +38,8 @@ def run_main(main: Callable[[], None]):
     with lasting_streams():
         logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format='%(message)s', stream=sys.stdout)
         logging.getLogger('timm').setLevel(logging.WARNING)
+        # logs of a file what it then raises
+        logging.getLogger('datasets.packaged_modules').setLevel(logging.CRITICAL)
         logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # a line for each attempt without a network
 
         with on_stop_signal(_stop_at_once):

@@ -8,12 +8,9 @@ from ..export.checks import FILES
 from ..export.hub import check_export, push_model
 from ..export.hub_client import ANSWER_SECONDS
 from ..export.metadata import is_ours, model_name, shown_metrics
-from ..utils.errors import UserError
+from ..utils.ranges import Number
 
 __all__ = ['create_parser', 'main']
-
-_DAY = 86_400
-
 
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
@@ -27,7 +24,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--replace', action='store_true', help='delete other files that the repository holds')
     parser.add_argument(
-        '--timeout', type=float, default=ANSWER_SECONDS, metavar='SECONDS',
+        '--timeout', type=Number(float, '(0, 86400]'), default=ANSWER_SECONDS, metavar='SECONDS',
         help='time that the Hub may take to answer; an upload has more, by its size')
     return parser
 
@@ -42,9 +39,6 @@ def main(argv: list[str] | None = None):
         UserError: The folder is no export, or the Hub refuses it.
     """
     args = create_parser().parse_args(argv)
-    if not 0 < args.timeout <= _DAY:
-        raise UserError(f'--timeout must be above 0 and at most a day, {_DAY}, got {args.timeout:g}')
-
     # what is sent, and where to
     folder = Path(args.folder)
     config = check_export(folder)

@@ -44,7 +44,7 @@ def measure_epochs(run: Run) -> dict[str, Any]:
         'run_seconds': seconds,
         'last_all': rows[-1].get('eval_all'),
         'epochs': len(rows),
-        'val_interval': run.val_interval,
+        'val_interval': run.options.val_interval,
     }
 
 
