@@ -1,0 +1,243 @@
+"""Which classifier is best for given data: all are cross-validated, one is chosen, and only then is anything tested.
+
+Shapes: N images that are fitted and measured on, M of them measured, C classes, D width of the features.
+"""
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data.longtail import shot_groups
+from ..evaluation.evaluators import GROUPS
+from ..evaluation.intervals import bootstrap_intervals
+from ..utils.errors import UserError
+from .calibration import class_balanced_ece, fit_temperature
+from .cross_validation import Accuracy, Split, cross_validation, difference, hold_out
+from .families import Family, LinearRule, TrainingFeatures
+from .representation import Features, Representation
+
+__all__ = ['Compared', 'Result', 'choose', 'compare_families', 'finish']
+
+# settings of a family behind its best one that are still tried, from the most to the least regularised
+_PATIENCE = 2
+
+
+@dataclass
+class Result:
+    """A family of classifiers on one model, at the setting that was chosen for it.
+
+    Attributes:
+        name: Row of the table.
+        family: The family.
+        compared: Model, and what it was fitted and measured on.
+        options: Setting that was chosen.
+        accuracy: On images that the classifier was not fitted on.
+        position: Place of the setting on the path of its family, from 0.
+        rule: Classifier, fitted on all training images; None until `finish`.
+        temperature: Divisor of its logits, None until `finish`.
+        ece: Calibration error of the images measured, before and after, in percent; None until `finish`.
+        test: Figures on the test set, with `intervals` and `ece_before`; None until `finish`.
+    """
+    name: str
+    family: Family
+    compared: 'Compared'
+    options: dict[str, Any]
+    accuracy: Accuracy
+    position: int
+    rule: LinearRule | None = None
+    temperature: float | None = None
+    ece: tuple[float, float] | None = None
+    test: dict[str, Any] | None = None
+
+    @property
+    def module(self) -> nn.Linear:
+        """The classifier as one linear layer on features: scale, prior and temperature are folded into it."""
+        return self.rule.folded(self.compared.data.scale, self.temperature)
+
+    def cross_validated(self) -> dict[str, tuple[float, float] | None]:
+        """Return mean recall and its standard error in percent, of all classes (`balanced`) and of each group."""
+        groups = shot_groups(self.compared.representation.train_set.shot_counts)
+        return {
+            'balanced': self.accuracy.of_classes(),
+            **{name: self.accuracy.of_classes(groups[name]) for name in GROUPS},
+        }
+
+
+@dataclass
+class Compared:
+    """A model, the features that classifiers are fitted and measured on, and how these are divided.
+
+    Attributes:
+        label: What the model is called.
+        representation: Model and data.
+        num_folds: Folds of the cross-validation.
+        num_repeats: How often it is repeated.
+        seed: Seed of the folds.
+        data: Features that are fitted or measured on.
+        splits: How they are divided.
+        final_rows: Rows that the classifier which is kept is fitted on.
+    """
+    label: str
+    representation: Representation
+    num_folds: int = 5
+    num_repeats: int = 1
+    seed: int = 0
+    data: TrainingFeatures = field(init=False)
+    splits: list[Split] = field(init=False)
+    final_rows: torch.Tensor = field(init=False)
+
+    def __post_init__(self):
+        train, held = self.representation.train, self.representation.held
+        values, targets = train.values, train.targets
+        if self.uses_hold_out:
+            values = torch.cat([values, held.values])
+            targets = torch.cat([targets, held.targets])
+            self.splits = hold_out(len(train.targets), len(held.targets))
+            self.final_rows = torch.arange(len(train.targets))
+        else:
+            self.splits = cross_validation(targets.numpy(), self.num_folds, self.num_repeats, self.seed)
+            self.final_rows = torch.arange(len(targets))
+        self.data = TrainingFeatures.create(values, targets, self.representation)
+
+    @property
+    def uses_hold_out(self) -> bool:
+        """Whether a hold-out takes the place of cross-validation: where the model was trained on the other images."""
+        return self.representation.held is not None
+
+    @property
+    def is_optimistic(self) -> bool:
+        """Whether the model was trained on the images that its classifiers are measured on."""
+        return self.representation.seen and not self.uses_hold_out
+
+    def log_prior(self, family: Family, fit_on: TrainingFeatures) -> torch.Tensor:
+        """Return the log prior that a classifier was trained under [C]: of its own stage 1, or of the features."""
+        sampler = self.representation.stage_1_sampler() if family.own else None
+        if sampler is None:
+            return fit_on.log_prior
+        return torch.as_tensor(sampler.class_probabilities, dtype=torch.float64).log()
+
+    def candidates(self, family: Family, rows: torch.Tensor) -> Iterator[list[LinearRule]]:
+        """Fit a family on some rows: for each step on its path, a classifier for each strength of the adjustment."""
+        fit_on = self.data.take(rows)
+        log_prior = self.log_prior(family, fit_on)
+        for rule in family.fit(fit_on):
+            yield [rule.adjusted(tau, log_prior) for tau in family.taus] or [rule]
+
+
+def compare_families(compared: Compared, families: dict[str, Family], prefix: str = '') -> Iterator[Result]:
+    """Choose a setting for each family, by the images that its classifiers were not fitted on.
+
+    Args:
+        compared: Model and data.
+        families: What to try, by name.
+        prefix: Stands before each name, where there are several models.
+    """
+    for name, family in families.items():
+        tried = list(_measure(compared, family))
+        position, options, accuracy = max(tried, key=lambda one: one[2].balanced)  # of equal ones the first
+        yield Result(prefix + name, family, compared, options, accuracy, position)
+
+
+def _measure(compared: Compared, family: Family) -> Iterator[tuple[int, dict[str, Any], Accuracy]]:
+    """Yield place, options and accuracy of each setting of a family, until they get worse and worse."""
+    data, splits = compared.data, compared.splits
+    measured = torch.cat([split.measure for split in splits])
+    times = torch.bincount(measured, minlength=len(data.targets))
+    rows = times.nonzero()[:, 0]
+
+    best, num_worse = None, 0
+    paths = [compared.candidates(family, split.fit) for split in splits]  # all go forward step by step
+    for position, steps in enumerate(zip(*paths)):
+        correct = torch.zeros(len(steps[0]), len(data.targets), dtype=torch.float64)
+        for split, rules in zip(splits, steps):
+            features, targets = data.values[split.measure], data.targets[split.measure]
+            for row, rule in zip(correct, rules):
+                row[split.measure] += (rule.logits(features).argmax(dim=1) == targets).double()
+
+        found = [Accuracy(row[rows] / times[rows], data.targets[rows]) for row in correct]
+        for rule, accuracy in zip(steps[0], found):
+            yield position, rule.options, accuracy
+
+        step_best = max(found, key=lambda accuracy: accuracy.balanced)
+        if best is None or step_best.balanced > best.balanced:
+            best, num_worse = step_best, 0
+        else:
+            gap, error = difference(best, step_best)
+            num_worse += gap > error
+        if num_worse == _PATIENCE:
+            return
+
+
+def choose(results: list[Result]) -> Result:
+    """Return the simplest family whose accuracy is within one standard error of the best one's.
+
+    The error is that of the difference, which is small for classifiers that err on the same images. Results stand in
+    order of complexity, within each model; of several models the best one is taken first.
+
+    Args:
+        results: Of all families and models.
+
+    Raises:
+        UserError: There are none.
+    """
+    if not results:
+        raise UserError('there is no classifier to choose from')
+
+    best = max(results, key=lambda result: result.accuracy.balanced)
+    for result in results:
+        if result.compared is not best.compared:
+            continue
+        gap, error = difference(best.accuracy, result.accuracy)
+        if gap <= error:
+            return result
+    return best
+
+
+def finish(result: Result):
+    """Fit a classifier at the setting that was chosen on all training images, and calibrate it.
+
+    The temperature is that of the logits of images that were not fitted on.
+
+    Args:
+        result: Gets `rule`, `temperature` and `ece`.
+    """
+    compared, data = result.compared, result.compared.data
+    logits, targets = [], []
+    for split in compared.splits:
+        rule = _at(result, split.fit)
+        logits.append(rule.logits(data.values[split.measure]))
+        targets.append(data.targets[split.measure])
+    logits, targets = torch.cat(logits), torch.cat(targets)
+
+    result.temperature = fit_temperature(logits, targets)
+    result.ece = (
+        class_balanced_ece(logits, targets),
+        class_balanced_ece(logits / result.temperature, targets),
+    )
+    result.rule = _at(result, compared.final_rows)
+
+
+def _at(result: Result, rows: torch.Tensor) -> LinearRule:
+    """Fit the classifier of a result on some rows."""
+    path = result.compared.candidates(result.family, rows)
+    rules = next(islice(path, result.position, None))
+    return next(rule for rule in rules if rule.options == result.options)
+
+
+def test(result: Result, features: Features):
+    """Evaluate a classifier on the test set.
+
+    Args:
+        result: After `finish`; gets `test`.
+        features: Of the test set.
+    """
+    module = result.module
+    figures = features.evaluate(module)
+    uncalibrated = features.evaluate(result.rule.folded(result.compared.data.scale))
+    figures['ece_before'] = uncalibrated['ece']
+    figures['intervals'] = bootstrap_intervals(
+        figures['class_correct'], figures['class_total'], features.shot_counts)
+    result.test = figures

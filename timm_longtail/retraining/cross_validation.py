@@ -1,0 +1,194 @@
+"""Cross-validation on a long tail: folds, balanced accuracy with its standard error, and the one-standard-error rule.
+
+Shapes: N images, C classes, K folds, R repeats.
+"""
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..utils import rng
+from ..utils.errors import UserError
+
+__all__ = ['ALWAYS_TRAINED', 'Accuracy', 'Split', 'cross_validation', 'difference', 'hold_out', 'stratified_folds']
+
+ALWAYS_TRAINED = -1
+"""Fold of an image that is never held out: the only one of its class."""
+
+
+def stratified_folds(targets: Sequence[int], num_folds: int, seed: int = 0) -> np.ndarray:
+    """Deal the images of each class over the folds in turn, as cards are dealt.
+
+    A class with n >= K images has n / K of them in each fold, up to one. A class with 1 < n < K images rotates: each
+    of its images is held out once, in a fold of its own, and the other n - 1 are then trained on; in the other folds
+    all n are. The image of a class that has one only is always trained on, and its class is not measured. Dealing goes
+    on where the class before has ended, so that the folds are of one size, up to one image.
+
+    Args:
+        targets: Class of each image [N].
+        num_folds: K, at least 2.
+        seed: Seed of the order within each class.
+
+    Returns:
+        Fold of each image, int64 [N]; `ALWAYS_TRAINED` for the only image of a class.
+
+    Raises:
+        UserError: Fewer than two folds, or no class with two images.
+    """
+    if num_folds < 2:
+        raise UserError(f'cross-validation needs two folds or more, got {num_folds}')
+
+    targets = np.asarray(targets)
+    random = rng.generator(seed, purpose='folds')
+    folds = np.full(len(targets), ALWAYS_TRAINED, np.int64)
+    dealt = 0
+    for label in np.unique(targets):
+        rows = random.permutation(np.flatnonzero(targets == label))
+        if len(rows) == 1:
+            continue
+        folds[rows] = (dealt + np.arange(len(rows))) % num_folds
+        dealt += len(rows)
+
+    if dealt == 0:
+        raise UserError('cross-validation needs a class with two images or more: each class here has one')
+    return folds
+
+
+@dataclass(frozen=True)
+class Split:
+    """One division of the training images.
+
+    Attributes:
+        fit: Rows that classifiers are fitted on, int64.
+        measure: Rows that they are measured on, int64; none of them in `fit`.
+    """
+    fit: torch.Tensor
+    measure: torch.Tensor
+
+
+def cross_validation(
+        targets: Sequence[int],
+        num_folds: int = 5,
+        num_repeats: int = 1,
+        seed: int = 0,
+) -> list[Split]:
+    """Return the splits of a repeated, stratified K-fold cross-validation; each repeat deals again.
+
+    Args:
+        targets: Class of each image [N].
+        num_folds: K. No more are made than the largest class has images.
+        num_repeats: R.
+        seed: Seed of the folds.
+
+    Returns:
+        K R splits. In each repeat every image is measured once, but for the only image of a class.
+    """
+    largest = int(np.bincount(np.asarray(targets)).max())
+    return [
+        split
+        for repeat in range(num_repeats)
+        for split in _splits_of(stratified_folds(targets, min(num_folds, max(largest, 2)), seed + repeat))
+    ]
+
+
+def _splits_of(folds: np.ndarray) -> Iterator[Split]:
+    for fold in range(folds.max() + 1):
+        is_measured = folds == fold
+        if is_measured.any():
+            fit, measure = (np.flatnonzero(mask) for mask in (~is_measured, is_measured))
+            yield Split(torch.from_numpy(fit), torch.from_numpy(measure))
+
+
+def hold_out(num_trained: int, num_held: int) -> list[Split]:
+    """Return the one split of images that a model was trained on and of others, held out, that follow them.
+
+    Args:
+        num_trained: Images that were trained on, which come first.
+        num_held: Images that were held out.
+    """
+    return [Split(torch.arange(num_trained), torch.arange(num_trained, num_trained + num_held))]
+
+
+@dataclass
+class Accuracy:
+    """How often each image was classified correctly, and what follows for classes.
+
+    Attributes:
+        correct: Share of the times that an image was measured in which it was classified correctly, float64 [M].
+        targets: Class of each of these images, int64 [M].
+    """
+    correct: torch.Tensor
+    targets: torch.Tensor
+
+    def of_classes(self, classes: Sequence[int] | None = None) -> tuple[float, float] | None:
+        """Return the mean recall of some classes in percent, and its standard error; None where none was measured.
+
+        Classes are fixed and their images are drawn: the squared error is the sum of those of the recalls over the
+        squared number of classes. A recall r of n images has p (1 - p) / n with p = (n r + 1) / (n + 2), Laplace's
+        estimate: 4 correct of 4 are not known without error. That the K fits share images is not in it.
+
+        Args:
+            classes: Classes to average over; None takes all. One without measured images is left out.
+        """
+        count, recall = self._recalls(self.correct)
+        chosen = _measured(count, classes)
+        if len(chosen) == 0:
+            return None
+
+        count, recall = count[chosen], recall[chosen]
+        p = (count * recall + 1) / (count + 2)
+        variance = (p * (1 - p) / count).sum() / len(chosen) ** 2
+        return 100 * float(recall.mean()), 100 * math.sqrt(float(variance))
+
+    @property
+    def balanced(self) -> float:
+        """Mean recall of all classes that were measured, in percent."""
+        count, recall = self._recalls(self.correct)
+        return 100 * float(recall[count > 0].mean())
+
+    def overall(self) -> tuple[float, float]:
+        """Return the share of correct images in percent, and its binomial standard error."""
+        count, mean = len(self.correct), float(self.correct.mean())
+        p = (count * mean + 1) / (count + 2)
+        return 100 * mean, 100 * math.sqrt(p * (1 - p) / count)
+
+    def _recalls(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the measured images and the mean of some values in each class, float64 [C]."""
+        count = torch.bincount(self.targets).double()
+        total = torch.zeros_like(count).index_add_(0, self.targets, values)
+        return count, total / count.clamp(min=1)
+
+
+def _measured(count: torch.Tensor, classes: Sequence[int] | None) -> torch.Tensor:
+    """Return which of some classes have images, as rows of `count`."""
+    if classes is None:
+        classes = range(len(count))
+    rows = [label for label in classes if label < len(count) and count[label] > 0]
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+def difference(better: Accuracy, other: Accuracy) -> tuple[float, float]:
+    """Return by how much one balanced accuracy is above another in percent, and the standard error of that.
+
+    Two classifiers that were measured on the same images err on the same hard ones. The error of their difference is
+    that of the mean difference over the images, class by class, which is much less than that of either accuracy.
+
+    Args:
+        better: Accuracy of one classifier.
+        other: Accuracy of another. Where it was measured on other images, the squared errors of both are added.
+    """
+    gap = better.balanced - other.balanced
+    if not torch.equal(better.targets, other.targets):
+        (_, first), (_, second) = better.of_classes(), other.of_classes()
+        return gap, math.hypot(first, second)
+
+    differences = better.correct - other.correct  # in [-1, 1]
+    count, mean = better._recalls(differences)
+    _, square = better._recalls(differences.square())
+
+    is_measured = count > 0
+    count, mean, square = count[is_measured], mean[is_measured], square[is_measured]
+    variance = (square - mean.square()).clamp(min=0) / (count - 1).clamp(min=1)
+    return gap, 100 * math.sqrt(float(variance.sum())) / len(count)
