@@ -191,10 +191,6 @@ def _logistic(data: TrainingFeatures) -> Iterator[LinearRule]:
     yield from _logistic_path(data)
 
 
-def _balanced_softmax(data: TrainingFeatures) -> Iterator[LinearRule]:
-    yield from _logistic_path(data, offsets=data.log_prior)
-
-
 def _weighted_logistic(data: TrainingFeatures) -> Iterator[LinearRule]:
     """cRT without its sampler: each class has the same weight in the loss, N / C in all."""
     counts = torch.bincount(data.targets, minlength=data.num_classes).double()
@@ -217,7 +213,6 @@ FAMILIES = {
     'ncm_centred': Family('nearest class mean by the cosine, centred', _ncm_centred),
     'lda': Family('linear discriminant analysis, shrunk', _discriminant),
     'logistic': Family('logistic regression, adjusted for the prior', _logistic, taus=PRIOR_TAUS),
-    'balanced_softmax': Family('logistic regression with balanced softmax', _balanced_softmax),
     'crt': Family('logistic regression, classes weighted equally', _weighted_logistic),
 }
 """What `compare` tries, by name, in order of complexity."""
@@ -237,6 +232,9 @@ def why_not(family: Family, representation: Representation) -> str | None:
     if not representation.same_classes:
         return (f'the model\'s own classifier has {representation.candidate.model.num_classes} classes, '
                 f'the data {representation.train_set.num_classes}')
+
+    if representation.seen and representation.held_out is None:
+        return 'it was trained on the images that it would be measured on; train with --val-fraction'
 
     is_cosine = isinstance(representation.head, CosineLinear)
     if is_cosine and family is not FAMILIES['joint']:

@@ -2,10 +2,11 @@
 
 The objective is scikit-learn's, whose `C` it shares, so that values carry over:
 
-    C sum_i w_i CE(W x_i + b + a, y_i) + |W|^2 / 2,
+    C sum_i w_i CE(W x_i + b, y_i) + |W|^2 / 2,
 
-with the weights w_i = 1 and the offsets a = 0 of logistic regression; the bias b is not penalised. Here it is divided
-by C sum_i w_i, which makes it a mean, as float32 wants it.
+where the bias b is not penalised. Here it is divided by C sum_i w_i, which makes it a mean, as float32 wants it. Since
+the bias is free, balanced softmax, which adds the log prior to the logits while training, ends at the same weights and
+at the bias less the log prior: it is this fit, adjusted for the prior with tau = 1.
 
 An iteration is two products of [N, D] with [D, C]. Everything is left to torch, since these products are all that
 costs, and on a GPU they are two orders of magnitude faster than on a CPU.
@@ -30,8 +31,7 @@ def logistic_path(
         num_classes: int,
         path: Sequence[float],
         class_weights: torch.Tensor | None = None,
-        offsets: torch.Tensor | None = None,
-        tolerance: float = 1e-7,
+        tolerance: float = 1e-2,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Fit a classifier for each strength of the penalty, each from where the one before it ended.
 
@@ -41,8 +41,8 @@ def logistic_path(
         num_classes: C.
         path: Strengths `C`, increasing: the weaker penalties, which take longer, start near their end.
         class_weights: Weight of the images of each class [C]; None is 1.
-        offsets: Added to the logits while training, [C]; None is 0. The log prior makes this balanced softmax.
-        tolerance: Largest entry of the gradient, of the mean, at which a fit ends.
+        tolerance: Largest entry of the gradient at which a fit ends, as a share of what the images of the rarest class
+            can add to it: an absolute one would be met before a class with 4 of 100,000 images is fitted at all.
 
     Yields:
         Weight [C, D] and bias [C], a pair for each strength.
@@ -54,16 +54,18 @@ def logistic_path(
     if class_weights is None:
         class_weights = torch.ones(num_classes)
     class_weights = class_weights.to(device, dtype)
-    offsets = torch.zeros(num_classes) if offsets is None else offsets
-    offsets = offsets.to(device, dtype)
 
     total = float(class_weights[targets].double().sum())
+    counts = torch.bincount(targets, minlength=num_classes)
+    rarest = float((counts * class_weights)[counts > 0].min()) / total
+    gradient = tolerance * rarest / features.shape[1] ** 0.5
+
     weight = torch.zeros(num_classes, features.shape[1], device=device, dtype=dtype, requires_grad=True)
     bias = torch.zeros(num_classes, device=device, dtype=dtype, requires_grad=True)
     for strength in path:
         if not strength > 0:
             raise UserError(f'the strength C of a logistic regression is positive, got {strength}')
-        _minimise(features, targets, weight, bias, class_weights, offsets, 1 / (strength * total), tolerance)
+        _minimise(features, targets, weight, bias, class_weights, 1 / (strength * total), gradient)
         yield weight.detach().clone(), bias.detach().clone()
 
 
@@ -73,18 +75,20 @@ def _minimise(
         weight: torch.Tensor,
         bias: torch.Tensor,
         class_weights: torch.Tensor,
-        offsets: torch.Tensor,
         penalty: float,
-        tolerance: float,
+        gradient: float,
 ):
-    """Move weight [C, D] and bias [C] to the minimum of the mean loss and `penalty` |W|^2 / 2."""
+    """Move weight [C, D] and bias [C] to the minimum of the mean loss and `penalty` |W|^2 / 2.
+
+    Ends where no entry of the gradient is above `gradient`.
+    """
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=_MAX_ITERATIONS, max_eval=2 * _MAX_ITERATIONS, tolerance_grad=tolerance,
-        tolerance_change=1e-9, history_size=20, line_search_fn='strong_wolfe')
+        [weight, bias], max_iter=_MAX_ITERATIONS, max_eval=2 * _MAX_ITERATIONS, tolerance_grad=gradient,
+        tolerance_change=1e-12, history_size=20, line_search_fn='strong_wolfe')
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        logits = F.linear(features, weight, bias + offsets)  # [N, C]
+        logits = F.linear(features, weight, bias)  # [N, C]
         # a mean over the weights of the images, as torch has it
         loss = F.cross_entropy(logits, targets, class_weights) + penalty / 2 * weight.square().sum()
         loss.backward()
@@ -108,6 +112,6 @@ def fit_logistic(
         targets: Classes, int64 [N].
         num_classes: C.
         strength: Strength `C`.
-        **options: `class_weights`, `offsets`, `tolerance`.
+        **options: `class_weights`, `tolerance`.
     """
     return next(logistic_path(features, targets, num_classes, [strength], **options))
