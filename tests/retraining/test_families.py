@@ -24,7 +24,8 @@ def create_features(length: float = 50.0, head: nn.Module | None = None) -> tupl
     values = torch.rand(C, D, generator=generator)[targets] + 0.2 * torch.randn(len(targets), D, generator=generator)
     values *= length
     representation = SimpleNamespace(
-        train_set=SimpleNamespace(num_classes=C), candidate=SimpleNamespace(name='model'), head=head)
+        train_set=SimpleNamespace(num_classes=C), candidate=SimpleNamespace(name='model'), head=head,
+        accelerator=SimpleNamespace(device=torch.device('cpu')))
     return values, TrainingFeatures.create(values, targets, representation)
 
 
@@ -32,7 +33,7 @@ def test_features_are_divided_by_their_mean_norm():
     values, data = create_features()
 
     assert data.values.norm(dim=1).mean() == pytest.approx(1)
-    torch.testing.assert_close(data.values * data.scale, values.double())
+    torch.testing.assert_close(data.values * data.scale, values)
 
 
 def test_features_that_are_all_zero_are_refused():
@@ -52,7 +53,7 @@ def test_what_a_family_gives_folds_into_one_linear_layer(name):
     assert type(layer) is nn.Linear
     assert layer.weight.dtype == torch.float32
     logits = rule.logits(data.values)
-    torch.testing.assert_close(layer(values).double(), logits / 3, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer(values), logits / 3, rtol=1e-4, atol=1e-4)
     assert torch.equal(layer(values).argmax(dim=1), logits.argmax(dim=1))
 
 
@@ -106,14 +107,14 @@ def test_the_centred_cosine_is_linear():
 def test_discriminants_are_shrunk_distances():
     """Of two classes the nearer mean wins, by the Mahalanobis distance of the shrunk covariance."""
     _, data = create_features()
-    wide = data.values
+    wide = data.values.double()
     shrinkage = 0.3
     (weight, bias), = linear_discriminants(wide, data.targets, C, [shrinkage])
 
     means = torch.stack([wide[data.targets == label].mean(dim=0) for label in range(C)])
     residuals = wide - means[data.targets]
     covariance = residuals.T @ residuals / len(wide)
-    shrunk = (1 - shrinkage) * covariance + shrinkage * covariance.trace() / D * torch.eye(D)
+    shrunk = (1 - shrinkage) * covariance + shrinkage * covariance.trace() / D * torch.eye(D, dtype=torch.float64)
     for row, logits in zip(wide, F.linear(wide, weight, bias)):
         distances = torch.stack([(row - mean) @ torch.linalg.solve(shrunk, row - mean) for mean in means])
         torch.testing.assert_close(logits.softmax(0), (-distances / 2).softmax(0), atol=1e-6, rtol=1e-5)

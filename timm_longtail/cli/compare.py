@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from ..config.data_options import add_data_options
 from ..config.parser import BATCH_SIZE, IMG_SIZE, SEED, WORKERS, Parser
 from ..retraining.classifiers import Classifier
-from ..retraining.compare import Compared, Result, choose, compare_families, finish, test
+from ..retraining.compare import Compared, Result, calibrate, choose, compare_families, evaluate, finish
 from ..retraining.comparison_report import comparison_json, cross_validated_table, recommendation, test_table
 from ..retraining.families import FAMILIES, why_not
 from ..retraining.feature_cache import FeatureCache, default_cache_folder
@@ -166,6 +166,15 @@ def _export(result: Result, folder: Path) -> str:
     return export_classifier(folder, classifier, result.compared.representation, figures)
 
 
+def _calibration(result: Result) -> str:
+    """Return what the temperature has brought."""
+    before, after = result.ece
+    test_before, test_after = result.test.get('ece_before', result.test['ece']), result.test['ece']
+    return (
+        f'temperature {result.temperature:.3g}: calibration error {before:.1f} before and {after:.1f} after on the '
+        f'images measured, {test_before:.1f} and {test_after:.1f} on the test set')
+
+
 def _validate_command(folder: Path, args: argparse.Namespace) -> str:
     words = ['timm-longtail validate', f'--model local-dir:{folder}/export']
     if args.dataset:
@@ -204,18 +213,18 @@ def main(argv: list[str] | None = None):
     chosen = choose(results)
     print(f'\n{cross_validated_table(results)}\n\n{recommendation(results, chosen)}', flush=True)
 
-    # only now
+    # only now the test images are read
+    calibrate(chosen)
     for result in results:
         finish(result)
-        test(result, result.compared.representation.test)
+        evaluate(result, result.compared.representation.test)
     print(f'\n{test_table(results, chosen)}')
     print('95 % intervals over test images; * was chosen before the test set was read')
 
     content = comparison_json(results, chosen)
     reason = _export(chosen, folder)
     write_json(folder / 'compare.json', content)
-    before, after = chosen.ece
-    print(f'temperature {chosen.temperature:.3g}: calibration error {before:.1f} before, {after:.1f} after')
+    print(_calibration(chosen))
     if reason:
         raise UserError(reason)
     print(f'\n{_validate_command(folder, args)}')

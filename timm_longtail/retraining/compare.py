@@ -4,7 +4,7 @@ Shapes: N images that are fitted and measured on, M of them measured, C classes,
 """
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from .cross_validation import Accuracy, Split, cross_validation, difference, hol
 from .families import Family, LinearRule, TrainingFeatures
 from .representation import Features, Representation
 
-__all__ = ['Compared', 'Result', 'choose', 'compare_families', 'finish']
+__all__ = ['Compared', 'Result', 'calibrate', 'choose', 'compare_families', 'evaluate', 'finish']
 
 # settings of a family behind its best one that are still tried, from the most to the least regularised
 _PATIENCE = 2
@@ -37,9 +37,10 @@ class Result:
         accuracy: On images that the classifier was not fitted on.
         position: Place of the setting on the path of its family, from 0.
         rule: Classifier, fitted on all training images; None until `finish`.
-        temperature: Divisor of its logits, None until `finish`.
-        ece: Calibration error of the images measured, before and after, in percent; None until `finish`.
-        test: Figures on the test set, with `intervals` and `ece_before`; None until `finish`.
+        temperature: Divisor of its logits; 1 until `calibrate`.
+        ece: Calibration error on the images measured, before and after, in percent; None until `calibrate`.
+        test: Figures on the test set, with `intervals`; of a calibrated classifier `ece_before`, too. None until
+            `evaluate`.
     """
     name: str
     family: Family
@@ -48,7 +49,7 @@ class Result:
     accuracy: Accuracy
     position: int
     rule: LinearRule | None = None
-    temperature: float | None = None
+    temperature: float = 1.0
     ece: tuple[float, float] | None = None
     test: dict[str, Any] | None = None
 
@@ -136,14 +137,43 @@ def compare_families(compared: Compared, families: dict[str, Family], prefix: st
         prefix: Stands before each name, where there are several models.
     """
     for name, family in families.items():
-        tried = list(_measure(compared, family))
-        position, options, accuracy = max(tried, key=lambda one: one[2].balanced)  # of equal ones the first
-        yield Result(prefix + name, family, compared, options, accuracy, position)
+        setting = _simplest(list(_measure(compared, family)))
+        yield Result(prefix + name, family, compared, setting.options, setting.accuracy, setting.position)
 
 
-def _measure(compared: Compared, family: Family) -> Iterator[tuple[int, dict[str, Any], Accuracy]]:
-    """Yield place, options and accuracy of each setting of a family, until they get worse and worse."""
+@dataclass
+class _Setting:
+    """A setting of a family, with its place on the path and its accuracy."""
+    position: int
+    options: dict[str, Any]
+    accuracy: Accuracy
+
+
+def _simplest(settings: list[_Setting]) -> _Setting:
+    """Return the most regularised setting that is within one standard error of the best one.
+
+    At each step of the path the best strength of the adjustment stands for the step: it makes nothing simpler.
+
+    Args:
+        settings: All settings of a family, in the order of its path.
+    """
+    best = max(settings, key=_balanced)
+    for _, step in groupby(settings, key=lambda setting: setting.position):
+        setting = max(step, key=_balanced)
+        gap, error = difference(best.accuracy, setting.accuracy)
+        if gap <= error:
+            return setting
+    return best
+
+
+def _balanced(one: '_Setting | Result') -> float:
+    return one.accuracy.balanced
+
+
+def _measure(compared: Compared, family: Family) -> Iterator[_Setting]:
+    """Yield the settings of a family, until they get worse and worse."""
     data, splits = compared.data, compared.splits
+    all_targets = data.targets.cpu()
     measured = torch.cat([split.measure for split in splits])
     times = torch.bincount(measured, minlength=len(data.targets))
     rows = times.nonzero()[:, 0]
@@ -155,11 +185,11 @@ def _measure(compared: Compared, family: Family) -> Iterator[tuple[int, dict[str
         for split, rules in zip(splits, steps):
             features, targets = data.values[split.measure], data.targets[split.measure]
             for row, rule in zip(correct, rules):
-                row[split.measure] += (rule.logits(features).argmax(dim=1) == targets).double()
+                row[split.measure] += (rule.logits(features).argmax(dim=1) == targets).double().cpu()
 
-        found = [Accuracy(row[rows] / times[rows], data.targets[rows]) for row in correct]
+        found = [Accuracy(row[rows] / times[rows], all_targets[rows]) for row in correct]
         for rule, accuracy in zip(steps[0], found):
-            yield position, rule.options, accuracy
+            yield _Setting(position, rule.options, accuracy)
 
         step_best = max(found, key=lambda accuracy: accuracy.balanced)
         if best is None or step_best.balanced > best.balanced:
@@ -186,7 +216,7 @@ def choose(results: list[Result]) -> Result:
     if not results:
         raise UserError('there is no classifier to choose from')
 
-    best = max(results, key=lambda result: result.accuracy.balanced)
+    best = max(results, key=_balanced)
     for result in results:
         if result.compared is not best.compared:
             continue
@@ -197,12 +227,19 @@ def choose(results: list[Result]) -> Result:
 
 
 def finish(result: Result):
-    """Fit a classifier at the setting that was chosen on all training images, and calibrate it.
-
-    The temperature is that of the logits of images that were not fitted on.
+    """Fit a classifier at the setting that was chosen on all training images.
 
     Args:
-        result: Gets `rule`, `temperature` and `ece`.
+        result: Gets `rule`.
+    """
+    result.rule = _at(result, result.compared.final_rows)
+
+
+def calibrate(result: Result):
+    """Fit the temperature of a classifier to images that it was not fitted on.
+
+    Args:
+        result: Gets `temperature` and `ece`.
     """
     compared, data = result.compared, result.compared.data
     logits, targets = [], []
@@ -217,7 +254,6 @@ def finish(result: Result):
         class_balanced_ece(logits, targets),
         class_balanced_ece(logits / result.temperature, targets),
     )
-    result.rule = _at(result, compared.final_rows)
 
 
 def _at(result: Result, rows: torch.Tensor) -> LinearRule:
@@ -227,17 +263,16 @@ def _at(result: Result, rows: torch.Tensor) -> LinearRule:
     return next(rule for rule in rules if rule.options == result.options)
 
 
-def test(result: Result, features: Features):
+def evaluate(result: Result, features: Features):
     """Evaluate a classifier on the test set.
 
     Args:
         result: After `finish`; gets `test`.
         features: Of the test set.
     """
-    module = result.module
-    figures = features.evaluate(module)
-    uncalibrated = features.evaluate(result.rule.folded(result.compared.data.scale))
-    figures['ece_before'] = uncalibrated['ece']
+    figures = features.evaluate(result.module)
     figures['intervals'] = bootstrap_intervals(
         figures['class_correct'], figures['class_total'], features.shot_counts)
+    if result.temperature != 1:
+        figures['ece_before'] = features.evaluate(result.rule.folded(result.compared.data.scale))['ece']
     result.test = figures

@@ -28,7 +28,7 @@ def test_table(results: list[Result], chosen: Result) -> str:
     """Return the figures on the test set, with 95 % bootstrap intervals, as Markdown.
 
     Args:
-        results: In the order of the rows, each after `test`.
+        results: In the order of the rows, each after `evaluate`.
         chosen: The one that was chosen, which is marked.
     """
     names = ('all', *GROUPS)
@@ -36,8 +36,8 @@ def test_table(results: list[Result], chosen: Result) -> str:
     for result in results:
         cells = [_with_interval(result.test[name], result.test['intervals'][name]) for name in names]
         mark = ' *' if result is chosen else ''
-        rows.append([result.name + mark, *cells, f'{result.test["ece"]:.2f}'])
-    return _table(['test set', *map(str.capitalize, names), 'ECE'], rows)
+        rows.append([result.name + mark, *cells])
+    return _table(['test set', *map(str.capitalize, names)], rows)
 
 
 def _with_error(figure: tuple[float, float] | None) -> str:
@@ -107,10 +107,10 @@ def comparison_json(results: list[Result], chosen: Result) -> dict[str, Any]:
     """Return the content of `compare.json`, all accuracies in percent.
 
     `cv` is the balanced accuracy on images that were not fitted on, `cv_se` its standard error, `test` the balanced
-    accuracy on the test set.
+    accuracy on the test set. `temperature` is 1 and `cv_ece`, before and after, null where nothing was calibrated.
 
     Args:
-        results: Each after `test`.
+        results: Each after `evaluate`.
         chosen: From `choose`.
     """
     return {
@@ -137,8 +137,7 @@ def _row(result: Result) -> dict[str, Any]:
         'optimistic': compared.is_optimistic,
         'cv_groups': result.cross_validated(),
         'temperature': result.temperature,
-        'cv_ece_before': result.ece[0],
-        'cv_ece': result.ece[1],
+        'cv_ece': result.ece,
         'test_figures': test,
         'intervals': test['intervals'],
     }

@@ -22,17 +22,14 @@ from .representation import Representation
 
 __all__ = ['FAMILIES', 'Family', 'LinearRule', 'TrainingFeatures', 'why_not']
 
-STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Strengths C of logistic regression, on features of mean norm 1."""
 
 PRIOR_TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 """Strengths of the adjustment for the prior."""
 
-SHRINKAGES = (0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+SHRINKAGES = (0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97)
 """Shares of the identity in the covariance of a discriminant analysis."""
-
-# up to this many numbers features are computed with in double precision
-_SMALL = 2 ** 24
 
 
 @dataclass
@@ -74,7 +71,7 @@ class TrainingFeatures:
     """What a classifier is fitted on.
 
     Attributes:
-        values: Features divided by `scale`, float32 or float64 [N, D].
+        values: Features divided by `scale`, float32 [N, D], on the GPU where there is one.
         targets: Class of each image, int64 [N].
         num_classes: C.
         scale: What they were divided by.
@@ -88,14 +85,16 @@ class TrainingFeatures:
 
     @classmethod
     def create(cls, values: torch.Tensor, targets: torch.Tensor, representation: Representation) -> 'TrainingFeatures':
-        """Divide features [N, D] by their mean norm; double precision where there are few."""
+        """Divide features [N, D] by their mean norm."""
         scale = float(values.norm(dim=1).double().mean())
         if not scale > 0:
             raise UserError(f'{representation.candidate.name}: all features are zero')
 
-        dtype = torch.float64 if values.numel() <= _SMALL else torch.float32
-        divided = (values.to(dtype) / scale)
-        return cls(divided, targets, representation.train_set.num_classes, scale, representation)
+        device = representation.accelerator.device
+        if device.type != 'cuda':  # others lack the double precision of closed forms
+            device = torch.device('cpu')
+        divided = (values / scale).to(device)
+        return cls(divided, targets.to(device), representation.train_set.num_classes, scale, representation)
 
     def take(self, rows: torch.Tensor) -> 'TrainingFeatures':
         """Return the features of some rows."""
@@ -105,7 +104,7 @@ class TrainingFeatures:
     @property
     def log_prior(self) -> torch.Tensor:
         """Log share of each class in these features [C], float64."""
-        counts = torch.bincount(self.targets, minlength=self.num_classes).double()
+        counts = torch.bincount(self.targets, minlength=self.num_classes).double().cpu()
         return (counts / counts.sum()).log()
 
 
@@ -119,8 +118,8 @@ class Family:
     Attributes:
         title: What it is, for a reader of the table.
         fit: Gives a classifier for each setting, the most regularised first.
-        taus: Strengths of the adjustment for the prior to choose from; () for classifiers that take all classes for
-            equally frequent already.
+        taus: Strengths of the adjustment for the prior to choose from; () for none. What takes all classes for equally
+            frequent gains too: a penalty or a shrunk covariance is felt most by the classes with few images.
         own: Whether it is made of the model's own classifier, and so needs one of the data's classes.
         fitted: Whether it learns from the features.
     """
@@ -211,9 +210,9 @@ FAMILIES = {
     'ncm_l2': Family('nearest class mean', _ncm_l2),
     'ncm_cosine': Family('nearest class mean by the cosine', _ncm_cosine),
     'ncm_centred': Family('nearest class mean by the cosine, centred', _ncm_centred),
-    'lda': Family('linear discriminant analysis, shrunk', _discriminant),
+    'lda': Family('linear discriminant analysis, shrunk', _discriminant, taus=PRIOR_TAUS),
     'logistic': Family('logistic regression, adjusted for the prior', _logistic, taus=PRIOR_TAUS),
-    'crt': Family('logistic regression, classes weighted equally', _weighted_logistic),
+    'crt': Family('logistic regression, classes weighted equally', _weighted_logistic, taus=PRIOR_TAUS),
 }
 """What `compare` tries, by name, in order of complexity."""
 
