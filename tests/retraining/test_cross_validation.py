@@ -1,4 +1,4 @@
-"""Folds on a long tail, standard errors, and the comparison of two classifiers that were measured on the same images."""
+"""Folds on a long tail, standard errors, and the comparison of two classifiers on the same images."""
 import math
 
 import numpy as np
@@ -37,7 +37,9 @@ def test_each_class_is_dealt_evenly(seed):
 
 
 def test_the_only_image_of_a_class_is_never_held_out():
-    assert (stratified_folds(TARGETS, 5)[TARGETS == 5] == ALWAYS_TRAINED).all()
+    folds = stratified_folds(TARGETS, 5)
+
+    assert set(folds[TARGETS == 5]) == {ALWAYS_TRAINED}
 
 
 def test_folds_follow_the_seed_and_not_the_order_of_the_classes():

@@ -1,4 +1,4 @@
-"""Families of linear classifiers: closed forms against loops, and folding into one linear layer that predicts the same."""
+"""Families of linear classifiers: closed forms against loops, and folding into one linear layer."""
 import math
 from types import SimpleNamespace
 

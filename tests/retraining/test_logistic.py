@@ -65,7 +65,7 @@ def test_a_path_ends_where_each_fit_of_its_own_ends(data):
     features, targets = data
     path = [0.1, 1.0, 10.0]
 
-    for strength, (weight, bias) in zip(path, logistic_path(features, targets, C, path, tolerance=TIGHT)):
+    for strength, (weight, _) in zip(path, logistic_path(features, targets, C, path, tolerance=TIGHT)):
         alone, _ = fit_logistic(features, targets, C, strength, tolerance=TIGHT)
         torch.testing.assert_close(weight, alone, atol=1e-4, rtol=1e-4)
 

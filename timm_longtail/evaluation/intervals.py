@@ -21,9 +21,10 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float] | None]:
     """Return percentile intervals of the accuracies, in percent.
 
-    Images are drawn again with replacement within each class, so that a class keeps its number of test images: how
-    many of the n images that are drawn were classified correctly is then binomial, of n and the observed share, and
-    no images need to be drawn. The intervals tell the error of the test set, not that of the training.
+    Images are drawn again with replacement within each class, so that a class keeps its number of
+    test images. How many of the n images drawn were classified correctly is then binomial, of n and
+    the observed share, and no images need to be drawn. The intervals tell the error of the test
+    set, not that of the training; a class that is always right, or never, adds nothing to them.
 
     Args:
         class_correct: Correct test images of each class [C].
@@ -34,13 +35,15 @@ def bootstrap_intervals(
         seed: Seed of the draws.
 
     Returns:
-        Lower and upper end of `all`, `balanced`, `many`, `medium` and `few`; None for a group without test images.
+        Lower and upper end of `all`, `balanced`, `many`, `medium` and `few`; None for a group
+        without test images.
     """
     correct = torch.as_tensor(class_correct, dtype=torch.float64)
     total = torch.as_tensor(class_total, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
-    share = (correct / total.clamp(min=1)).expand(num_draws, -1)  # [B, C]
-    drawn = torch.binomial(total.expand(num_draws, -1).contiguous(), share.contiguous(), generator=generator)
+    share = (correct / total.clamp(min=1)).expand(num_draws, -1).contiguous()  # [B, C]
+    counts = total.expand(num_draws, -1).contiguous()
+    drawn = torch.binomial(counts, share, generator=generator)
     recall = drawn / total.clamp(min=1)
 
     groups = {'balanced': list(range(len(total))), **shot_groups(shot_counts)}

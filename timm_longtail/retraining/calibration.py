@@ -1,4 +1,5 @@
-"""Temperature of a classifier (Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599), each class weighing the same.
+"""Temperature of a classifier (Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599), each class
+weighing the same.
 
 Shapes: N images, C classes.
 """
@@ -16,10 +17,11 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 @torch.no_grad()
 def fit_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    """Return the T at which the cross-entropy of logits / T is least; the mean is taken over classes.
+    """Return the T at which the cross-entropy of logits / T is least; the mean is taken over
+    classes.
 
-    The cross-entropy is convex in 1 / T, and so has one minimum in log T, which a golden section finds. T lies in
-    [1e-4, 1e4]: where all images are classified correctly, the best T is 0.
+    The cross-entropy is convex in 1 / T, and so has one minimum in log T, which a golden section
+    finds. T lies in [1e-4, 1e4]: where all images are classified correctly, the best T is 0.
 
     Args:
         logits: Of images that the classifier was not fitted on [N, C].

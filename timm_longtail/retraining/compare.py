@@ -1,6 +1,8 @@
-"""Which classifier is best for given data: all are cross-validated, one is chosen, and only then is anything tested.
+"""Which classifier is best for given data: all are cross-validated, one is chosen, and only then is
+anything tested.
 
-Shapes: N images that are fitted and measured on, M of them measured, C classes, D width of the features.
+Shapes: N images that are fitted and measured on, M of them measured, C classes, D width of the
+features.
 """
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -38,9 +40,10 @@ class Result:
         position: Place of the setting on the path of its family, from 0.
         rule: Classifier, fitted on all training images; None until `finish`.
         temperature: Divisor of its logits; 1 until `calibrate`.
-        ece: Calibration error on the images measured, before and after, in percent; None until `calibrate`.
-        test: Figures on the test set, with `intervals`; of a calibrated classifier `ece_before`, too. None until
-            `evaluate`.
+        ece: Calibration error on the images measured, before and after, in percent; None until
+            `calibrate`.
+        test: Figures on the test set, with `intervals`; of a calibrated classifier `ece_before`,
+            too. None until `evaluate`.
     """
     name: str
     family: Family
@@ -152,7 +155,8 @@ class _Setting:
 def _simplest(settings: list[_Setting]) -> _Setting:
     """Return the most regularised setting that is within one standard error of the best one.
 
-    At each step of the path the best strength of the adjustment stands for the step: it makes nothing simpler.
+    At each step of the path the best strength of the adjustment stands for the step: it makes
+    nothing simpler.
 
     Args:
         settings: All settings of a family, in the order of its path.
@@ -204,8 +208,9 @@ def _measure(compared: Compared, family: Family) -> Iterator[_Setting]:
 def choose(results: list[Result]) -> Result:
     """Return the simplest family whose accuracy is within one standard error of the best one's.
 
-    The error is that of the difference, which is small for classifiers that err on the same images. Results stand in
-    order of complexity, within each model; of several models the best one is taken first.
+    The error is that of the difference, which is small for classifiers that err on the same images.
+    Results stand in order of complexity, within each model; of several models the best one is taken
+    first.
 
     Args:
         results: Of all families and models.

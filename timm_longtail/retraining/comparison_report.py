@@ -11,7 +11,8 @@ _COLUMNS = ('balanced', *GROUPS)
 
 
 def cross_validated_table(results: list[Result]) -> str:
-    """Return the cross-validated mean recall of all classes and of each group, with standard errors, as Markdown.
+    """Return the cross-validated mean recall of all classes and of each group, with standard
+    errors, as Markdown.
 
     Args:
         results: In the order of the rows.
@@ -106,8 +107,9 @@ def recommendation(results: list[Result], chosen: Result) -> str:
 def comparison_json(results: list[Result], chosen: Result) -> dict[str, Any]:
     """Return the content of `compare.json`, all accuracies in percent.
 
-    `cv` is the balanced accuracy on images that were not fitted on, `cv_se` its standard error, `test` the balanced
-    accuracy on the test set. `temperature` is 1 and `cv_ece`, before and after, null where nothing was calibrated.
+    `cv` is the balanced accuracy on images that were not fitted on, `cv_se` its standard error,
+    `test` the balanced accuracy on the test set. `temperature` is 1 and `cv_ece`, before and after,
+    null where nothing was calibrated.
 
     Args:
         results: Each after `evaluate`.

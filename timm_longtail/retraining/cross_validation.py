@@ -1,4 +1,5 @@
-"""Cross-validation on a long tail: folds, balanced accuracy with its standard error, and the one-standard-error rule.
+"""Cross-validation on a long tail: folds, balanced accuracy with its standard error, and the
+one-standard-error rule.
 
 Shapes: N images, C classes, K folds, R repeats.
 """
@@ -12,7 +13,15 @@ import torch
 from ..utils import rng
 from ..utils.errors import UserError
 
-__all__ = ['ALWAYS_TRAINED', 'Accuracy', 'Split', 'cross_validation', 'difference', 'hold_out', 'stratified_folds']
+__all__ = [
+    'ALWAYS_TRAINED',
+    'Accuracy',
+    'Split',
+    'cross_validation',
+    'difference',
+    'hold_out',
+    'stratified_folds',
+]
 
 ALWAYS_TRAINED = -1
 """Fold of an image that is never held out: the only one of its class."""
@@ -21,10 +30,11 @@ ALWAYS_TRAINED = -1
 def stratified_folds(targets: Sequence[int], num_folds: int, seed: int = 0) -> np.ndarray:
     """Deal the images of each class over the folds in turn, as cards are dealt.
 
-    A class with n >= K images has n / K of them in each fold, up to one. A class with 1 < n < K images rotates: each
-    of its images is held out once, in a fold of its own, and the other n - 1 are then trained on; in the other folds
-    all n are. The image of a class that has one only is always trained on, and its class is not measured. Dealing goes
-    on where the class before has ended, so that the folds are of one size, up to one image.
+    A class with n >= K images has n / K of them in each fold, up to one. A class with 1 < n < K
+    images rotates: each of its images is held out once, in a fold of its own, and the other n - 1
+    are then trained on; in the other folds all n are. The image of a class that has one only is
+    always trained on, and its class is not measured. Dealing goes on where the class before has
+    ended, so that the folds are of one size, up to one image.
 
     Args:
         targets: Class of each image [N].
@@ -86,11 +96,12 @@ def cross_validation(
         K R splits. In each repeat every image is measured once, but for the only image of a class.
     """
     largest = int(np.bincount(np.asarray(targets)).max())
-    return [
-        split
-        for repeat in range(num_repeats)
-        for split in _splits_of(stratified_folds(targets, min(num_folds, max(largest, 2)), seed + repeat))
-    ]
+    num_folds = min(num_folds, max(largest, 2))
+
+    splits: list[Split] = []
+    for repeat in range(num_repeats):
+        splits += _splits_of(stratified_folds(targets, num_folds, seed + repeat))
+    return splits
 
 
 def _splits_of(folds: np.ndarray) -> Iterator[Split]:
@@ -102,7 +113,8 @@ def _splits_of(folds: np.ndarray) -> Iterator[Split]:
 
 
 def hold_out(num_trained: int, num_held: int) -> list[Split]:
-    """Return the one split of images that a model was trained on and of others, held out, that follow them.
+    """Return the one split of images that a model was trained on and of others, held out, that
+    follow them.
 
     Args:
         num_trained: Images that were trained on, which come first.
@@ -116,21 +128,26 @@ class Accuracy:
     """How often each image was classified correctly, and what follows for classes.
 
     Attributes:
-        correct: Share of the times that an image was measured in which it was classified correctly, float64 [M].
+        correct: Share of the times that an image was measured in which it was classified correctly,
+            float64 [M].
         targets: Class of each of these images, int64 [M].
     """
     correct: torch.Tensor
     targets: torch.Tensor
 
     def of_classes(self, classes: Sequence[int] | None = None) -> tuple[float, float] | None:
-        """Return the mean recall of some classes in percent, and its standard error; None where none was measured.
+        """Return the mean recall of some classes in percent, and its standard error; None where
+        none was measured.
 
-        Classes are fixed and their images are drawn: the squared error is the sum of those of the recalls over the
-        squared number of classes. A recall r of n images has p (1 - p) / n with p = (n r + 1) / (n + 2), Laplace's
-        estimate: 4 correct of 4 are not known without error. That the K fits share images is not in it.
+        Classes are fixed and their images are drawn. The squared error of a mean over classes is
+        the sum of the squared errors of their recalls, over the squared number of classes. That of
+        a recall r of n images is p (1 - p) / n, where p = (n r + 1) / (n + 2) is Laplace's estimate:
+        4 correct of 4 are not known without error. Repeats make n no larger. What another draw of
+        the images that are fitted would change is not in it.
 
         Args:
-            classes: Classes to average over; None takes all. One without measured images is left out.
+            classes: Classes to average over; None takes all. One without measured images is left
+                out.
         """
         count, recall = self._recalls(self.correct)
         chosen = _measured(count, classes)
@@ -170,14 +187,17 @@ def _measured(count: torch.Tensor, classes: Sequence[int] | None) -> torch.Tenso
 
 
 def difference(better: Accuracy, other: Accuracy) -> tuple[float, float]:
-    """Return by how much one balanced accuracy is above another in percent, and the standard error of that.
+    """Return by how much one balanced accuracy is above another in percent, and the standard error
+    of that.
 
-    Two classifiers that were measured on the same images err on the same hard ones. The error of their difference is
-    that of the mean difference over the images, class by class, which is much less than that of either accuracy.
+    Two classifiers that were measured on the same images err on the same hard ones. The error of
+    their difference is that of the mean difference over the images, class by class, which is much
+    less than that of either accuracy.
 
     Args:
         better: Accuracy of one classifier.
-        other: Accuracy of another. Where it was measured on other images, the squared errors of both are added.
+        other: Accuracy of another. Where it was measured on other images, the squared errors of
+            both are added.
     """
     gap = better.balanced - other.balanced
     if not torch.equal(better.targets, other.targets):

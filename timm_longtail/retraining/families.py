@@ -1,7 +1,9 @@
-"""Families of linear classifiers on features: each gives a classifier for every setting of its options.
+"""Families of linear classifiers on features: each gives a classifier for every setting of its
+options.
 
-Features are divided by one constant, their mean norm, so that a penalty means the same for backbones whose features
-have a length of 1 or of 60. A linear layer on divided features is a linear layer on the features.
+Features are divided by one constant, their mean norm, so that a penalty means the same for
+backbones whose features have a length of 1 or of 60. A linear layer on divided features is a linear
+layer on the features.
 
 Shapes: N images, C classes, D width of the features.
 """
@@ -50,7 +52,7 @@ class LinearRule:
         return F.linear(features, self.weight.to(features), self.bias.to(features))
 
     def adjusted(self, tau: float, log_prior: torch.Tensor) -> 'LinearRule':
-        """Return the classifier with tau times the log prior [C] taken off its logits (Menon et al., 2021, eq. 9)."""
+        """Return the classifier with tau times the log prior [C] taken off its logits (see `logit_adjust`)."""
         bias = self.bias - tau * log_prior.to(self.bias)
         return LinearRule(self.weight, bias, {**self.options, 'tau': tau})
 
@@ -113,14 +115,17 @@ Fit = Callable[[TrainingFeatures], Iterator[LinearRule]]
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of classifier, in order of complexity: of two that are as good, the earlier one is taken.
+    """A kind of classifier, in order of complexity: of two that are as good, the earlier one is
+    taken.
 
     Attributes:
         title: What it is, for a reader of the table.
         fit: Gives a classifier for each setting, the most regularised first.
-        taus: Strengths of the adjustment for the prior to choose from; () for none. What takes all classes for equally
-            frequent gains too: a penalty or a shrunk covariance is felt most by the classes with few images.
-        own: Whether it is made of the model's own classifier, and so needs one of the data's classes.
+        taus: Strengths of the adjustment for the prior to choose from; () for none. What takes all
+            classes for equally frequent gains too: a penalty or a shrunk covariance is felt most by
+            the classes with few images.
+        own: Whether it is made of the model's own classifier, and so needs one of the data's
+            classes.
         fitted: Whether it learns from the features.
     """
     title: str
@@ -191,7 +196,7 @@ def _logistic(data: TrainingFeatures) -> Iterator[LinearRule]:
 
 
 def _weighted_logistic(data: TrainingFeatures) -> Iterator[LinearRule]:
-    """cRT without its sampler: each class has the same weight in the loss, N / C in all."""
+    """Weigh each class the same in the loss, N / C in all, as the sampler of cRT does on average."""
     counts = torch.bincount(data.targets, minlength=data.num_classes).double()
     yield from _logistic_path(data, class_weights=len(data.targets) / (data.num_classes * counts))
 

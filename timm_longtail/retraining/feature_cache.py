@@ -35,9 +35,9 @@ def features_digest(
 ) -> str:
     """Return the sha256 of what features follow from.
 
-    The weights of the backbone by name, not those of the classifier; the input; the images by `hash` and order, and
-    of files size and time of change, since the hash of a set of files knows no pixels; and the kind of device, which
-    decides the last digits.
+    The weights of the backbone by name, not those of the classifier; the input; the images by
+    `hash` and order, and of files size and time of change, since the hash of a set of files knows
+    no pixels; and the kind of device, which decides the last digits.
 
     Args:
         model: timm model.
@@ -84,7 +84,8 @@ class FeatureCache:
             digest: From `features_digest`.
 
         Returns:
-            Features, float32 [N, D]; class of each image, int64 [N]; names of images that could not be read, and why.
+            Features, float32 [N, D]; class of each image, int64 [N]; names of images that could not
+            be read, and why.
         """
         path = self._path(digest)
         if not path.is_file():

@@ -1,15 +1,17 @@
-"""Multinomial logistic regression with an L2 penalty, by L-BFGS, warm-started along a path of penalties.
+"""Multinomial logistic regression with an L2 penalty, by L-BFGS, warm-started along a path of
+penalties.
 
 The objective is scikit-learn's, whose `C` it shares, so that values carry over:
 
     C sum_i w_i CE(W x_i + b, y_i) + |W|^2 / 2,
 
-where the bias b is not penalised. Here it is divided by C sum_i w_i, which makes it a mean, as float32 wants it. Since
-the bias is free, balanced softmax, which adds the log prior to the logits while training, ends at the same weights and
-at the bias less the log prior: it is this fit, adjusted for the prior with tau = 1.
+where the bias b is not penalised. Here it is divided by C sum_i w_i, which makes it a mean, as
+float32 wants it. Since the bias is free, balanced softmax, which adds the log prior to the logits
+while training, ends at the same weights and at the bias less the log prior: it is this fit,
+adjusted for the prior with tau = 1.
 
-An iteration is two products of [N, D] with [D, C]. Everything is left to torch, since these products are all that
-costs, and on a GPU they are two orders of magnitude faster than on a CPU.
+An iteration is two products of [N, D] with [D, C]. Everything is left to torch, since these
+products are all that costs, and on a GPU they are two orders of magnitude faster than on a CPU.
 
 Shapes: N images, C classes, D width of the features.
 """
@@ -36,13 +38,16 @@ def logistic_path(
     """Fit a classifier for each strength of the penalty, each from where the one before it ended.
 
     Args:
-        features: Features of norm about 1, float32 or float64 [N, D]: the penalty means what it does at that scale.
+        features: Features of norm about 1, float32 or float64 [N, D]: the penalty means what it
+            does at that scale.
         targets: Class of each image, int64 [N], on the same device.
         num_classes: C.
-        path: Strengths `C`, increasing: the weaker penalties, which take longer, start near their end.
+        path: Strengths `C`, increasing: the weaker penalties, which take longer, start near their
+            end.
         class_weights: Weight of the images of each class [C]; None is 1.
-        tolerance: Largest entry of the gradient at which a fit ends, as a share of what the images of the rarest class
-            can add to it: an absolute one would be met before a class with 4 of 100,000 images is fitted at all.
+        tolerance: Largest entry of the gradient at which a fit ends, as a share of what the images
+            of the rarest class can add to it: an absolute one would be met before a class with 4 of
+            100,000 images is fitted at all.
 
     Yields:
         Weight [C, D] and bias [C], a pair for each strength.

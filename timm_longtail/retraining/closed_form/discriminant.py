@@ -1,4 +1,5 @@
-"""Linear discriminant analysis with a shrunk covariance (Friedman, JASA 1989, equation 18, shared by all classes).
+"""Linear discriminant analysis with a shrunk covariance (Friedman, JASA 1989, equation 18, shared
+by all classes).
 
 Shapes: N images, C classes, D width of the features.
 """
@@ -18,11 +19,13 @@ def linear_discriminants(
         num_classes: int,
         shrinkages: Sequence[float],
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Fit a Gaussian of one covariance S to the classes, and yield the classifier of balanced classes.
+    """Fit a Gaussian of one covariance S to the classes, and yield the classifier of balanced
+    classes.
 
-    With the means mu_c, S = sum_i (x_i - mu_{y_i}) (x_i - mu_{y_i})^T / N and its shrunk form
-    S_s = (1 - s) S + s (tr S / D) I, class c has the weight S_s^-1 mu_c and the bias -mu_c^T S_s^-1 mu_c / 2. The
-    frequent classes tell how features vary, and the rare ones need a mean only. s = 1 is the nearest class mean.
+    With the means mu_c, S = sum_i (x_i - mu_{y_i}) (x_i - mu_{y_i})^T / N and its shrunk form S_s =
+    (1 - s) S + s (tr S / D) I, class c has the weight S_s^-1 mu_c and the bias -mu_c^T S_s^-1 mu_c
+    / 2. The frequent classes tell how features vary, and the rare ones need a mean only. s = 1 is
+    the nearest class mean.
 
     Args:
         features: Training features [N, D].
