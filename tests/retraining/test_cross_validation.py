@@ -8,6 +8,7 @@ import torch
 from timm_longtail.retraining.cross_validation import (
     ALWAYS_TRAINED,
     Accuracy,
+    corrected_recalls,
     cross_validation,
     difference,
     hold_out,
@@ -152,3 +153,36 @@ def test_a_difference_on_other_images_adds_both_errors():
 
     expected = math.hypot(better.of_classes()[1], other.of_classes()[1])
     assert difference(better, other) == pytest.approx((better.balanced - other.balanced, expected))
+
+
+def test_the_luck_of_the_best_of_many_is_taken_back():
+    """Of 60 settings that are all right for 60 % of the images, the best one seems better, and is not."""
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.repeat_interleave(torch.arange(6), torch.tensor([60, 40, 20, 10, 6, 4]))
+    settings = [
+        Accuracy((torch.rand(len(targets), generator=generator) < 0.6).double(), targets) for _ in range(60)]
+
+    best = max(setting.balanced for setting in settings)
+    _, recall = corrected_recalls(settings)
+
+    assert best > 70
+    assert 100 * recall.mean() == pytest.approx(60, abs=5)
+
+
+def test_a_setting_that_is_better_by_far_keeps_its_accuracy():
+    targets = torch.repeat_interleave(torch.arange(3), torch.tensor([40, 20, 8]))
+    good = Accuracy((torch.arange(68) % 4 > 0).double(), targets)
+    bad = Accuracy((torch.arange(68) % 4 == 0).double(), targets)
+
+    count, recall = corrected_recalls([bad, good])
+
+    assert count.tolist() == [40, 20, 8]
+    assert recall.tolist() == pytest.approx([0.75] * 3, abs=0.05)
+
+
+def test_of_one_setting_nothing_is_chosen():
+    only = accuracy([1, 0, 1, 1], [0, 0, 1, 2])
+
+    _, recall = corrected_recalls([only])
+
+    assert recall.tolist() == [0.5, 1, 1]

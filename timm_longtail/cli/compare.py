@@ -152,7 +152,7 @@ def _how(compared: Compared) -> str:
 def _export(result: Result, folder: Path) -> str:
     """Write the model with the classifier that was chosen; returns why it cannot be, or ''."""
     figures = {name: value for name, value in result.test.items() if name != 'intervals'}
-    mean, error = result.accuracy.of_classes()
+    mean, error = result.cross_validated()['balanced']
     figures['intervals'] = {name: list(ends) for name, ends in result.test['intervals'].items() if ends}
     figures['cross_validated'] = {
         'balanced': mean,

@@ -17,11 +17,28 @@ from ..evaluation.evaluators import GROUPS
 from ..evaluation.intervals import bootstrap_intervals
 from ..utils.errors import UserError
 from .calibration import class_balanced_ece, fit_temperature
-from .cross_validation import Accuracy, Split, cross_validation, difference, hold_out
+from .cross_validation import (
+    Accuracy,
+    Split,
+    corrected_recalls,
+    cross_validation,
+    difference,
+    hold_out,
+    mean_recall,
+)
 from .families import Family, LinearRule, TrainingFeatures
 from .representation import Features, Representation
 
-__all__ = ['Compared', 'Result', 'calibrate', 'choose', 'compare_families', 'evaluate', 'finish']
+__all__ = [
+    'Compared',
+    'Result',
+    'calibrate',
+    'choose',
+    'compare_families',
+    'evaluate',
+    'finish',
+    'lead',
+]
 
 # settings of a family behind its best one that are still tried, from the most to the least regularised
 _PATIENCE = 2
@@ -36,7 +53,9 @@ class Result:
         family: The family.
         compared: Model, and what it was fitted and measured on.
         options: Setting that was chosen.
-        accuracy: On images that the classifier was not fitted on.
+        accuracy: On images that the classifier was not fitted on, at this setting.
+        count: Images of each class that were measured [C].
+        recall: Recall of each class to expect, corrected for the choice of the setting [C].
         position: Place of the setting on the path of its family, from 0.
         rule: Classifier, fitted on all training images; None until `finish`.
         temperature: Divisor of its logits; 1 until `calibrate`.
@@ -50,6 +69,8 @@ class Result:
     compared: 'Compared'
     options: dict[str, Any]
     accuracy: Accuracy
+    count: torch.Tensor
+    recall: torch.Tensor
     position: int
     rule: LinearRule | None = None
     temperature: float = 1.0
@@ -65,9 +86,14 @@ class Result:
         """Return mean recall and its standard error in percent, of all classes (`balanced`) and of each group."""
         groups = shot_groups(self.compared.representation.train_set.shot_counts)
         return {
-            'balanced': self.accuracy.of_classes(),
-            **{name: self.accuracy.of_classes(groups[name]) for name in GROUPS},
+            'balanced': mean_recall(self.recall, self.count),
+            **{name: mean_recall(self.recall, self.count, groups[name]) for name in GROUPS},
         }
+
+    @property
+    def balanced(self) -> float:
+        """Balanced accuracy to expect, in percent."""
+        return self.cross_validated()['balanced'][0]
 
 
 @dataclass
@@ -140,8 +166,11 @@ def compare_families(compared: Compared, families: dict[str, Family], prefix: st
         prefix: Stands before each name, where there are several models.
     """
     for name, family in families.items():
-        setting = _simplest(list(_measure(compared, family)))
-        yield Result(prefix + name, family, compared, setting.options, setting.accuracy, setting.position)
+        settings = list(_measure(compared, family))
+        setting = _simplest(settings)
+        count, recall = corrected_recalls([one.accuracy for one in settings])
+        yield Result(
+            prefix + name, family, compared, setting.options, setting.accuracy, count, recall, setting.position)
 
 
 @dataclass
@@ -161,17 +190,17 @@ def _simplest(settings: list[_Setting]) -> _Setting:
     Args:
         settings: All settings of a family, in the order of its path.
     """
-    best = max(settings, key=_balanced)
+    best = max(settings, key=_measured)
     for _, step in groupby(settings, key=lambda setting: setting.position):
-        setting = max(step, key=_balanced)
+        setting = max(step, key=_measured)
         gap, error = difference(best.accuracy, setting.accuracy)
         if gap <= error:
             return setting
     return best
 
 
-def _balanced(one: '_Setting | Result') -> float:
-    return one.accuracy.balanced
+def _measured(setting: _Setting) -> float:
+    return setting.accuracy.balanced
 
 
 def _measure(compared: Compared, family: Family) -> Iterator[_Setting]:
@@ -221,14 +250,25 @@ def choose(results: list[Result]) -> Result:
     if not results:
         raise UserError('there is no classifier to choose from')
 
-    best = max(results, key=_balanced)
+    best = max(results, key=lambda result: result.balanced)
     for result in results:
         if result.compared is not best.compared:
             continue
-        gap, error = difference(best.accuracy, result.accuracy)
+        gap, error = lead(best, result)
         if gap <= error:
             return result
     return best
+
+
+def lead(better: Result, other: Result) -> tuple[float, float]:
+    """Return by how much the accuracy of one result is above another's, and the error of that.
+
+    Args:
+        better: One result.
+        other: Another one.
+    """
+    _, error = difference(better.accuracy, other.accuracy)
+    return better.balanced - other.balanced, error
 
 
 def finish(result: Result):

@@ -2,8 +2,7 @@
 from typing import Any
 
 from ..evaluation.evaluators import GROUPS
-from .compare import Result
-from .cross_validation import difference
+from .compare import Result, lead
 
 __all__ = ['comparison_json', 'cross_validated_table', 'recommendation', 'test_table']
 
@@ -79,22 +78,22 @@ def recommendation(results: list[Result], chosen: Result) -> str:
         results: All results.
         chosen: From `choose`.
     """
-    mean, error = chosen.accuracy.of_classes()
+    mean, error = chosen.cross_validated()['balanced']
     settings = f' ({_settings(chosen.options)})' if chosen.options else ''
     how = 'on the hold-out' if chosen.compared.uses_hold_out else 'by cross-validation'
     lines = [
         f'Use {chosen.name}, {chosen.family.title}{settings}: balanced accuracy {mean:.1f} ± {error:.1f} {how}.']
 
-    best = max(results, key=lambda result: result.accuracy.balanced)
+    best = max(results, key=lambda result: result.balanced)
     others = [result for result in results if result is not chosen]
     if best is not chosen:
-        gap, error = difference(best.accuracy, chosen.accuracy)
+        gap, error = lead(best, chosen)
         lines.append(
             f'{best.name} is {gap:.1f} above it, no more than the standard error {error:.1f} of that difference: the '
             'simpler one is taken.')
     elif others:
-        second = max(others, key=lambda result: result.accuracy.balanced)
-        gap, error = difference(best.accuracy, second.accuracy)
+        second = max(others, key=lambda result: result.balanced)
+        gap, error = lead(best, second)
         lines.append(f'The next, {second.name}, is {gap:.1f} ± {error:.1f} below it.')
 
     if chosen.compared.is_optimistic:
@@ -107,7 +106,8 @@ def recommendation(results: list[Result], chosen: Result) -> str:
 def comparison_json(results: list[Result], chosen: Result) -> dict[str, Any]:
     """Return the content of `compare.json`, all accuracies in percent.
 
-    `cv` is the balanced accuracy on images that were not fitted on, `cv_se` its standard error,
+    `cv` is the balanced accuracy on images that were not fitted on, corrected for the choice of the
+    setting, `cv_uncorrected` without that, `cv_se` the standard error,
     `test` the balanced accuracy on the test set. `temperature` is 1 and `cv_ece`, before and after,
     null where nothing was calibrated.
 
@@ -123,12 +123,13 @@ def comparison_json(results: list[Result], chosen: Result) -> dict[str, Any]:
 
 
 def _row(result: Result) -> dict[str, Any]:
-    mean, error = result.accuracy.of_classes()
+    mean, error = result.cross_validated()['balanced']
     compared, test = result.compared, result.test
     return {
         'name': result.name,
         'cv': mean,
         'cv_se': error,
+        'cv_uncorrected': result.accuracy.balanced,
         'test': test['balanced'],
         'title': result.family.title,
         'model': compared.label,

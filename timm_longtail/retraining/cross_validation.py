@@ -18,7 +18,9 @@ __all__ = [
     'Accuracy',
     'Split',
     'cross_validation',
+    'corrected_recalls',
     'difference',
+    'mean_recall',
     'hold_out',
     'stratified_folds',
 ]
@@ -149,33 +151,48 @@ class Accuracy:
             classes: Classes to average over; None takes all. One without measured images is left
                 out.
         """
-        count, recall = self._recalls(self.correct)
-        chosen = _measured(count, classes)
-        if len(chosen) == 0:
-            return None
-
-        count, recall = count[chosen], recall[chosen]
-        p = (count * recall + 1) / (count + 2)
-        variance = (p * (1 - p) / count).sum() / len(chosen) ** 2
-        return 100 * float(recall.mean()), 100 * math.sqrt(float(variance))
+        count, recall = class_means(self.correct, self.targets)
+        return mean_recall(recall, count, classes)
 
     @property
     def balanced(self) -> float:
         """Mean recall of all classes that were measured, in percent."""
-        count, recall = self._recalls(self.correct)
+        count, recall = class_means(self.correct, self.targets)
         return 100 * float(recall[count > 0].mean())
 
-    def overall(self) -> tuple[float, float]:
-        """Return the share of correct images in percent, and its binomial standard error."""
-        count, mean = len(self.correct), float(self.correct.mean())
-        p = (count * mean + 1) / (count + 2)
-        return 100 * mean, 100 * math.sqrt(p * (1 - p) / count)
 
-    def _recalls(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the measured images and the mean of some values in each class, float64 [C]."""
-        count = torch.bincount(self.targets).double()
-        total = torch.zeros_like(count).index_add_(0, self.targets, values)
-        return count, total / count.clamp(min=1)
+def class_means(values: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the number of images and the mean of their values in each class, float64 [C].
+
+    Args:
+        values: A value for each image, float64 [M].
+        targets: Class of each image, int64 [M].
+    """
+    count = torch.bincount(targets).double()
+    total = torch.zeros_like(count).index_add_(0, targets, values)
+    return count, total / count.clamp(min=1)
+
+
+def mean_recall(
+        recall: torch.Tensor,
+        count: torch.Tensor,
+        classes: Sequence[int] | None = None,
+) -> tuple[float, float] | None:
+    """Return the mean of some recalls in percent, and its standard error, as `Accuracy.of_classes`.
+
+    Args:
+        recall: Recall of each class, float64 [C].
+        count: Images that it was measured on, float64 [C].
+        classes: Classes to average over; None takes all.
+    """
+    chosen = _measured(count, classes)
+    if len(chosen) == 0:
+        return None
+
+    count, recall = count[chosen], recall[chosen]
+    p = (count * recall + 1) / (count + 2)
+    variance = (p * (1 - p) / count).sum() / len(chosen) ** 2
+    return 100 * float(recall.mean()), 100 * math.sqrt(float(variance))
 
 
 def _measured(count: torch.Tensor, classes: Sequence[int] | None) -> torch.Tensor:
@@ -205,10 +222,58 @@ def difference(better: Accuracy, other: Accuracy) -> tuple[float, float]:
         return gap, math.hypot(first, second)
 
     differences = better.correct - other.correct  # in [-1, 1]
-    count, mean = better._recalls(differences)
-    _, square = better._recalls(differences.square())
+    count, mean = class_means(differences, better.targets)
+    _, square = class_means(differences.square(), better.targets)
 
     is_measured = count > 0
     count, mean, square = count[is_measured], mean[is_measured], square[is_measured]
     variance = (square - mean.square()).clamp(min=0) / (count - 1).clamp(min=1)
     return gap, 100 * math.sqrt(float(variance.sum())) / len(count)
+
+
+def corrected_recalls(
+        settings: Sequence[Accuracy],
+        num_draws: int = 300,
+        seed: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the recalls to expect of the best of several settings, without the luck of having been chosen.
+
+    The best of many accuracies on the same images is too high: it was chosen for fitting these. So
+    images are drawn again with replacement within each class, the setting that is best on those
+    drawn is measured on those that were not, and recalls are averaged over the draws (Tsamardinos
+    et al., Machine Learning 2018, https://doi.org/10.1007/s10994-018-5714-4).
+
+    Args:
+        settings: Accuracies of all settings on the same images.
+        num_draws: Draws.
+        seed: Seed of the draws.
+
+    Returns:
+        Images measured and recall of each class, float64 [C].
+    """
+    first = settings[0]
+    count, recall = class_means(first.correct, first.targets)
+    if len(settings) == 1:
+        return count, recall
+
+    # class after class, so that image i is replaced by one of the `size[i]` from `start[i]` on
+    order = first.targets.argsort(stable=True)
+    targets = first.targets[order]
+    correct = torch.stack([setting.correct for setting in settings])[:, order]  # [S, M]
+    size = count[targets]
+    start = (count.cumsum(0) - count)[targets]
+
+    generator = torch.Generator().manual_seed(seed)
+    total, right = torch.zeros_like(count), torch.zeros_like(count)
+    for _ in range(num_draws):
+        random = torch.rand(len(targets), generator=generator, dtype=torch.float64)
+        drawn = torch.bincount((start + random * size).long(), minlength=len(targets))
+
+        # the best on those drawn, on those that were not
+        best = (correct @ (drawn / size)).argmax()
+        is_left_out = (drawn == 0).double()
+        total.index_add_(0, targets, is_left_out)
+        right.index_add_(0, targets, correct[best] * is_left_out)
+
+    # the image of a class that has one is in every draw
+    return count, torch.where(total > 0, right / total.clamp(min=1), recall)

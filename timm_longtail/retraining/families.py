@@ -121,9 +121,9 @@ class Family:
     Attributes:
         title: What it is, for a reader of the table.
         fit: Gives a classifier for each setting, the most regularised first.
-        taus: Strengths of the adjustment for the prior to choose from; () for none. What takes all
-            classes for equally frequent gains too: a penalty or a shrunk covariance is felt most by
-            the classes with few images.
+        taus: Strengths of the adjustment for the prior to choose from; () for none. Regression that weighs
+            classes equally gains too: its penalty is felt most by the classes with few images. The logits
+            of a discriminant analysis are of another order of size, which no prior moves.
         own: Whether it is made of the model's own classifier, and so needs one of the data's
             classes.
         fitted: Whether it learns from the features.
@@ -215,7 +215,7 @@ FAMILIES = {
     'ncm_l2': Family('nearest class mean', _ncm_l2),
     'ncm_cosine': Family('nearest class mean by the cosine', _ncm_cosine),
     'ncm_centred': Family('nearest class mean by the cosine, centred', _ncm_centred),
-    'lda': Family('linear discriminant analysis, shrunk', _discriminant, taus=PRIOR_TAUS),
+    'lda': Family('linear discriminant analysis, shrunk', _discriminant),
     'logistic': Family('logistic regression, adjusted for the prior', _logistic, taus=PRIOR_TAUS),
     'crt': Family('logistic regression, classes weighted equally', _weighted_logistic, taus=PRIOR_TAUS),
 }
