@@ -53,7 +53,7 @@ def test_all_are_measured_and_the_one_chosen_is_exported(options, photos, tmp_pa
     assert [row['name'] for row in content['rows']] == FITTED
     assert f'Use {content["chosen"]}, ' in printed
     assert 'left out: joint: the model\'s own classifier has 1000 classes, the data 3' in printed
-    assert '1 classes have fewer images than folds, each of which is held out once' in printed
+    assert 'classes with fewer images than folds, each image held out once: 1' in printed
     for row in content['rows']:
         assert re.search(rf'\| {row["name"]} +\| +{row["cv"]:.1f} ± {row["cv_se"]:.1f} ', printed)
         low, high = row['intervals']['all']

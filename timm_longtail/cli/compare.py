@@ -143,9 +143,9 @@ def _how(compared: Compared) -> str:
     num_single = counts.count(1)
     words = f'{compared.num_folds} folds, {compared.num_repeats} times'
     if num_rare:
-        words += f'; {num_rare} classes have fewer images than folds, each of which is held out once'
+        words += f'; classes with fewer images than folds, each image held out once: {num_rare}'
     if num_single:
-        words += f'; {num_single} classes have one image, which is always trained on: they are not measured'
+        words += f'; classes with one image, always trained on and not measured: {num_single}'
     return words
 
 
