@@ -24,7 +24,7 @@ def create_features(length: float = 50.0, head: nn.Module | None = None) -> tupl
     values = torch.rand(C, D, generator=generator)[targets] + 0.2 * torch.randn(len(targets), D, generator=generator)
     values *= length
     representation = SimpleNamespace(
-        train_set=SimpleNamespace(num_classes=C), candidate=SimpleNamespace(name='model'), head=head,
+        train_set=SimpleNamespace(num_classes=C), trained_model=SimpleNamespace(name='model'), head=head,
         accelerator=SimpleNamespace(device=torch.device('cpu')))
     return values, TrainingFeatures.create(values, targets, representation)
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from ..config.data_options import add_data_options
 from ..config.parser import BATCH_SIZE, IMG_SIZE, SEED, WORKERS, Parser
-from ..retraining.classifiers import Classifier
+from ..retraining.classifier import Classifier
 from ..retraining.compare import Compared, Result, calibrate, choose, compare_families, evaluate, finish
 from ..retraining.comparison_report import comparison_json, cross_validated_table, recommendation, test_table
 from ..retraining.families import FAMILIES, why_not

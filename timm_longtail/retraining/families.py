@@ -90,7 +90,7 @@ class TrainingFeatures:
         """Divide features [N, D] by their mean norm."""
         scale = float(values.norm(dim=1).double().mean())
         if not scale > 0:
-            raise UserError(f'{representation.candidate.name}: all features are zero')
+            raise UserError(f'{representation.trained_model.name}: all features are zero')
 
         device = representation.accelerator.device
         if device.type != 'cuda':  # others lack the double precision of closed forms
@@ -231,10 +231,10 @@ def why_not(family: Family, representation: Representation) -> str | None:
     """
     if not family.own:
         return None
-    if not representation.candidate.has_classes:
+    if not representation.trained_model.has_classes:
         return 'the model has no classifier of its own'
     if not representation.same_classes:
-        return (f'the model\'s own classifier has {representation.candidate.model.num_classes} classes, '
+        return (f'the model\'s own classifier has {representation.trained_model.model.num_classes} classes, '
                 f'the data {representation.train_set.num_classes}')
 
     if representation.seen and representation.held_out is None:
