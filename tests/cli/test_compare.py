@@ -14,7 +14,7 @@ from timm_longtail.export import load_exported
 from timm_longtail.retraining.representation import Representation
 from timm_longtail.utils.errors import UserError
 
-from ..data.test_sources import write_classes
+from ..support.data_sets import write_classes
 
 COUNTS = {'ant': 14, 'bee': 9, 'cow': 4}
 FITTED = ['ncm_l2', 'ncm_cosine', 'ncm_centred', 'lda', 'logistic', 'crt']

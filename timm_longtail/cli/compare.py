@@ -18,8 +18,8 @@ from ..retraining.representation import Representation
 from ..retraining.source import load_source, open_data
 from ..training.accelerator import create_accelerator
 from ..utils.errors import UserError, unknown_name
-from ..utils.files import write_json
-from ..utils.folder import hold_folder, require_place
+from ..utils.files import require_place, write_json
+from ..utils.output_lock import hold_folder
 from ..utils.ranges import Number
 
 __all__ = ['create_parser', 'main']

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from ..data.longtail import shot_groups
-from ..evaluation.evaluators import GROUPS
 from ..evaluation.intervals import bootstrap_intervals
+from ..evaluation.tables import GROUPS
 from ..utils.errors import UserError
 from .calibration import class_balanced_ece, fit_temperature
 from .cross_validation import (

@@ -1,7 +1,7 @@
 """What `compare` says and writes: tables, the recommendation in a sentence, `compare.json`."""
 from typing import Any
 
-from ..evaluation.evaluators import GROUPS
+from ..evaluation.tables import GROUPS
 from .compare import Result, lead
 
 __all__ = ['comparison_json', 'cross_validated_table', 'recommendation', 'test_table']
