@@ -20,6 +20,7 @@ COMMANDS = {
     'train': Command('timm_longtail.cli.train', 'train a model on long-tailed data'),
     'validate': Command('timm_longtail.cli.validate', 'evaluate models, by groups of classes'),
     'retrain': Command('timm_longtail.cli.retrain', 'retrain the classifier of a trained model'),
+    'compare': Command('timm_longtail.cli.compare', 'say which classifier is best for your data, and export it'),
     'recipes': Command('timm_longtail.cli.recipes', 'list the recipes, or print one'),
     'pack': Command('timm_longtail.cli.pack', 'write a data set as one file'),
     'push': Command('timm_longtail.cli.push', 'upload an exported model to the Hub'),

@@ -19,6 +19,7 @@ from ..data import EpochSampler, LongTailDataset, create_sampler
 from ..evaluation.evaluators import LongTailEvaluator
 from ..training.accelerator import memory_format
 from ..training.loaders import create_eval_loader
+from .feature_cache import FeatureCache, features_digest
 from .trained_model import TrainedModel
 
 __all__ = ['CHUNK', 'Features', 'Representation']
@@ -81,6 +82,7 @@ class Representation:
         val_fraction: Share of each class in `held_out`.
         seen: Whether stage 1 was trained on these very images.
         bad_images: Names of images that could not be read, and why.
+        cache: Where features are kept on disk, or None.
     """
     args: Namespace
     accelerator: Accelerator
@@ -91,6 +93,7 @@ class Representation:
     val_fraction: float = 0.0
     seen: bool = False
     bad_images: dict[str, str] = field(default_factory=dict)
+    cache: FeatureCache | None = None
 
     @property
     def same_classes(self) -> bool:
@@ -155,12 +158,25 @@ class Representation:
         model = self.trained_model.model.float().eval()
         model = model.to(device, memory_format=memory_format(device))
 
+        # the same weights on the same images give the same features
+        digest = ''
+        if self.cache is not None:
+            preprocessing = self.trained_model.preprocessing
+            digest = features_digest(model, preprocessing, dataset, device.type)
+            kept = self.cache.load(digest)
+            if kept is not None:
+                self.bad_images.update(kept[2])
+                return Features(kept[0], kept[1], self.train_set.shot_counts)
+
         values, targets = [], []
         loader = self.loader(dataset)
         for (images, *_), target, _ in loader:
             features = model.forward_head(model.forward_features(images), pre_logits=True)  # [B, D]
             values.append(features.cpu())
             targets.append(target.cpu())
-
         self.bad_images.update(loader.bad_images)
-        return Features(torch.cat(values), torch.cat(targets), self.train_set.shot_counts)
+
+        made = Features(torch.cat(values), torch.cat(targets), self.train_set.shot_counts)
+        if self.cache is not None:
+            self.cache.save(digest, made.values, made.targets, loader.bad_images)
+        return made

@@ -1,0 +1,131 @@
+"""`compare`: what it chooses by, writes, exports and refuses."""
+import json
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import save_file
+
+from timm_longtail.cli import compare
+from timm_longtail.export import load_exported
+from timm_longtail.retraining.representation import Representation
+from timm_longtail.utils.errors import UserError
+
+from ..support.data_sets import write_classes
+
+COUNTS = {'ant': 14, 'bee': 9, 'cow': 4}
+FITTED = ['ncm_l2', 'ncm_cosine', 'ncm_centred', 'lda', 'logistic', 'crt']
+
+
+def run(*options: object) -> dict:
+    """Run the command in this process; returns the content of `compare.json`."""
+    AcceleratorState._reset_state(reset_partial_state=False)
+    words = [str(option) for option in options]
+    compare.main(words)
+    return json.loads((Path(words[words.index('--output') + 1]) / 'compare.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('photos')
+    write_classes(folder / 'train', COUNTS)
+    write_classes(folder / 'val', dict.fromkeys(COUNTS, 5))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def options(photos, tmp_path_factory) -> list[object]:
+    """Options of a small model with weights of its own, on the photos, with a cache of features."""
+    folder = tmp_path_factory.mktemp('model')
+    torch.manual_seed(0)
+    save_file(timm.create_model('resnet10t').state_dict(), folder / 'weights.safetensors')
+    return ['resnet10t', '--initial-checkpoint', folder / 'weights.safetensors', '--dataset', 'folder',
+            '--data-dir', photos, '--img-size', 32, '-j', 0, '--feature-cache', folder / 'cache']
+
+
+def test_all_are_measured_and_the_one_chosen_is_exported(options, photos, tmp_path, capsys):
+    content = run(*options, '--output', tmp_path / 'out')
+
+    printed = capsys.readouterr().out
+    assert [row['name'] for row in content['rows']] == FITTED
+    assert f'Use {content["chosen"]}, ' in printed
+    assert 'left out: joint: the model\'s own classifier has 1000 classes, the data 3' in printed
+    assert 'classes with fewer images than folds, each image held out once: 1' in printed
+    for row in content['rows']:
+        assert re.search(rf'\| {row["name"]} +\| +{row["cv"]:.1f} ± {row["cv_se"]:.1f} ', printed)
+        low, high = row['intervals']['all']
+        assert low <= row['test_figures']['all'] <= high
+
+    # stock timm loads it, and it counts as the table says
+    model, config = load_exported(tmp_path / 'out' / 'export')
+    chosen = next(row for row in content['rows'] if row['name'] == content['chosen'])
+    assert type(model.get_classifier()) is torch.nn.Linear
+    about = config['timm_longtail']
+    assert about['method'] == content['chosen']
+    assert about['method_kwargs']['temperature'] == chosen['temperature']
+    assert about['metrics']['ece_before'] == chosen['test_figures']['ece_before']
+    assert about['metrics']['cross_validated']['balanced'] == chosen['cv']
+    assert about['metrics']['class_correct'] == chosen['test_figures']['class_correct']
+    assert str(photos) not in json.dumps(config)
+
+
+def test_the_second_call_computes_no_features(options, tmp_path, monkeypatch):
+    first = run(*options, '--output', tmp_path / 'first')
+
+    def refuse(*_):
+        raise AssertionError('images were read')
+    monkeypatch.setattr(Representation, 'loader', refuse)
+    second = run(*options, '--output', tmp_path / 'second')
+
+    assert second == first
+
+
+def test_test_labels_have_no_part_in_the_choice(options, photos, tmp_path):
+    """With the test images of classes exchanged, all but the test figures stays."""
+    poisoned = tmp_path / 'poisoned'
+    poisoned.mkdir()
+    (poisoned / 'train').symlink_to(photos / 'train')
+    write_classes(poisoned / 'val', {'cow': 5, 'ant': 5, 'bee': 5})
+    place = options.index('--data-dir') + 1
+    other = [*options[:place], poisoned, *options[place + 1:]]
+
+    clean, wrong = run(*options, '--output', tmp_path / 'a'), run(*other, '--output', tmp_path / 'b')
+
+    assert clean['chosen'] == wrong['chosen']
+    assert clean['recommendation'] == wrong['recommendation']
+    tested = {'test', 'test_figures', 'intervals'}
+    for first, second in zip(clean['rows'], wrong['rows']):
+        assert {k: v for k, v in first.items() if k not in tested} == {
+            k: v for k, v in second.items() if k not in tested}
+
+
+def test_several_models_are_compared(options, photos, tmp_path, capsys):
+    """Rows are named by model; a classifier is not measured on the images that it was trained on."""
+    run(*options, '--classifiers', 'lda', '--output', tmp_path / 'first')
+    export = tmp_path / 'first' / 'export'
+    capsys.readouterr()
+
+    content = run(
+        export, f'local-dir:{export}', '--dataset', 'folder', '--data-dir', photos, '-j', 0, '--feature-cache', '',
+        '--classifiers', 'joint', 'ncm_l2', '--output', tmp_path / 'both')
+
+    assert [row['name'] for row in content['rows']] == [f'{export}/ncm_l2', f'local-dir:{export}/ncm_l2']
+    assert content['rows'][0]['cv'] == content['rows'][1]['cv']
+    assert 'left out: joint: it was trained on the images that it would be measured on' in capsys.readouterr().out
+    assert 'all figures but those of the test set are too high' in content['recommendation']
+
+
+@pytest.mark.parametrize('words, message', [
+    (['resnet18', '--classifiers', 'ncm'], "unknown classifier 'ncm'; did you mean ncm_l2"),
+    (['resnet18', 'resnet34', '--initial-checkpoint', 'x'], '--initial-checkpoint is for one model'),
+    (['resnet18', 'resnet18', '--dataset', 'digits_lt'], 'a model is named twice'),
+    (['resnet18'], 'does not say what it is for: add --dataset'),
+    (['resnet18', '--folds', '1'], '--folds must be'),
+])
+def test_refusals(words, message, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=False)
+    with pytest.raises(UserError, match=re.escape(message)):
+        compare.main([*words, '--output', str(tmp_path / 'out')])

@@ -1,0 +1,71 @@
+"""Features on disk: what their digest knows, and files that cannot be read."""
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+
+from timm_longtail.data import Preprocessing, create_dataset
+from timm_longtail.retraining.feature_cache import FeatureCache, default_cache_folder, features_digest
+
+PREPROCESSING = Preprocessing(16, (0.5,), (0.5,))
+
+
+def create_model():
+    torch.manual_seed(0)
+    return timm.create_model('resnet20_cifar', num_classes=3, layers=(1, 1, 1), channels=(4, 8, 16))
+
+
+@pytest.fixture(scope='module')
+def digits():
+    return create_dataset('digits_lt', 'train')
+
+
+def test_the_digest_repeats_and_leaves_the_classifier_out(digits):
+    model, other = create_model(), create_model()
+    other.reset_classifier(5)
+
+    assert features_digest(model, PREPROCESSING, digits) == features_digest(other, PREPROCESSING, digits)
+
+
+def test_the_digest_knows_weights_input_images_and_device(digits):
+    model, other = create_model(), create_model()
+    with torch.no_grad():
+        other.bn1.running_mean[0] += 1e-3
+
+    digests = [
+        features_digest(model, PREPROCESSING, digits),
+        features_digest(other, PREPROCESSING, digits),
+        features_digest(model, replace(PREPROCESSING, img_size=24), digits),
+        features_digest(model, PREPROCESSING, digits.subset(range(50))),
+        features_digest(model, PREPROCESSING, digits.subset(range(len(digits))[::-1])),
+        features_digest(model, PREPROCESSING, digits, 'cuda'),
+    ]
+    assert len(set(digests)) == len(digests)
+
+
+def test_what_was_kept_comes_back(tmp_path):
+    cache = FeatureCache(tmp_path / 'new' / 'folder')
+    values, targets, bad_images = torch.randn(4, 3), torch.tensor([0, 1, 1, 2]), {'a.png': 'cut off'}
+    assert cache.load('abc') is None
+
+    cache.save('abc', values, targets, bad_images)
+
+    found_values, found_targets, found_bad = cache.load('abc')
+    assert torch.equal(found_values, values)
+    assert torch.equal(found_targets, targets)
+    assert found_bad == bad_images
+    assert [path.name for path in cache.folder.iterdir()] == ['abc.safetensors']
+
+
+@pytest.mark.parametrize('content', [b'', b'no features'])
+def test_a_damaged_file_counts_as_none(tmp_path, content):
+    (tmp_path / 'abc.safetensors').write_bytes(content)
+
+    assert FeatureCache(tmp_path).load('abc') is None
+
+
+def test_the_folder_follows_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+
+    assert default_cache_folder() == tmp_path / 'timm_longtail' / 'features'

@@ -1,0 +1,102 @@
+"""Logistic regression against scikit-learn, and what warm starts, weights and offsets are."""
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch.nn import functional as F
+
+from timm_longtail.retraining.logistic import fit_logistic, logistic_path
+from timm_longtail.utils.errors import UserError
+
+COUNTS = [60, 25, 8, 3]
+C, D = len(COUNTS), 6
+TIGHT = 1e-7  # the strength divides the curvature: tests that compare weights ask for more than predictions need
+
+
+@pytest.fixture(scope='module')
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.repeat_interleave(torch.arange(C), torch.tensor(COUNTS))
+    means = 0.5 * torch.randn(C, D, generator=generator, dtype=torch.float64)
+    features = means[targets] + 0.4 * torch.randn(len(targets), D, generator=generator, dtype=torch.float64)
+    return features, targets
+
+
+def separable() -> tuple[torch.Tensor, torch.Tensor]:
+    targets = torch.repeat_interleave(torch.arange(3), torch.tensor([20, 6, 2]))
+    noise = torch.randn(len(targets), 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return 5 * torch.eye(3, dtype=torch.float64)[targets] + 0.1 * noise, targets
+
+
+def assert_as_scikit_learn(features, targets, strength, dtype, **options):
+    expected = LogisticRegression(C=strength, tol=1e-10, max_iter=10000, **options).fit(features, targets)
+
+    class_weights = None
+    if options.get('class_weight') == 'balanced':
+        counts = torch.bincount(targets).double()
+        class_weights = len(targets) / (len(counts) * counts)
+    weight, bias = fit_logistic(
+        features.to(dtype), targets, int(targets.max()) + 1, strength, class_weights=class_weights, tolerance=TIGHT)
+
+    # a constant in all logits is free
+    centred = bias.double() - bias.double().mean()
+    torch.testing.assert_close(weight.double(), torch.from_numpy(expected.coef_), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        centred, torch.from_numpy(expected.intercept_ - expected.intercept_.mean()), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize('strength', [0.1, 10.0, 1000.0])
+def test_as_scikit_learn(data, strength):
+    assert_as_scikit_learn(*data, strength, torch.float64)
+
+
+def test_as_scikit_learn_in_single_precision(data):
+    assert_as_scikit_learn(*data, 1.0, torch.float32)
+
+
+def test_as_scikit_learn_where_classes_are_separable():
+    assert_as_scikit_learn(*separable(), 1.0, torch.float64)
+
+
+def test_as_scikit_learn_with_balanced_class_weights(data):
+    assert_as_scikit_learn(*data, 3.0, torch.float64, class_weight='balanced')
+
+
+def test_a_path_ends_where_each_fit_of_its_own_ends(data):
+    features, targets = data
+    path = [0.1, 1.0, 10.0]
+
+    for strength, (weight, _) in zip(path, logistic_path(features, targets, C, path, tolerance=TIGHT)):
+        alone, _ = fit_logistic(features, targets, C, strength, tolerance=TIGHT)
+        torch.testing.assert_close(weight, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_balanced_softmax_is_the_adjustment_for_the_prior(data):
+    """The log prior that is added while training is taken back by the free bias: minimum of one, minimum of both."""
+    features, targets = data
+    log_prior = (torch.tensor(COUNTS, dtype=torch.float64) / sum(COUNTS)).log()
+    weight, bias = fit_logistic(features, targets, C, 10.0, tolerance=TIGHT)
+    bias = (bias - log_prior).requires_grad_()
+    weight.requires_grad_()
+
+    logits = F.linear(features, weight, bias)
+    balanced_softmax = 10.0 * F.cross_entropy(logits + log_prior, targets, reduction='sum')
+    (balanced_softmax + weight.square().sum() / 2).backward()
+
+    assert weight.grad.abs().max() < 1e-3
+    assert bias.grad.abs().max() < 1e-3
+
+
+def test_the_gradient_at_the_end_is_zero(data):
+    features, targets = data
+    weight, bias = (value.requires_grad_() for value in fit_logistic(features, targets, C, 5.0, tolerance=TIGHT))
+
+    loss = 5.0 * F.cross_entropy(F.linear(features, weight, bias), targets, reduction='sum')
+    (loss + weight.square().sum() / 2).backward()
+
+    assert weight.grad.abs().max() < 1e-3
+    assert bias.grad.abs().max() < 1e-3
+
+
+def test_a_strength_that_is_not_positive_is_refused(data):
+    with pytest.raises(UserError, match='is positive, got 0'):
+        fit_logistic(*data, C, 0)

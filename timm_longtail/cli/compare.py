@@ -1,0 +1,231 @@
+"""`timm-longtail compare`: which classifier is best for given data, chosen by cross-validation, and its export."""
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ..config.data_options import add_data_options
+from ..config.parser import BATCH_SIZE, IMG_SIZE, SEED, WORKERS, Parser
+from ..retraining.classifier import Classifier
+from ..retraining.compare import Compared, Result, calibrate, choose, compare_families, evaluate, finish
+from ..retraining.comparison_report import comparison_json, cross_validated_table, recommendation, test_table
+from ..retraining.families import FAMILIES, why_not
+from ..retraining.feature_cache import FeatureCache, default_cache_folder
+from ..retraining.report import export_classifier
+from ..retraining.representation import Representation
+from ..retraining.source import load_source, open_data
+from ..training.accelerator import create_accelerator
+from ..utils.errors import UserError, unknown_name
+from ..utils.files import require_place, write_json
+from ..utils.output_lock import hold_folder
+from ..utils.ranges import Number
+
+__all__ = ['create_parser', 'main']
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
+    parser = Parser(
+        description='Say which classifier is best on the features of a model, or of several, by cross-validation on '
+                    'the training images; then test all once, and export the one that was chosen.')
+    parser.add_argument(
+        'sources', nargs='+', metavar='MODEL_OR_RUN',
+        help='output or export folders, checkpoints, local-dir:FOLDER, hf-hub:USER/NAME or timm models, which come '
+             'with their pretrained weights')
+    parser.add_argument(
+        '--initial-checkpoint', default='', help='weights of the one timm model, in place of pretrained ones')
+
+    # what is compared, and how
+    parser.add_argument(
+        '--classifiers', nargs='+', default=['all'], metavar='NAME', help=f'all, or of {", ".join(FAMILIES)}')
+    parser.add_argument(
+        '--folds', type=Number(int, '[2, 100]'), default=5, help='folds of the cross-validation')
+    parser.add_argument(
+        '--repeats', type=Number(int, '[1, 100]'), default=2, help='how often it is repeated, with other folds')
+    parser.add_argument('--seed', type=SEED, default=0, help='seed of the folds')
+
+    # images
+    parser.add_argument(
+        '--img-size', type=IMG_SIZE, help='side of the models\' input; default: that of the model')
+    parser.add_argument(
+        '-vb', '--validation-batch-size', type=BATCH_SIZE, default=256, help='images at once')
+    parser.add_argument('-j', '--workers', type=WORKERS, help='decoding processes')
+    parser.add_argument(
+        '--feature-cache', default=str(default_cache_folder()),
+        help='folder that keeps features, so that the next call with the same weights and images starts at once; '
+             '\'\' keeps none')
+
+    # what is written
+    parser.add_argument(
+        '--output', default='output/compare', help='folder for compare.json and for the export of the one chosen')
+    parser.add_argument('--license', help='licence of the exported weights')
+
+    add_data_options(parser)
+    parser.set_defaults(dataset=None)
+    return parser
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    args = create_parser().parse_args(argv)
+    for name in args.classifiers:
+        if name != 'all' and name not in FAMILIES:
+            raise unknown_name('classifier', name, ('all', *FAMILIES))
+    if args.initial_checkpoint and len(args.sources) > 1:
+        raise UserError('--initial-checkpoint is for one model; name the others as folders of their own')
+    if len(set(args.sources)) < len(args.sources):
+        raise UserError('a model is named twice')
+    require_place(Path(args.output))
+    return args
+
+
+def _open(source: str, args: argparse.Namespace, accelerator: Accelerator) -> Representation:
+    """Load a model and its data."""
+    options = argparse.Namespace(**vars(args), source=source, val_fraction=None, features='cached')
+    representation = open_data(options, load_source(options), accelerator)
+    if args.feature_cache:
+        representation.cache = FeatureCache(args.feature_cache)
+    return representation
+
+
+def _label(source: str) -> str:
+    """Return what a model is called in the table: of a path the name of its run."""
+    path = Path(source.removeprefix('local-dir:'))
+    return path.parent.name if path.name == 'export' or path.suffix == '.tar' else path.name
+
+
+def _labels(sources: list[str]) -> list[str]:
+    labels = [_label(source) for source in sources]
+    return labels if len(set(labels)) == len(labels) else sources
+
+
+def _require_same_images(representations: dict[str, Representation]):
+    """Raise a `UserError` where models would be tested on different images."""
+    tests = {label: representation.test_set.hash for label, representation in representations.items()}
+    first = next(iter(tests))
+    for label, digest in tests.items():
+        if digest != tests[first]:
+            raise UserError(f'{first} and {label} have other test images: name the data for both by --dataset')
+
+
+def _compare(label: str, representation: Representation, args: argparse.Namespace) -> list[Result]:
+    """Cross-validate all classifiers of one model, saying what is left out."""
+    names = FAMILIES if 'all' in args.classifiers else args.classifiers
+    refused = {name: why_not(FAMILIES[name], representation) for name in names}
+    for name, reason in refused.items():
+        if reason is not None:
+            print(f'left out: {name}: {reason}')
+
+    train_set = representation.train_set
+    started = time.perf_counter()
+    compared = Compared(label, representation, args.folds, args.repeats, args.seed)
+    print(
+        f'{label}: features of {len(compared.data.targets)} images, {train_set.num_classes} classes of '
+        f'{max(train_set.class_counts)} to {min(train_set.class_counts)}; {time.perf_counter() - started:.1f} s',
+        flush=True)
+
+    started = time.perf_counter()
+    families = {name: FAMILIES[name] for name in FAMILIES if name in refused and refused[name] is None}
+    prefix = f'{label}/' if len(args.sources) > 1 else ''
+    results = list(compare_families(compared, families, prefix))
+    print(f'{label}: {_how(compared)}; {time.perf_counter() - started:.1f} s', flush=True)
+    return results
+
+
+def _how(compared: Compared) -> str:
+    """Return what classifiers are measured on."""
+    if compared.uses_hold_out:
+        return f'measured on the {len(compared.splits[0].measure)} images that the model\'s training held out'
+
+    counts = compared.representation.class_counts
+    num_rare = sum(1 < count < compared.num_folds for count in counts)
+    num_single = counts.count(1)
+    words = f'{compared.num_folds} folds, {compared.num_repeats} times'
+    if num_rare:
+        words += f'; classes with fewer images than folds, each image held out once: {num_rare}'
+    if num_single:
+        words += f'; classes with one image, always trained on and not measured: {num_single}'
+    return words
+
+
+def _export(result: Result, folder: Path) -> str:
+    """Write the model with the classifier that was chosen; returns why it cannot be, or ''."""
+    figures = {name: value for name, value in result.test.items() if name != 'intervals'}
+    mean, error = result.cross_validated()['balanced']
+    figures['intervals'] = {name: list(ends) for name, ends in result.test['intervals'].items() if ends}
+    figures['cross_validated'] = {
+        'balanced': mean,
+        'standard_error': error,
+        'ece_before': result.ece[0],
+        'ece': result.ece[1],
+    }
+    options = {**result.options, 'temperature': result.temperature}
+    name = result.name.rpartition('/')[2]
+    classifier = Classifier(name, result.module, options=options, note='chosen by cross-validation')
+    return export_classifier(folder, classifier, result.compared.representation, figures)
+
+
+def _calibration(result: Result) -> str:
+    """Return what the temperature has brought."""
+    before, after = result.ece
+    test_before, test_after = result.test.get('ece_before', result.test['ece']), result.test['ece']
+    return (
+        f'temperature {result.temperature:.3g}: calibration error {before:.1f} before and {after:.1f} after on the '
+        f'images measured, {test_before:.1f} and {test_after:.1f} on the test set')
+
+
+def _validate_command(folder: Path, args: argparse.Namespace) -> str:
+    words = ['timm-longtail validate', f'--model local-dir:{folder}/export']
+    if args.dataset:
+        words.append(f'--dataset {args.dataset}')
+    if args.data_dir:
+        words.append(f'--data-dir {args.data_dir}')
+    return ' '.join(words)
+
+
+def main(argv: list[str] | None = None):
+    """Compare classifiers, choose one, test and export it.
+
+    Args:
+        argv: Options; None takes the command line.
+
+    Raises:
+        UserError: Options, a model or data that cannot be used.
+    """
+    args = _parse(sys.argv[1:] if argv is None else argv)
+    accelerator = create_accelerator()
+    if accelerator.num_processes > 1:
+        raise UserError('compare is one process')
+
+    labels = _labels(args.sources)
+    representations = {label: _open(source, args, accelerator) for label, source in zip(labels, args.sources)}
+    _require_same_images(representations)
+    folder = Path(args.output)
+    hold_folder(folder)
+
+    # the choice, which the test images have no part in
+    results = [
+        result
+        for label, representation in representations.items()
+        for result in _compare(label, representation, args)
+    ]
+    chosen = choose(results)
+    print(f'\n{cross_validated_table(results)}\n\n{recommendation(results, chosen)}', flush=True)
+
+    # only now the test images are read
+    calibrate(chosen)
+    for result in results:
+        finish(result)
+        evaluate(result, result.compared.representation.test)
+    print(f'\n{test_table(results, chosen)}')
+    print('95 % intervals over test images; * was chosen before the test set was read')
+
+    content = comparison_json(results, chosen)
+    reason = _export(chosen, folder)
+    write_json(folder / 'compare.json', content)
+    print(_calibration(chosen))
+    if reason:
+        raise UserError(reason)
+    print(f'\n{_validate_command(folder, args)}')
+    print(f"model = timm.create_model('local-dir:{folder}/export', pretrained=True)", flush=True)

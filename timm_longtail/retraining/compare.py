@@ -1,0 +1,323 @@
+"""Which classifier is best for given data: all are cross-validated, one is chosen, and only then is
+anything tested.
+
+Shapes: N images that are fitted and measured on, M of them measured, C classes, D width of the
+features.
+"""
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data.longtail import shot_groups
+from ..evaluation.intervals import bootstrap_intervals
+from ..evaluation.tables import GROUPS
+from ..utils.errors import UserError
+from .calibration import class_balanced_ece, fit_temperature
+from .cross_validation import (
+    Accuracy,
+    Split,
+    corrected_recalls,
+    cross_validation,
+    difference,
+    hold_out,
+    mean_recall,
+)
+from .families import Family, LinearRule, TrainingFeatures
+from .representation import Features, Representation
+
+__all__ = [
+    'Compared',
+    'Result',
+    'calibrate',
+    'choose',
+    'compare_families',
+    'evaluate',
+    'finish',
+    'lead',
+]
+
+# settings of a family behind its best one that are still tried, from the most to the least regularised
+_PATIENCE = 2
+
+
+@dataclass
+class Result:
+    """A family of classifiers on one model, at the setting that was chosen for it.
+
+    Attributes:
+        name: Row of the table.
+        family: The family.
+        compared: Model, and what it was fitted and measured on.
+        options: Setting that was chosen.
+        accuracy: On images that the classifier was not fitted on, at this setting.
+        count: Images of each class that were measured [C].
+        recall: Recall of each class to expect, corrected for the choice of the setting [C].
+        position: Place of the setting on the path of its family, from 0.
+        rule: Classifier, fitted on all training images; None until `finish`.
+        temperature: Divisor of its logits; 1 until `calibrate`.
+        ece: Calibration error on the images measured, before and after, in percent; None until
+            `calibrate`.
+        test: Figures on the test set, with `intervals`; of a calibrated classifier `ece_before`,
+            too. None until `evaluate`.
+    """
+    name: str
+    family: Family
+    compared: 'Compared'
+    options: dict[str, Any]
+    accuracy: Accuracy
+    count: torch.Tensor
+    recall: torch.Tensor
+    position: int
+    rule: LinearRule | None = None
+    temperature: float = 1.0
+    ece: tuple[float, float] | None = None
+    test: dict[str, Any] | None = None
+
+    @property
+    def module(self) -> nn.Linear:
+        """The classifier as one linear layer on features: scale, prior and temperature are folded into it."""
+        return self.rule.folded(self.compared.data.scale, self.temperature)
+
+    def cross_validated(self) -> dict[str, tuple[float, float] | None]:
+        """Return mean recall and its standard error in percent, of all classes (`balanced`) and of each group."""
+        groups = shot_groups(self.compared.representation.train_set.shot_counts)
+        return {
+            'balanced': mean_recall(self.recall, self.count),
+            **{name: mean_recall(self.recall, self.count, groups[name]) for name in GROUPS},
+        }
+
+    @property
+    def balanced(self) -> float:
+        """Balanced accuracy to expect, in percent."""
+        return self.cross_validated()['balanced'][0]
+
+
+@dataclass
+class Compared:
+    """A model, the features that classifiers are fitted and measured on, and how these are divided.
+
+    Attributes:
+        label: What the model is called.
+        representation: Model and data.
+        num_folds: Folds of the cross-validation.
+        num_repeats: How often it is repeated.
+        seed: Seed of the folds.
+        data: Features that are fitted or measured on.
+        splits: How they are divided.
+        final_rows: Rows that the classifier which is kept is fitted on.
+    """
+    label: str
+    representation: Representation
+    num_folds: int = 5
+    num_repeats: int = 1
+    seed: int = 0
+    data: TrainingFeatures = field(init=False)
+    splits: list[Split] = field(init=False)
+    final_rows: torch.Tensor = field(init=False)
+
+    def __post_init__(self):
+        train, held = self.representation.train, self.representation.held
+        values, targets = train.values, train.targets
+        if self.uses_hold_out:
+            values = torch.cat([values, held.values])
+            targets = torch.cat([targets, held.targets])
+            self.splits = hold_out(len(train.targets), len(held.targets))
+            self.final_rows = torch.arange(len(train.targets))
+        else:
+            self.splits = cross_validation(targets.numpy(), self.num_folds, self.num_repeats, self.seed)
+            self.final_rows = torch.arange(len(targets))
+        self.data = TrainingFeatures.create(values, targets, self.representation)
+
+    @property
+    def uses_hold_out(self) -> bool:
+        """Whether a hold-out takes the place of cross-validation: where the model was trained on the other images."""
+        return self.representation.held is not None
+
+    @property
+    def is_optimistic(self) -> bool:
+        """Whether the model was trained on the images that its classifiers are measured on."""
+        return self.representation.seen and not self.uses_hold_out
+
+    def log_prior(self, family: Family, fit_on: TrainingFeatures) -> torch.Tensor:
+        """Return the log prior that a classifier was trained under [C]: of its own stage 1, or of the features."""
+        sampler = self.representation.stage_1_sampler() if family.own else None
+        if sampler is None:
+            return fit_on.log_prior
+        return torch.as_tensor(sampler.class_probabilities, dtype=torch.float64).log()
+
+    def candidates(self, family: Family, rows: torch.Tensor) -> Iterator[list[LinearRule]]:
+        """Fit a family on some rows: for each step on its path, a classifier for each strength of the adjustment."""
+        fit_on = self.data.take(rows)
+        log_prior = self.log_prior(family, fit_on)
+        for rule in family.fit(fit_on):
+            yield [rule.adjusted(tau, log_prior) for tau in family.taus] or [rule]
+
+
+def compare_families(compared: Compared, families: dict[str, Family], prefix: str = '') -> Iterator[Result]:
+    """Choose a setting for each family, by the images that its classifiers were not fitted on.
+
+    Args:
+        compared: Model and data.
+        families: What to try, by name.
+        prefix: Stands before each name, where there are several models.
+    """
+    for name, family in families.items():
+        settings = list(_measure(compared, family))
+        setting = _simplest(settings)
+        count, recall = corrected_recalls([one.accuracy for one in settings])
+        yield Result(
+            prefix + name, family, compared, setting.options, setting.accuracy, count, recall, setting.position)
+
+
+@dataclass
+class _Setting:
+    """A setting of a family, with its place on the path and its accuracy."""
+    position: int
+    options: dict[str, Any]
+    accuracy: Accuracy
+
+
+def _simplest(settings: list[_Setting]) -> _Setting:
+    """Return the most regularised setting that is within one standard error of the best one.
+
+    At each step of the path the best strength of the adjustment stands for the step: it makes
+    nothing simpler.
+
+    Args:
+        settings: All settings of a family, in the order of its path.
+    """
+    best = max(settings, key=_measured)
+    for _, step in groupby(settings, key=lambda setting: setting.position):
+        setting = max(step, key=_measured)
+        gap, error = difference(best.accuracy, setting.accuracy)
+        if gap <= error:
+            return setting
+    return best
+
+
+def _measured(setting: _Setting) -> float:
+    return setting.accuracy.balanced
+
+
+def _measure(compared: Compared, family: Family) -> Iterator[_Setting]:
+    """Yield the settings of a family, until they get worse and worse."""
+    data, splits = compared.data, compared.splits
+    all_targets = data.targets.cpu()
+    measured = torch.cat([split.measure for split in splits])
+    times = torch.bincount(measured, minlength=len(data.targets))
+    rows = times.nonzero()[:, 0]
+
+    best, num_worse = None, 0
+    paths = [compared.candidates(family, split.fit) for split in splits]  # all go forward step by step
+    for position, steps in enumerate(zip(*paths)):
+        correct = torch.zeros(len(steps[0]), len(data.targets), dtype=torch.float64)
+        for split, rules in zip(splits, steps):
+            features, targets = data.values[split.measure], data.targets[split.measure]
+            for row, rule in zip(correct, rules):
+                row[split.measure] += (rule.logits(features).argmax(dim=1) == targets).double().cpu()
+
+        found = [Accuracy(row[rows] / times[rows], all_targets[rows]) for row in correct]
+        for rule, accuracy in zip(steps[0], found):
+            yield _Setting(position, rule.options, accuracy)
+
+        step_best = max(found, key=lambda accuracy: accuracy.balanced)
+        if best is None or step_best.balanced > best.balanced:
+            best, num_worse = step_best, 0
+        else:
+            gap, error = difference(best, step_best)
+            num_worse += gap > error
+        if num_worse == _PATIENCE:
+            return
+
+
+def choose(results: list[Result]) -> Result:
+    """Return the simplest family whose accuracy is within one standard error of the best one's.
+
+    The error is that of the difference, which is small for classifiers that err on the same images.
+    Results stand in order of complexity, within each model; of several models the best one is taken
+    first.
+
+    Args:
+        results: Of all families and models.
+
+    Raises:
+        UserError: There are none.
+    """
+    if not results:
+        raise UserError('there is no classifier to choose from')
+
+    best = max(results, key=lambda result: result.balanced)
+    for result in results:
+        if result.compared is not best.compared:
+            continue
+        gap, error = lead(best, result)
+        if gap <= error:
+            return result
+    return best
+
+
+def lead(better: Result, other: Result) -> tuple[float, float]:
+    """Return by how much the accuracy of one result is above another's, and the error of that.
+
+    Args:
+        better: One result.
+        other: Another one.
+    """
+    _, error = difference(better.accuracy, other.accuracy)
+    return better.balanced - other.balanced, error
+
+
+def finish(result: Result):
+    """Fit a classifier at the setting that was chosen on all training images.
+
+    Args:
+        result: Gets `rule`.
+    """
+    result.rule = _at(result, result.compared.final_rows)
+
+
+def calibrate(result: Result):
+    """Fit the temperature of a classifier to images that it was not fitted on.
+
+    Args:
+        result: Gets `temperature` and `ece`.
+    """
+    compared, data = result.compared, result.compared.data
+    logits, targets = [], []
+    for split in compared.splits:
+        rule = _at(result, split.fit)
+        logits.append(rule.logits(data.values[split.measure]))
+        targets.append(data.targets[split.measure])
+    logits, targets = torch.cat(logits), torch.cat(targets)
+
+    result.temperature = fit_temperature(logits, targets)
+    result.ece = (
+        class_balanced_ece(logits, targets),
+        class_balanced_ece(logits / result.temperature, targets),
+    )
+
+
+def _at(result: Result, rows: torch.Tensor) -> LinearRule:
+    """Fit the classifier of a result on some rows."""
+    path = result.compared.candidates(result.family, rows)
+    rules = next(islice(path, result.position, None))
+    return next(rule for rule in rules if rule.options == result.options)
+
+
+def evaluate(result: Result, features: Features):
+    """Evaluate a classifier on the test set.
+
+    Args:
+        result: After `finish`; gets `test`.
+        features: Of the test set.
+    """
+    figures = features.evaluate(result.module)
+    figures['intervals'] = bootstrap_intervals(
+        figures['class_correct'], figures['class_total'], features.shot_counts)
+    if result.temperature != 1:
+        figures['ece_before'] = features.evaluate(result.rule.folded(result.compared.data.scale))['ece']
+    result.test = figures

@@ -1,0 +1,146 @@
+"""What `compare` says and writes: tables, the recommendation in a sentence, `compare.json`."""
+from typing import Any
+
+from ..evaluation.tables import GROUPS
+from .compare import Result, lead
+
+__all__ = ['comparison_json', 'cross_validated_table', 'recommendation', 'test_table']
+
+_COLUMNS = ('balanced', *GROUPS)
+
+
+def cross_validated_table(results: list[Result]) -> str:
+    """Return the cross-validated mean recall of all classes and of each group, with standard
+    errors, as Markdown.
+
+    Args:
+        results: In the order of the rows.
+    """
+    rows = []
+    for result in results:
+        figures = result.cross_validated()
+        cells = [_with_error(figures[name]) for name in _COLUMNS]
+        rows.append([result.name, *cells, _settings(result.options)])
+    return _table(['cross-validated', *map(str.capitalize, _COLUMNS), 'Setting'], rows)
+
+
+def test_table(results: list[Result], chosen: Result) -> str:
+    """Return the figures on the test set, with 95 % bootstrap intervals, as Markdown.
+
+    Args:
+        results: In the order of the rows, each after `evaluate`.
+        chosen: The one that was chosen, which is marked.
+    """
+    names = ('all', *GROUPS)
+    rows = []
+    for result in results:
+        cells = [_with_interval(result.test[name], result.test['intervals'][name]) for name in names]
+        mark = ' *' if result is chosen else ''
+        rows.append([result.name + mark, *cells])
+    return _table(['test set', *map(str.capitalize, names)], rows)
+
+
+def _with_error(figure: tuple[float, float] | None) -> str:
+    if figure is None:
+        return 'n/a'
+    mean, error = figure
+    return f'{mean:.1f} ± {error:.1f}'
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None or interval is None:
+        return 'n/a'
+    low, high = interval
+    return f'{value:.1f} [{low:.1f}, {high:.1f}]'
+
+
+def _settings(options: dict[str, Any]) -> str:
+    return ', '.join(f'{name} {value:g}' for name, value in options.items())
+
+
+def _table(titles: list[str], rows: list[list[str]]) -> str:
+    """Lay out a Markdown table; the first and the last column are texts, the others are set to the right."""
+    widths = [max(map(len, column)) for column in zip(titles, *rows)]
+    lines = []
+    for cells in (titles, *rows):
+        middle = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:])]
+        lines.append(f'| {" | ".join([cells[0].ljust(widths[0]), *middle])} |')
+
+    rule = [f':{"-" * widths[0]}-', *('-' * width + '-:' for width in widths[1:])]
+    lines.insert(1, f'|{"|".join(rule)}|')
+    return '\n'.join(lines)
+
+
+def recommendation(results: list[Result], chosen: Result) -> str:
+    """Return in a sentence or two what to use, how good it is and how sure that is.
+
+    Args:
+        results: All results.
+        chosen: From `choose`.
+    """
+    mean, error = chosen.cross_validated()['balanced']
+    settings = f' ({_settings(chosen.options)})' if chosen.options else ''
+    how = 'on the hold-out' if chosen.compared.uses_hold_out else 'by cross-validation'
+    lines = [
+        f'Use {chosen.name}, {chosen.family.title}{settings}: balanced accuracy {mean:.1f} ± {error:.1f} {how}.']
+
+    best = max(results, key=lambda result: result.balanced)
+    others = [result for result in results if result is not chosen]
+    if best is not chosen:
+        gap, error = lead(best, chosen)
+        lines.append(
+            f'{best.name} is {gap:.1f} above it, no more than the standard error {error:.1f} of that difference: the '
+            'simpler one is taken.')
+    elif others:
+        second = max(others, key=lambda result: result.balanced)
+        gap, error = lead(best, second)
+        lines.append(f'The next, {second.name}, is {gap:.1f} ± {error:.1f} below it.')
+
+    if chosen.compared.is_optimistic:
+        lines.append(
+            'The model was trained on these very images, so that all figures but those of the test set are too high; '
+            'train with --val-fraction to choose on images that it has not seen.')
+    return ' '.join(lines)
+
+
+def comparison_json(results: list[Result], chosen: Result) -> dict[str, Any]:
+    """Return the content of `compare.json`, all accuracies in percent.
+
+    `cv` is the balanced accuracy on images that were not fitted on, corrected for the choice of the
+    setting, `cv_uncorrected` without that, `cv_se` the standard error,
+    `test` the balanced accuracy on the test set. `temperature` is 1 and `cv_ece`, before and after,
+    null where nothing was calibrated.
+
+    Args:
+        results: Each after `evaluate`.
+        chosen: From `choose`.
+    """
+    return {
+        'chosen': chosen.name,
+        'recommendation': recommendation(results, chosen),
+        'rows': [_row(result) for result in results],
+    }
+
+
+def _row(result: Result) -> dict[str, Any]:
+    mean, error = result.cross_validated()['balanced']
+    compared, test = result.compared, result.test
+    return {
+        'name': result.name,
+        'cv': mean,
+        'cv_se': error,
+        'cv_uncorrected': result.accuracy.balanced,
+        'test': test['balanced'],
+        'title': result.family.title,
+        'model': compared.label,
+        'options': result.options,
+        'measured_on': 'hold-out' if compared.uses_hold_out else 'folds',
+        'num_folds': len(compared.splits) // compared.num_repeats,
+        'num_repeats': compared.num_repeats,
+        'optimistic': compared.is_optimistic,
+        'cv_groups': result.cross_validated(),
+        'temperature': result.temperature,
+        'cv_ece': result.ece,
+        'test_figures': test,
+        'intervals': test['intervals'],
+    }

@@ -1,0 +1,246 @@
+"""Families of linear classifiers on features: each gives a classifier for every setting of its
+options.
+
+Features are divided by one constant, their mean norm, so that a penalty means the same for
+backbones whose features have a length of 1 or of 60. A linear layer on divided features is a linear
+layer on the features.
+
+Shapes: N images, C classes, D width of the features.
+"""
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..models.layers import CosineLinear, linear_classifier
+from ..utils.errors import UserError
+from .closed_form import TAUS, tau_normalize
+from .closed_form.discriminant import linear_discriminants
+from .logistic import logistic_path
+from .representation import Representation
+
+__all__ = ['FAMILIES', 'Family', 'LinearRule', 'TrainingFeatures', 'why_not']
+
+STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+"""Strengths C of logistic regression, on features of mean norm 1."""
+
+PRIOR_TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+"""Strengths of the adjustment for the prior."""
+
+SHRINKAGES = (0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97)
+"""Shares of the identity in the covariance of a discriminant analysis."""
+
+
+@dataclass
+class LinearRule:
+    """A linear classifier on divided features.
+
+    Attributes:
+        weight: [C, D], float32 or float64.
+        bias: [C].
+        options: Settings that it was made with.
+    """
+    weight: torch.Tensor
+    bias: torch.Tensor
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Map divided features [..., D] to logits [..., C]."""
+        return F.linear(features, self.weight.to(features), self.bias.to(features))
+
+    def adjusted(self, tau: float, log_prior: torch.Tensor) -> 'LinearRule':
+        """Return the classifier with tau times the log prior [C] taken off its logits (see `logit_adjust`)."""
+        bias = self.bias - tau * log_prior.to(self.bias)
+        return LinearRule(self.weight, bias, {**self.options, 'tau': tau})
+
+    def folded(self, scale: float, temperature: float = 1.0) -> nn.Linear:
+        """Return the same classifier on features as they are, its logits divided by a temperature.
+
+        Args:
+            scale: What the features were divided by.
+            temperature: Divisor of the logits.
+        """
+        weight = self.weight.double() / (scale * temperature)
+        bias = self.bias.double() / temperature
+        return linear_classifier(weight, bias).float().cpu()
+
+
+@dataclass
+class TrainingFeatures:
+    """What a classifier is fitted on.
+
+    Attributes:
+        values: Features divided by `scale`, float32 [N, D], on the GPU where there is one.
+        targets: Class of each image, int64 [N].
+        num_classes: C.
+        scale: What they were divided by.
+        representation: Model and data, for classifiers that start from the model's own.
+    """
+    values: torch.Tensor
+    targets: torch.Tensor
+    num_classes: int
+    scale: float
+    representation: Representation
+
+    @classmethod
+    def create(cls, values: torch.Tensor, targets: torch.Tensor, representation: Representation) -> 'TrainingFeatures':
+        """Divide features [N, D] by their mean norm."""
+        scale = float(values.norm(dim=1).double().mean())
+        if not scale > 0:
+            raise UserError(f'{representation.trained_model.name}: all features are zero')
+
+        device = representation.accelerator.device
+        if device.type != 'cuda':  # others lack the double precision of closed forms
+            device = torch.device('cpu')
+        divided = (values / scale).to(device)
+        return cls(divided, targets.to(device), representation.train_set.num_classes, scale, representation)
+
+    def take(self, rows: torch.Tensor) -> 'TrainingFeatures':
+        """Return the features of some rows."""
+        return TrainingFeatures(
+            self.values[rows], self.targets[rows], self.num_classes, self.scale, self.representation)
+
+    @property
+    def log_prior(self) -> torch.Tensor:
+        """Log share of each class in these features [C], float64."""
+        counts = torch.bincount(self.targets, minlength=self.num_classes).double().cpu()
+        return (counts / counts.sum()).log()
+
+
+Fit = Callable[[TrainingFeatures], Iterator[LinearRule]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of classifier, in order of complexity: of two that are as good, the earlier one is
+    taken.
+
+    Attributes:
+        title: What it is, for a reader of the table.
+        fit: Gives a classifier for each setting, the most regularised first.
+        taus: Strengths of the adjustment for the prior to choose from; () for none. Regression that weighs
+            classes equally gains too: its penalty is felt most by the classes with few images. The logits
+            of a discriminant analysis are of another order of size, which no prior moves.
+        own: Whether it is made of the model's own classifier, and so needs one of the data's
+            classes.
+        fitted: Whether it learns from the features.
+    """
+    title: str
+    fit: Fit
+    taus: tuple[float, ...] = ()
+    own: bool = False
+    fitted: bool = True
+
+
+def _own(data: TrainingFeatures) -> LinearRule:
+    """Return the model's own classifier."""
+    head = data.representation.head
+    if isinstance(head, CosineLinear):
+        # the length of a feature scales its logits, and moves no maximum
+        weight = F.normalize(head.weight.detach().double(), dim=1) * head.scale
+        return LinearRule(weight, torch.zeros(len(weight), dtype=torch.float64))
+
+    weight = head.weight.detach().double() * data.scale
+    bias = torch.zeros(len(weight)) if head.bias is None else head.bias.detach()
+    return LinearRule(weight, bias.double())
+
+
+def _joint(data: TrainingFeatures) -> Iterator[LinearRule]:
+    yield _own(data)
+
+
+def _tau_norm(data: TrainingFeatures) -> Iterator[LinearRule]:
+    head = linear_classifier(_own(data).weight)
+    for tau in TAUS[1:]:
+        scaled = tau_normalize(head, tau)
+        yield LinearRule(scaled.weight.detach(), scaled.bias.detach(), {'tau': tau})
+
+
+def _class_means(values: torch.Tensor, data: TrainingFeatures) -> torch.Tensor:
+    counts = torch.bincount(data.targets, minlength=data.num_classes)
+    sums = values.new_zeros(data.num_classes, values.shape[1]).index_add_(0, data.targets, values)
+    return sums / counts[:, None]
+
+
+def _ncm_l2(data: TrainingFeatures) -> Iterator[LinearRule]:
+    means = _class_means(data.values, data)
+    yield LinearRule(means, -means.square().sum(dim=1) / 2)
+
+
+def _ncm_cosine(data: TrainingFeatures) -> Iterator[LinearRule]:
+    """Unit rows and no bias: the length of a feature scales all of its logits, so the largest one is the same."""
+    means = F.normalize(_class_means(data.values, data), dim=1)
+    yield LinearRule(means, means.new_zeros(len(means)))
+
+
+def _ncm_centred(data: TrainingFeatures) -> Iterator[LinearRule]:
+    """The largest cosine of x - mu with the mean direction of a class: Linear(W, -W mu), with unit rows of W."""
+    centre = data.values.mean(dim=0)
+    directions = F.normalize(data.values - centre, dim=1)
+    weight = F.normalize(_class_means(directions, data), dim=1)
+    yield LinearRule(weight, -(weight @ centre))
+
+
+def _discriminant(data: TrainingFeatures) -> Iterator[LinearRule]:
+    shrinkages = SHRINKAGES[::-1]
+    fits = linear_discriminants(data.values, data.targets, data.num_classes, shrinkages)
+    for shrinkage, (weight, bias) in zip(shrinkages, fits):
+        yield LinearRule(weight, bias, {'shrinkage': shrinkage})
+
+
+def _logistic(data: TrainingFeatures) -> Iterator[LinearRule]:
+    yield from _logistic_path(data)
+
+
+def _weighted_logistic(data: TrainingFeatures) -> Iterator[LinearRule]:
+    """Weigh each class the same in the loss, N / C in all, as the sampler of cRT does on average."""
+    counts = torch.bincount(data.targets, minlength=data.num_classes).double()
+    yield from _logistic_path(data, class_weights=len(data.targets) / (data.num_classes * counts))
+
+
+def _logistic_path(data: TrainingFeatures, **options) -> Iterator[LinearRule]:
+    fits = logistic_path(data.values, data.targets, data.num_classes, STRENGTHS, **options)
+    for strength, (weight, bias) in zip(STRENGTHS, fits):
+        yield LinearRule(weight, bias, {'C': strength})
+
+
+FAMILIES = {
+    'joint': Family('its own classifier', _joint, own=True, fitted=False),
+    'logit_adjust': Family(
+        'its own classifier, adjusted for the prior', _joint, taus=PRIOR_TAUS[1:], own=True, fitted=False),
+    'tau_norm': Family('its own classifier, tau-normalised', _tau_norm, own=True, fitted=False),
+    'ncm_l2': Family('nearest class mean', _ncm_l2),
+    'ncm_cosine': Family('nearest class mean by the cosine', _ncm_cosine),
+    'ncm_centred': Family('nearest class mean by the cosine, centred', _ncm_centred),
+    'lda': Family('linear discriminant analysis, shrunk', _discriminant),
+    'logistic': Family('logistic regression, adjusted for the prior', _logistic, taus=PRIOR_TAUS),
+    'crt': Family('logistic regression, classes weighted equally', _weighted_logistic, taus=PRIOR_TAUS),
+}
+"""What `compare` tries, by name, in order of complexity."""
+
+
+def why_not(family: Family, representation: Representation) -> str | None:
+    """Return why a family cannot be made on a representation, or None.
+
+    Args:
+        family: One of `FAMILIES`.
+        representation: Model and data.
+    """
+    if not family.own:
+        return None
+    if not representation.trained_model.has_classes:
+        return 'the model has no classifier of its own'
+    if not representation.same_classes:
+        return (f'the model\'s own classifier has {representation.trained_model.model.num_classes} classes, '
+                f'the data {representation.train_set.num_classes}')
+
+    if representation.seen and representation.held_out is None:
+        return 'it was trained on the images that it would be measured on; train with --val-fraction'
+
+    is_cosine = isinstance(representation.head, CosineLinear)
+    if is_cosine and family is not FAMILIES['joint']:
+        return 'the model\'s own classifier is a cosine one'
+    return None

@@ -1,0 +1,127 @@
+"""Features on disk, under a digest of all that they follow from: weights, input, images.
+
+N images, D width of the features.
+"""
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ..data import LongTailDataset, Preprocessing
+from ..utils.errors import UserError
+from ..utils.files import reading, writing
+
+__all__ = ['FeatureCache', 'default_cache_folder', 'features_digest']
+
+_FORMAT = '1'  # of the digest and the file; another one finds none of the old files
+
+
+def default_cache_folder() -> Path:
+    """Return where features are kept: `timm_longtail/features` in $XDG_CACHE_HOME, or else in ~/.cache."""
+    root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    return Path(root) / 'timm_longtail' / 'features'
+
+
+def features_digest(
+        model: nn.Module,
+        preprocessing: Preprocessing,
+        dataset: LongTailDataset,
+        device_type: str = 'cpu',
+) -> str:
+    """Return the sha256 of what features follow from.
+
+    The weights of the backbone by name, not those of the classifier; the input; the images by
+    `hash` and order, and of files size and time of change, since the hash of a set of files knows
+    no pixels; and the kind of device, which decides the last digits.
+
+    Args:
+        model: timm model.
+        preprocessing: What becomes of an image before the model sees it.
+        dataset: Images.
+        device_type: `cpu` or `cuda`.
+    """
+    about = {
+        'format': _FORMAT,
+        'architecture': type(model).__name__,
+        'arguments': repr(getattr(model, 'default_cfg', {}).get('architecture')),
+        'preprocessing': repr(preprocessing),
+        'images': [dataset.hash, dataset.order, len(dataset), dataset.resident],
+        'device': device_type,
+    }
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    if dataset.file_state is not None:
+        digest.update(dataset.file_state.state.tobytes())
+
+    classifier = {id(tensor) for tensor in model.get_classifier().state_dict(keep_vars=True).values()}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in classifier:
+            continue
+        value = tensor.detach().cpu().contiguous()
+        digest.update(f'{name} {value.dtype} {list(value.shape)}\0'.encode())
+        digest.update(value.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class FeatureCache:
+    """Features in files of a folder, `<digest>.safetensors`.
+
+    Args:
+        folder: Where they are kept; made when the first is written.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def load(self, digest: str) -> tuple[torch.Tensor, torch.Tensor, dict[str, str]] | None:
+        """Return what was kept under a digest, or None. A file that cannot be read counts as none.
+
+        Args:
+            digest: From `features_digest`.
+
+        Returns:
+            Features, float32 [N, D]; class of each image, int64 [N]; names of images that could not
+            be read, and why.
+        """
+        path = self._path(digest)
+        if not path.is_file():
+            return None
+
+        try:
+            with reading(path, 'file of features'), safe_open(path, 'pt') as file:
+                values = file.get_tensor('values')
+                targets = file.get_tensor('targets')
+                bad_images = json.loads(file.metadata()['bad_images'])
+        except UserError:
+            return None  # of a process that was killed, or of a disk that was full: made again
+        return values, targets, bad_images
+
+    def save(self, digest: str, values: torch.Tensor, targets: torch.Tensor, bad_images: dict[str, str]):
+        """Keep features so that a crash leaves no half of a file.
+
+        Args:
+            digest: From `features_digest`.
+            values: Features, float32 [N, D].
+            targets: Class of each image, int64 [N].
+            bad_images: Names of images that could not be read, and why.
+
+        Raises:
+            UserError: The disk refuses.
+        """
+        path = self._path(digest)
+        temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+        tensors = {'values': values.contiguous(), 'targets': targets.contiguous()}
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                save_file(tensors, temporary, metadata={'bad_images': json.dumps(bad_images)})
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _path(self, digest: str) -> Path:
+        return self.folder / f'{digest}.safetensors'
