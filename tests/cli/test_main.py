@@ -99,7 +99,7 @@ def test_version(capsys, monkeypatch):
 
 @pytest.mark.parametrize('word, hint', [
     ('pakc', 'did you mean pack'), ('trian', 'did you mean train'), ('trian.py', 'did you mean train.py'),
-    ('nothing-like-it', 'known: benchmark, benchmark.py, flags, '),
+    ('nothing-like-it', 'known: benchmark, benchmark.py, compare, '),
 ])
 def test_an_unknown_word_is_one_line_with_near_names(word, hint, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)

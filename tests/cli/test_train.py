@@ -112,6 +112,7 @@ def test_kill_9_and_resume_to_the_same_bits(finished, tmp_path):
     """Killed at five random moments of the training, resumed each time, the run ends at the same weights."""
     args = [*SHORT, '--save-steps', '2', '--log-interval', '1', '--output', tmp_path, '--experiment', 'run']
     chosen = random.Random(0)
+    num_killed = 0
     for _ in range(5):
         process = forks.Process(TRAIN, *args, '--resume', 'auto', env=ENV)
         steps_left = chosen.randint(1, 2)  # five times at most this: the run must not be over before
@@ -122,7 +123,12 @@ def test_kill_9_and_resume_to_the_same_bits(finished, tmp_path):
         time.sleep(chosen.random() * 0.05)
         process.kill()
         process.communicate()
+        if process.returncode == 0:  # on a busy machine the run may be over first
+            break
         assert process.returncode == -signal.SIGKILL
+        num_killed += 1
+
+    assert num_killed > 0
     result = fork(*args, '--resume', 'auto')
     assert result.returncode == 0, result.stderr
     assert 'resumed:' in result.stdout
@@ -231,8 +237,8 @@ def test_outputs_that_are_not_finite_stop_the_run_and_are_not_saved(tmp_path):
 
 def set_rate(run, lr):
     """Train at a rate that the command line refuses."""
-    for group in run.optimizers[0].param_groups:
-        group['lr'] = lr
+    for scheduler in run.optimisation.schedulers:
+        scheduler.base_values = [lr] * len(scheduler.base_values)
 
 
 @pytest.mark.parametrize('options, spoil, words', [
