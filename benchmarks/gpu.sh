@@ -104,7 +104,7 @@ else
 fi
 fast=(--mixed-precision bf16 --channels-last)
 [[ -n $tiny ]] || fast+=(--torchcompile)
-# the optimizer of recipes/bcl_resnet32.cifar100_lt_if100.yaml
+# the optimizer of the recipe bcl_resnet32.cifar100_lt_if100
 whole=(--epochs "$epochs" --val-interval "$every" --log-interval 1000 --lr 0.15 --weight-decay 5e-4
        --sched multistep --decay-milestones 161 181 --warmup-epochs 4 --warmup-lr 0.03)
 [[ -z $tiny ]] || whole+=(--warmup-epochs 0)

@@ -217,7 +217,11 @@ def test_the_queue_of_the_project_can_be_parsed(runner):
         before.add((item.recipe, item.seed))
 
 
-@pytest.mark.parametrize('line, message', [('no_such', "unknown recipe 'no_such'"), ('--seeds 0', 'required: recipe')])
+@pytest.mark.parametrize('line, message', [
+    ('no_such', "unknown recipe 'no_such'"),
+    ('no/such.yaml', 'no recipe at no/such.yaml'),
+    ('--seeds 0', 'required: recipe'),
+])
 def test_a_bad_line(runner, line, message):
     with pytest.raises(UserError, match=message):
         runner.main(write_queue(line))
