@@ -12,6 +12,7 @@ from ..utils.ranges import Number
 
 __all__ = ['create_parser', 'main']
 
+
 def create_parser() -> argparse.ArgumentParser:
     """Return the parser of the command."""
     parser = Parser(description='Upload an exported model to the Hub.')

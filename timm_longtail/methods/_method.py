@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..data import Batch
 from ..evaluation.evaluators import LongTailEvaluator
 
 __all__ = ['Batch', 'Batches', 'ClassCounts', 'Method']
-
-# views [B, 3, H, W] each, target [B], index [B]
-Batch: TypeAlias = tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]
 
 # training images of each class, [C]
 ClassCounts: TypeAlias = Sequence[float] | np.ndarray | torch.Tensor

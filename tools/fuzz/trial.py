@@ -35,7 +35,7 @@ FILE_SIZE = 2 ** 30
 
 _MODULES = (
     *(f'timm_longtail.cli.{name}' for name in (
-        'benchmark', 'flags', 'pack', 'push', 'recipes', 'retrain', 'train', 'validate')),
+        'benchmark', 'compare', 'flags', 'pack', 'push', 'recipes', 'retrain', 'train', 'validate')),
     'accelerate', 'datasets', 'matplotlib.pyplot', 'sklearn.datasets', 'tools.fuzz.place', 'tools.fuzz.reads',
 )
 
