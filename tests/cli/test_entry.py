@@ -15,6 +15,8 @@ from timm_longtail.training.accelerator import usable_cores
 from timm_longtail.utils.signals import Interrupted, Stopped, on_stop_signal, stop_signals
 from timm_longtail.utils.streams import lasting_streams
 
+from ..support import forks
+
 
 class BrokenStream(io.StringIO):
     """A stream that the disk or the reader refuses."""
@@ -104,6 +106,18 @@ def test_a_signal_is_one_line_and_a_status(signum, capsys):
     before = [signal.getsignal(other) for other in stop_signals()]
     assert end(lambda: os.kill(os.getpid(), signum), capsys) == (128 + signum, f'stopped by {signum.name}\n')
     assert [signal.getsignal(other) for other in stop_signals()] == before
+
+
+def test_ctrl_c_while_the_interpreter_ends():
+    """The work is done: whatever the exit functions of libraries are at, nothing is traced."""
+    program = (
+        'import atexit, os, signal\n'
+        'from timm_longtail.cli.entry import run_main\n'
+        'atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n'
+        'run_main(lambda: print("done"))\n'
+    )
+    process = forks.Process('-c', program)
+    assert process.communicate() == ('done\n', '') and process.returncode == -signal.SIGINT
 
 
 @pytest.mark.parametrize('error, expected', [

@@ -31,7 +31,15 @@ PROGRAMS = {
     'import os; os.abort()': WRONG_END,
     'open("../place/fifo").read()': HANG,
     'import os, time\nif os.fork(): time.sleep(60)': HANG,
+    'import time; print("epoch 1/9"); time.sleep(60)': HANG,
 }
+# training that is asked to stop, and says so with its status
+LONG = '''import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+print('epoch 1/9')
+time.sleep(60)
+'''
+PROGRAMS[LONG] = RAN
 
 pytestmark = [
     pytest.mark.script, pytest.mark.skipif(os.name != 'posix', reason='cases are forked'),
@@ -60,7 +68,7 @@ def test_no_traceback_hang_or_silent_change(kind, found):
 
 @pytest.mark.parametrize('code, outcome', PROGRAMS.items())
 def test_each_way_to_end_is_seen(code, outcome, workshop, monkeypatch):
-    monkeypatch.setattr(workshop, 'limit', 2 if outcome == HANG else 60)
+    monkeypatch.setattr(workshop, 'limit', 2 if outcome == HANG or code == LONG else 60)
     with workshop.case('program') as folder:
         ended = workshop.run(['-c', code], folder)
     verdict = judge(ended, 'read: error: ')

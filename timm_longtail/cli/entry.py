@@ -1,4 +1,5 @@
 """How an entry point runs: log lines, errors as one line, exit status."""
+import atexit
 import logging
 import os
 import signal
@@ -35,6 +36,7 @@ def run_main(main: Callable[[], None]):
     process of the run one line and status 1. A reader of the output that leaves, as `head` does, ends nothing.
     """
     is_main = os.environ.get('RANK', '0') == '0'
+    atexit.register(_let_signals_end_it)
     with lasting_streams():
         logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format='%(message)s', stream=sys.stdout)
         logging.getLogger('timm').setLevel(logging.WARNING)
@@ -67,6 +69,12 @@ def _ignore_stop_signals():
     if threading.current_thread() is threading.main_thread():
         for signum in stop_signals():
             signal.signal(signum, signal.SIG_IGN)
+
+
+def _let_signals_end_it():
+    # all is written: a Ctrl-C while the interpreter takes itself apart is no error to be traced
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _end(error: BaseException, is_main: bool):

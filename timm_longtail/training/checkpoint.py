@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..export.checks import CONFIG, WEIGHTS
+from ..export.checksums import read_config, verify_weights
 from ..models import deployed_state_dict
 from ..utils.errors import UserError, one_line
 from ..utils.files import LAST, PREVIOUS, reading, require_regular_file, writing
@@ -311,7 +313,7 @@ def read_part(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
 
     Taken are safetensors, a state dict, and what `timm.models.load_state_dict` takes: a checkpoint
     that keeps its weights under `state_dict_ema`, `model_ema`, `state_dict`, `model` or `module`,
-    the first of these that there is.
+    the first of these that there is. The weights of an export are verified by its `config.json`.
 
     Args:
         path: File.
@@ -320,10 +322,12 @@ def read_part(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
         Name of the part, '' where the file is nothing but weights, and the tensors.
 
     Raises:
-        UserError: No such file, or not one of these.
+        UserError: No such file, or not one of these; an export with other weights than it states.
     """
     if path.suffix == '.safetensors':
         from safetensors.torch import load_file
+        if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
+            verify_weights(path.parent, read_config(path.parent))
         with reading(path, 'safetensors file'):
             return '', load_file(path)
 

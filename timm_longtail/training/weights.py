@@ -15,8 +15,6 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 
 from ..data import LongTailDataset, Preprocessing
-from ..export.checks import CONFIG, WEIGHTS
-from ..export.checksums import read_config, verify_weights
 from ..methods import method_class
 from ..models.factory import create_timm_model, pretrained_config
 from ..utils import rng
@@ -264,8 +262,6 @@ def create_task_model(args: Namespace, num_classes: int, img_size: int | None = 
     path = initial_weights_path(args.initial_checkpoint)
     if args.initial_checkpoint and not path.is_file():
         raise UserError(f'--initial-checkpoint {path}: no such file')
-    if path.name == WEIGHTS and (path.parent / CONFIG).is_file():
-        verify_weights(path.parent, read_config(path.parent))
 
     # the model, with the outputs that the method wants
     kwargs = {**args.model_kwargs, 'num_classes': method_class(args.method).num_outputs(num_classes)}

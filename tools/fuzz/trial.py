@@ -29,6 +29,9 @@ CHANGED = 'changed silently'
 WRONG_END = 'wrong end'
 FAULTS = (TRACEBACK, HANG, CHANGED, WRONG_END)
 
+# programs whose stdout is read by programs
+_LOGS_TO_STDERR = ('benchmark.py',)
+
 # what a case may take, in bytes: of memory beyond what the server has, of a file
 MEMORY = 3 * 2 ** 30
 FILE_SIZE = 2 ** 30
@@ -134,19 +137,30 @@ class Workshop:
         return process
 
     def finish(self, process: forks.Process) -> Ended:
-        """Wait for a program; at the time limit it is killed with all that it has started."""
-        late = threading.Event()
+        """Wait for a program; past the time limit it is asked to stop, then killed with all that it has started."""
+        asked, late = threading.Event(), threading.Event()
+
+        def ask():
+            asked.set()
+            process.send_signal(signal.SIGTERM)
 
         def stop():
             late.set()
             kill_group(process)
 
-        timer = threading.Timer(self.limit, stop)
-        timer.start()
+        timers = threading.Timer(self.limit, ask), threading.Timer(1.5 * self.limit, stop)
+        for timer in timers:
+            timer.start()
         out, error = process.communicate()
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
         kill_group(process)  # a worker that outlived it
-        return Ended(None if late.is_set() else process.returncode, out, error)
+
+        # training that was merely long saves its state when it is asked to stop
+        if asked.is_set():
+            saved = process.returncode == 128 + signal.SIGTERM and 'epoch ' in out
+            return Ended(0 if saved and not late.is_set() else None, out, error)
+        return Ended(process.returncode, out, error)
 
     def run(self, argv: list[str], folder: Path) -> Ended:
         return self.finish(self.start(argv, folder))
@@ -184,6 +198,8 @@ def judge(ended: Ended, program: str) -> Verdict:
 
     # without the folder of the case
     lines = re.sub(r'/\S*/cases/[^/\s]+', '..', ended.stderr).strip().splitlines()
+    if program.startswith(_LOGS_TO_STDERR):
+        lines = lines[-1:]  # what it said on the way
     words = lines[0][:200] if lines else ''
     if ended.status != 2:
         return Verdict(WRONG_END, f'{program} status {ended.status}', words, detail=detail)
