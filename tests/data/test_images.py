@@ -206,6 +206,26 @@ def test_every_way_to_an_image_turns_it(tmp_path):
         assert np.array_equal(resident.digests, files.digests), name
 
 
+def test_a_damaged_tag_is_no_warning(recwarn):
+    """A data set of a million photos from many cameras would print thousands of them."""
+    data = bytearray(encoded(colours(16, 16), 'TIFF'))
+    tags = int.from_bytes(data[4:8], 'little')
+    num_tags = int.from_bytes(data[tags:tags + 2], 'little')
+
+    # a tag behind the others: ImageDescription, of more bytes than the file has
+    entry = (270).to_bytes(2, 'little') + (2).to_bytes(2, 'little') + (9999).to_bytes(4, 'little') * 2
+    end = tags + 2 + 12 * num_tags
+    moved = len(data)
+    data += (num_tags + 1).to_bytes(2, 'little') + data[tags + 2:end] + entry + bytes(4)
+    data[4:8] = moved.to_bytes(4, 'little')
+
+    with pytest.warns(UserWarning, match='Skipping tag 270'):
+        Image.open(io.BytesIO(data)).load()
+    recwarn.clear()
+    assert decode_rgb(bytes(data)).size == read_size(bytes(data)) == (16, 16)
+    assert not recwarn.list
+
+
 # ------------------------------------------------------------------------ formats
 
 def test_what_comes_before_an_image_does_not_change_it(tmp_path):

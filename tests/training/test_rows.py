@@ -12,6 +12,7 @@ from timm_longtail.training import outputs, provenance
 from timm_longtail.training.rows import published_columns, read_row, results_path, row_path
 from timm_longtail.utils.errors import UserError
 from timm_longtail.utils.files import write_json
+from timm_longtail.utils.output_lock import release_folder
 from tools import result_tables
 
 from ..support.history import ROOT, needs_history, tree_hashes
@@ -180,6 +181,10 @@ def test_results_that_can_be_written_leave_their_folder_alone(tmp_path, monkeypa
     args = with_results(tmp_path / 'new')
     path = results_path(args, digits())
     assert path.parent == tmp_path / 'new' and not any(path.parent.iterdir())
+
+    # of a run that is refused later on nothing is left
+    release_folder()
+    assert not path.parent.exists()
     write_json(path, ROW)
     with pytest.raises(UserError, match='is there already'):
         results_path(args, digits())

@@ -85,6 +85,13 @@ class Parser(argparse.ArgumentParser):
                 raise UserError(f'{name} {e.message}') from e
             self.error(str(e))
 
+    def _get_values(self, action, arg_strings):
+        values = super()._get_values(action, arg_strings)
+        # argparse takes a `--` out of `--option=--`, and nothing is left
+        if values == [] and action.nargs is None:
+            raise argparse.ArgumentError(action, 'expected one argument')
+        return values
+
     def error(self, message: str):
         """Raise a `UserError` with what argparse found, and the nearest option for an unknown one."""
         unrecognized = message.removeprefix('unrecognized arguments: ')

@@ -5,6 +5,9 @@ was decoded before.
 """
 import io
 import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -66,6 +69,15 @@ def image_extensions() -> frozenset[str]:
     return frozenset(end for end, name in Image.registered_extensions().items() if name in decoded)
 
 
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    # Pillow's, about fields that it cannot read: an image that it cannot decode is an error anyway
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+
+@_without_warnings()
 def decode_rgb(data: bytes) -> Image.Image:
     """Decode an image as a viewer shows it.
 
@@ -106,6 +118,7 @@ def decode_rgb(data: bytes) -> Image.Image:
     return rgb.transpose(method)
 
 
+@_without_warnings()
 def read_size(data: bytes) -> tuple[int, int]:
     """Return (width, height) of an image as `decode_rgb` gives it, from its header alone.
 

@@ -10,6 +10,7 @@ from ..data import LongTailDataset
 from ..data.titles import file_title
 from ..utils.errors import UserError
 from ..utils.files import read_json
+from ..utils.output_lock import make_folders
 from ..utils.private_paths import without_folders
 
 __all__ = [
@@ -149,11 +150,13 @@ def require_new_row(path: Path):
         is_there = path.exists()
         is_main_process = int(os.environ.get('RANK', 0)) == 0
         if not is_there and is_main_process:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(path.parent)
             # as long a name as `write_text` takes
             trial = path.with_name(f'{path.name}.tmp')
             trial.touch()
             trial.unlink()
+    except UserError as e:
+        raise UserError(f'--results: {e}') from e
     except (OSError, ValueError) as e:  # ValueError: a NUL in the name
         raise UserError(f'--results: cannot write {path}: {getattr(e, "strerror", None) or e}') from e
 

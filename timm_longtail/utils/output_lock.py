@@ -14,6 +14,7 @@ __all__ = [
     'held_folder',
     'hold_folder',
     'join_folder',
+    'make_folders',
     'release_folder',
 ]
 
@@ -42,7 +43,7 @@ def create_folder(base: Path) -> Path:
     Raises:
         UserError: It cannot be made.
     """
-    _make_folders(base.parent)
+    make_folders(base.parent)
 
     folder = base
     numbers = count(2)
@@ -63,8 +64,15 @@ def _make_new(folder: Path) -> bool:
         return True
 
 
-def _make_folders(folder: Path):
-    """Make a folder and those it lies in, and note which of them are new."""
+def make_folders(folder: Path):
+    """Make a folder and those it lies in; what is new goes again with `release_folder` while it is empty.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        UserError: It cannot be made.
+    """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
 
     with writing(folder):
@@ -86,7 +94,7 @@ def hold_folder(folder: Path):
         UserError: Another process holds it; it is no folder.
     """
     _close_held()
-    _make_folders(folder)
+    make_folders(folder)
     _held[folder] = None if fcntl is None else _lock(folder, fcntl)
 
 
