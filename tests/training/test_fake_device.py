@@ -18,7 +18,7 @@ from timm_longtail.methods import list_methods
 from timm_longtail.training.loop import _add, _check
 
 from ..support.fake_device import DEVICE, fake, fake_device, move_module, move_run
-from ..support.loss_cases import CASES, INTEGERS, MIXED, make_sample
+from ..support.loss_cases import CASES, INTEGERS, make_sample
 from ..support.runs import SMALL, VARIANTS, make_run
 
 METHODS = [*list_methods(), *VARIANTS]
