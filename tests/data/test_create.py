@@ -38,13 +38,15 @@ def encode(pixels, kind='PNG'):
     return buffer.getvalue()
 
 
-def write_folder(folder, targets, images=None, names=4, label='fine_label', splits=('train', 'test')):
+def write_folder(
+        folder, targets, images=None, names=4, label='fine_label', splits=('train', 'test'), file_names=None):
     """Write a repository in the layout of CIFAR-100's; `names` None leaves the labels plain integers."""
     from datasets import ClassLabel, Dataset, Features, Image, Value
 
     kind = Value('int64') if names is None else ClassLabel(names=[f'kind{n}' for n in range(names)])
     images = draw_images(targets) if images is None else images
-    rows = [{'bytes': data, 'path': f'picture_{row}.png'} for row, data in enumerate(images)]
+    file_names = file_names or [f'picture_{row}.png' for row in range(len(images))]
+    rows = [{'bytes': data, 'path': path} for path, data in zip(file_names, images, strict=True)]
     (folder / 'cifar100').mkdir(parents=True)
     data = Dataset.from_dict(
         {'img': rows, label: list(targets)}, Features({'img': Image(), label: kind})
@@ -146,6 +148,55 @@ def test_the_original_order_is_recognised(tmp_path):
     folder = write_folder(tmp_path / 'data', [*first, *range(100)], names=100)
     assert create_dataset('cifar100', 'train', folder).original_order
     assert not create_dataset('cifar100', 'test', folder).original_order
+
+
+# a name that images of two classes have, as one in CIFAR-100 is
+RELEASE = [f'picture_{row}.png' for row in range(len(TARGETS))]
+RELEASE[TARGETS.index(0)] = RELEASE[TARGETS.index(1)] = 'twice.png'
+LINES = [f'{name}\t{target}' if name == 'twice.png' else name for name, target in zip(RELEASE, TARGETS)]
+
+
+@pytest.fixture
+def shuffled(tmp_path):
+    """A copy that is stored in another order, and the same release in its own."""
+    order = np.random.default_rng(0).permutation(len(TARGETS))
+    images = draw_images(TARGETS)
+    stored = write_folder(
+        tmp_path / 'stored', np.array(TARGETS)[order], [images[row] for row in order],
+        file_names=[RELEASE[row] for row in order])
+    return stored, write_folder(tmp_path / 'release', TARGETS, images, file_names=RELEASE)
+
+
+def test_a_list_of_names_gives_the_subset_of_the_release(shuffled, tmp_path):
+    (tmp_path / 'order.txt').write_text('\n'.join(LINES))
+    stored, release = shuffled
+    published = create_dataset('cifar100_lt', 'train', release, 10)
+    found = create_dataset(
+        'cifar100_lt', 'train', stored, 10, subset_order='original', order_file=tmp_path / 'order.txt')
+    assert found.hash == published.hash != create_dataset('cifar100_lt', 'train', stored, 10).hash
+    assert found.source_names == published.source_names
+
+
+def test_a_copy_in_the_original_order_needs_no_list(shuffled, monkeypatch):
+    monkeypatch.setitem(_ORIGINAL_LABELS, ('cifar100', 'train'), TARGETS[:10])
+    published = create_dataset('cifar100_lt', 'train', shuffled[1], 10)
+    found = create_dataset('cifar100_lt', 'train', shuffled[1], 10, subset_order='original')
+    assert published.original_order and np.array_equal(found.indices, published.indices)
+
+
+@pytest.mark.parametrize('lines, words', [
+    (None, 'not stored in the order of the original release; --subset-order original needs --order-file'),
+    (RELEASE, 'several images are called twice.png; put the number of the class behind it'),
+    ([*LINES, 'new.png'], 'line 81: this copy has no image new.png'),
+    ([*LINES, LINES[5]], 'line 81: this copy has no image .*, or the list names it twice'),
+    (LINES[:-2], 'leaves out 2 images of this copy, such as picture_'),
+])
+def test_an_order_that_does_not_fit(lines, words, shuffled, tmp_path):
+    path = None if lines is None else tmp_path / 'order.txt'
+    if lines is not None:
+        path.write_text('\n'.join(lines))
+    with pytest.raises(UserError, match=words):
+        create_dataset('cifar100_lt', 'train', shuffled[0], 10, subset_order='original', order_file=path)
 
 
 def test_the_variable_names_a_folder_of_repositories(tmp_path, monkeypatch):

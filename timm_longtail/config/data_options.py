@@ -14,6 +14,7 @@ _SAME_NAME = (
     'imbalance_factor',
     'input_key',
     'loader',
+    'order_file',
     'skip_bad_images',
     'subset_order',
     'target_key',
@@ -40,8 +41,12 @@ def add_data_options(parser: argparse.ArgumentParser):
     group.add_argument(
         '--imbalance-profile', choices=('exp', 'step'), default='exp', help='shape of the cut')
     group.add_argument(
-        '--subset-order', choices=('file', 'content'), default='file',
-        help='rows as stored (the published subsets, on the original order), or sorted by pixel digest')
+        '--subset-order', choices=('file', 'content', 'original'), default='file',
+        help='what the cut shuffles: rows as stored, sorted by pixel digest, or in the order of the '
+             'original release (the published subsets)')
+    group.add_argument(
+        '--order-file', metavar='FILE',
+        help='file names of the original release in its order, one a line, for a copy stored in another')
     group.add_argument(
         '--data-seed', type=SEED, default=0, help='seed of the subset and of the hold-out')
     group.add_argument(

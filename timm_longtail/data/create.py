@@ -13,6 +13,7 @@ from ..utils.errors import UserError, unknown_name
 from .dataset import LongTailDataset, check_labels
 from .images import EncodedImages, decode_images, encoded_digests
 from .longtail import image_digests, long_tail_counts, long_tail_indices
+from .original_order import original_order
 from .packed import read_packed
 from .sources.registry import REGISTRY, Source, SourceOptions, find_dataset
 
@@ -26,7 +27,7 @@ __all__ = [
 
 SPLITS = ('train', 'test')
 LOADERS = ('auto', 'resident', 'worker')
-SUBSET_ORDERS = ('file', 'content')
+SUBSET_ORDERS = ('file', 'content', 'original')
 
 # images up to this side are kept decoded by default, where all are square and of one size
 _RESIDENT_SIDE = 96
@@ -64,6 +65,7 @@ def create_dataset(
         imbalance_factor: float | None = None,
         seed: int = 0,
         subset_order: str = 'file',
+        order_file: str | Path | None = None,
         profile: str = 'exp',
         loader: str = 'auto',
         skip_bad_images: bool = False,
@@ -84,7 +86,11 @@ def create_dataset(
             than its share keeps all it has.
         seed: Data seed that chooses the images; training has a seed of its own.
         subset_order: `file` applies LDAM's rule to the rows as stored; `content` sorts the images
-            by pixel digest first, which gives the same subset whatever the storage order.
+            by pixel digest first, which gives the same subset whatever the storage order;
+            `original` puts them into the order of the release first, which gives the published
+            subset.
+        order_file: List of the release's file names in its order, see `original_order`; for
+            `original` and a copy that is stored in another order.
         profile: Shape of the cut, `exp` or `step`.
         loader: `resident` decodes all images into memory (one square size), `worker` leaves them
             encoded for the workers of a loader; `auto` keeps square images of one size up to 96
@@ -125,7 +131,8 @@ def create_dataset(
 
     rows = np.arange(len(source.targets))
     if split == 'train' and factor is not None and factor != 1:
-        rows = _choose_rows(source, factor, seed, subset_order, profile)
+        order = _row_order(name, source, subset_order, order_file)
+        rows = _choose_rows(source, factor, seed, order, profile)
 
     dataset = _build(
         name, split, source, rows, loader, skip_bad_images,
@@ -349,22 +356,59 @@ def _choose_rows(
         source: Source,
         factor: float,
         seed: int,
-        subset_order: str,
+        order: np.ndarray,
         profile: str,
 ) -> np.ndarray:
-    """Return the rows of a long-tailed training split, class after class."""
+    """Return the rows of a long-tailed training split, class after class.
+
+    Args:
+        source: All rows.
+        factor: Largest class over smallest.
+        seed: Data seed.
+        order: Rows in the order that LDAM's rule shuffles, [N].
+        profile: Shape of the cut.
+    """
     num_classes = len(source.class_names)
     available = np.bincount(source.targets, minlength=num_classes)
     counts = long_tail_counts(int(available.max(initial=1)), num_classes, factor, profile)
-    if subset_order == 'file':
-        return long_tail_indices(source.targets, counts, seed)
-
-    if isinstance(source.images, torch.Tensor):
-        digests = image_digests(source.images)
-    else:
-        digests = encoded_digests(source.images)
-
-    # four big-endian words a digest, the first one decides: one order of all rows, whatever the
-    # storage order
-    order = np.lexsort(digests.view('>u8').T[::-1])
     return order[long_tail_indices(source.targets[order], counts, seed)]
+
+
+def _row_order(
+        name: str,
+        source: Source,
+        subset_order: str,
+        order_file: str | Path | None,
+) -> np.ndarray:
+    """Return the rows of a source in the order that LDAM's rule shuffles, int64 [N].
+
+    Args:
+        name: Name of the data set.
+        source: All rows.
+        subset_order: One of SUBSET_ORDERS.
+        order_file: List of file names for `original`, or None.
+
+    Raises:
+        UserError: `original` for a copy that says nothing about the order of the release.
+    """
+    if subset_order == 'content':
+        if isinstance(source.images, torch.Tensor):
+            digests = image_digests(source.images)
+        else:
+            digests = encoded_digests(source.images)
+
+        # four big-endian words a digest, the first one decides: one order of all rows, whatever
+        # the storage order
+        return np.lexsort(digests.view('>u8').T[::-1])
+
+    stored = np.arange(len(source.targets))
+    if subset_order == 'file' or source.original_order:
+        return stored
+
+    if order_file is None:
+        raise UserError(
+            f'{name}: this copy is not stored in the order of the original release; --subset-order original '
+            'needs --order-file, a list of the file names of the release in its order')
+    if isinstance(source.images, torch.Tensor):
+        raise UserError(f'{name}: this copy has no file names, by which --order-file could put it into order')
+    return original_order(source.images.names(), source.targets, Path(order_file))

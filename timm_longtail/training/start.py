@@ -85,7 +85,8 @@ def _data_lines(run: Run, train_set: LongTailDataset) -> list[str]:
     if train_set.note:
         lines.append(f'note: {train_set.note}')
 
-    order = 'the original order' if train_set.original_order else 'not the original order'
+    is_original = train_set.original_order or train_set.subset_order == 'original'
+    order = 'the original order' if is_original else 'not the original order'
     lines.append(
         f'subset: {train_set.hash}, order {train_set.subset_order} ({order}), data seed {train_set.seed}')
 
