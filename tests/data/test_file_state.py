@@ -9,9 +9,10 @@ from accelerate.state import AcceleratorState
 
 import train
 from timm_longtail.cli import pack
+from timm_longtail.cli import train as train_command
 from timm_longtail.data import create_dataset
 from timm_longtail.data.file_state import first_changed_file
-from timm_longtail.training import outputs, provenance
+from timm_longtail.training import outputs
 
 from ..support.data_sets import write_classes, write_numbers, write_paths
 from ..support.runs import TINY
@@ -82,7 +83,7 @@ def test_a_set_in_memory_does_not_change(tmp_path):
 @pytest.mark.parametrize('is_changed', [False, True])
 def test_a_run_on_changed_data_leaves_no_row(tmp_path, is_changed, monkeypatch, capsys):
     root = write_photos(tmp_path / 'photos')
-    monkeypatch.setattr(provenance, 'require_clean_tree', lambda recipe: None)
+    monkeypatch.setattr(train_command, 'require_clean_tree', lambda recipe: None)
     monkeypatch.setattr(outputs, 'write_summary', lambda run: (
         os.utime(root / 'test' / 'bee' / '01.png', ns=(0, 0)) if is_changed else None))
     AcceleratorState._reset_state(reset_partial_state=False)

@@ -137,7 +137,9 @@ class LongTailDataset:
         """
         if self.images is not None:
             return subset_hash(self.images, self.targets)
-        return files_hash(self.source_names, self.require_encoded().sizes(), self.targets)
+        encoded = self.require_encoded()
+        sizes = encoded.sizes() if self.file_state is None else self.file_state.image_sizes(encoded)
+        return files_hash(self.source_names, sizes, self.targets)
 
     def changed_file(self) -> str | None:
         """Return a file that is no longer as it was when the set was created, or None.

@@ -3,7 +3,7 @@ import os
 
 import numpy as np
 
-from .images import EncodedImages
+from .images import EncodedImages, FileImages
 
 __all__ = ['FileState', 'first_changed_file']
 
@@ -23,6 +23,19 @@ class FileState:
     def __init__(self, images: EncodedImages):
         self.images = images
         self.state = self._look()
+
+    def image_sizes(self, images: EncodedImages) -> np.ndarray:
+        """Return the length of each encoded image in bytes, int64 [N], as `EncodedImages.sizes`.
+
+        Of the images that were looked at, each a file, the lengths are known: half a million files
+        are looked at once, not twice.
+
+        Args:
+            images: Encoded images of the set, or a part of them.
+        """
+        if images is self.images and isinstance(images, FileImages):
+            return np.maximum(self.state[:, 0], 0)
+        return images.sizes()
 
     def first_changed(self) -> str | None:
         """Return the path of the first file that is gone or has another size or time than before; None for none."""

@@ -4,6 +4,7 @@ N images.
 """
 import copy
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -149,7 +150,7 @@ class FileImages(EncodedImages):
         self.paths = list(paths)
 
     def files(self) -> list[str]:
-        return [f'{self.root}/{self.paths[row]}' for row in self.rows]
+        return self._full_paths(self.rows)
 
     def describe(self, position: int) -> str:
         return str(self.root / self.paths[self.rows[position]])
@@ -158,10 +159,15 @@ class FileImages(EncodedImages):
         return [read_file(self.root / self.paths[row]) for row in rows]
 
     def _names(self, rows: np.ndarray) -> list[str]:
-        return [self.paths[row] for row in rows]
+        return [self.paths[row] for row in rows.tolist()]
 
     def _sizes(self, rows: np.ndarray) -> np.ndarray:
-        return np.array([_file_size(self.root / self.paths[row]) for row in rows], np.int64)
+        return np.array([_file_size(path) for path in self._full_paths(rows)], np.int64)
+
+    def _full_paths(self, rows: np.ndarray) -> list[str]:
+        # text: of half a million files, building `Path`s takes five times as long as looking at them
+        root = str(self.root)
+        return [f'{root}/{self.paths[row]}' for row in rows.tolist()]
 
 
 def read_file(path: Path) -> bytes:
@@ -175,10 +181,10 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def _file_size(path: Path) -> int:
+def _file_size(path: str) -> int:
     """Return the length of a file; 0 where it is gone, which decoding will name."""
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size
     except OSError:
         return 0
 
@@ -285,7 +291,7 @@ def files_hash(names: Sequence[str], sizes: np.ndarray, targets: np.ndarray) -> 
         The first 12 hexadecimal digits of the sha256 over the sorted lines `label length name`.
     """
     lines = []
-    for name, size, label in zip(names, sizes, targets, strict=True):
+    for name, size, label in zip(names, sizes.tolist(), targets.tolist(), strict=True):
         lines.append(f'{label} {size} {name}\n')
 
     # paths are bytes to the file system, and may not be UTF-8

@@ -139,7 +139,7 @@ def _read_list(spec: ListSpec, root: Path, split: str) -> tuple[Path, list[str],
     # names are bytes to the file system
     with reading(file, 'list'), open(file, encoding='utf-8', errors='surrogateescape') as stream:
         for number, line in enumerate(stream, 1):
-            path, label = _read_line(f'{file}, line {number}', line, spec.num_classes)
+            path, label = _read_line(file, number, line, spec.num_classes)
             if path in lines:
                 raise UserError(f'{file}, line {number}: {path} is there already, in line {lines[path]}')
             lines[path] = number
@@ -157,20 +157,27 @@ def _read_list(spec: ListSpec, root: Path, split: str) -> tuple[Path, list[str],
     return file, list(lines), targets
 
 
-def _read_line(place: str, line: str, num_classes: int) -> tuple[str, int]:
-    """Return the path and the label of a line; `place` is its name in an error."""
+def _read_line(file: Path, number: int, line: str, num_classes: int) -> tuple[str, int]:
+    """Return the path and the label of a line.
+
+    Args:
+        file: List.
+        number: Number of the line, for an error.
+        line: The line.
+        num_classes: Number of classes.
+    """
     # from the right: a path may have spaces
     fields = line.rsplit(maxsplit=1)
     if len(fields) != 2:
-        raise UserError(f'{place}: expected `path label`, got {line.strip()!r}')
+        raise UserError(f'{file}, line {number}: expected `path label`, got {line.strip()!r}')
 
     path, label = fields
     if not label.removeprefix('-').isdecimal():
-        raise UserError(f'{place}: the label {label!r} is no integer')
+        raise UserError(f'{file}, line {number}: the label {label!r} is no integer')
     if not 0 <= int(label) < num_classes:
-        raise UserError(f'{place}: label {label} lies outside 0..{num_classes - 1}')
-    if {'', '.', '..'} & set(path.split('/')):
-        raise UserError(f'{place}: {path} is no path below the folder of the images')
+        raise UserError(f'{file}, line {number}: label {label} lies outside 0..{num_classes - 1}')
+    if not {'', '.', '..'}.isdisjoint(path.split('/')):
+        raise UserError(f'{file}, line {number}: {path} is no path below the folder of the images')
     return path, int(label)
 
 
@@ -214,13 +221,14 @@ def _name_classes(paths: list[str], targets: np.ndarray, spec: ListSpec) -> list
     """
     folders: dict[int, set[str]] = {}
     for path, label in zip(paths, targets.tolist()):
-        folder = '/'.join(path.split('/')[spec.name_depth:-1])
+        folder = path.rpartition('/')[0]
         folders.setdefault(label, set()).add(folder)
 
     names: dict[int, str] = {}
     for label, found in folders.items():
-        if len(found) == 1:
-            names[label] = next(iter(found))
+        own = {'/'.join(folder.split('/')[spec.name_depth:]) for folder in found}
+        if len(own) == 1:
+            names[label] = own.pop()
 
     taken = Counter(names.values())
     class_names = []
