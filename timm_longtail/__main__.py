@@ -12,25 +12,22 @@ from functools import partial
 from pathlib import Path
 
 from .cli import COMMANDS
+from .utils.program import COMMAND, MODULE
 from .utils.version import __version__
 
 
-def usage(program: str) -> str:
-    """Return the help: one line for each command, one for scripts.
-
-    Args:
-        program: What the command is typed as.
-    """
-    lines = [f'usage: {program} COMMAND [ARG ...]', '', 'commands, each with --help:']
+def usage() -> str:
+    """Return the help: one line for each command, one for scripts."""
+    lines = [f'usage: {COMMAND} COMMAND [ARG ...]', '', 'commands, each with --help:']
     lines += [f'  {name:<12}{command.help}' for name, command in COMMANDS.items()]
-    lines += ['', f'or {program} SCRIPT [ARG ...]: run a Python script, such as timm\'s train.py, with our models']
+    lines += ['', f'or {COMMAND} SCRIPT [ARG ...]: run a Python script, such as timm\'s train.py, with our models']
     return '\n'.join(lines)
 
 
 def _program() -> str:
-    """Return what this process was started as."""
+    """Return what this process was started as, so that commands it prints can be typed in the same way."""
     is_module = Path(sys.argv[0]).name == '__main__.py'
-    return 'python -m timm_longtail' if is_module else 'timm-longtail'
+    return MODULE if is_module else COMMAND
 
 
 def _run_script(path: str, argv: list[str]):
@@ -47,7 +44,7 @@ def _run_command(program: str, name: str, argv: list[str]):
         scripts = map(str, Path(name).parent.glob('*.py'))
         raise unknown_name('command or script', name, [*COMMANDS, *scripts])
 
-    sys.argv = [f'{program} {name}', *argv]  # usage, errors and the command of a row of results begin with it
+    sys.argv = [f'{program} {name}', *argv]  # the command of a row of results begins with it
     importlib.import_module(COMMANDS[name].module).main(argv)
 
 
@@ -57,22 +54,22 @@ def main(argv: list[str] | None = None):
     Args:
         argv: Its name and its arguments; None takes the command line.
     """
-    program = _program()
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
-        print(usage(program), file=sys.stderr)
+        print(usage(), file=sys.stderr)
         sys.exit(2)
 
     name, *rest = argv
     if name in ('-h', '--help'):
-        print(usage(program))
+        print(usage())
     elif name == '--version':
-        print(f'timm-longtail {__version__}')
+        print(f'{COMMAND} {__version__}')
     elif name not in COMMANDS and Path(name).is_file():
         _run_script(name, rest)
     else:
         from .cli.entry import run_main  # not at the top: it imports accelerate, which a script may not want
 
+        program = _program()
         sys.argv[0] = program
         run_main(partial(_run_command, program, name, rest))
 

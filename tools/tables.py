@@ -11,6 +11,7 @@ import torch
 
 import timm_longtail
 from timm_longtail import losses
+from timm_longtail.config.parser import shown_default
 from timm_longtail.config.recipe import RECIPES, list_recipes, read_header
 from timm_longtail.data import list_datasets
 from timm_longtail.data.sources.registry import REGISTRY
@@ -182,9 +183,9 @@ def options_table(parser: argparse.ArgumentParser, actions: list[argparse.Action
             sentences.append(action.type.words)
         if action.choices:
             sentences.append('one of ' + ', '.join(f'`{choice}`' for choice in action.choices))
-        # 0 is a default worth showing, and equal to False
-        if action.default is not False and action.default not in (None, argparse.SUPPRESS, '', [], {}):
-            sentences.append(f'default `{action.default}`')
+        default = shown_default(action)
+        if default and 'default' not in sentences[0]:
+            sentences.append(f'default `{default}`')
 
         meaning = '; '.join([escape(sentences[0]), *sentences[1:]])
         meaning = meaning[:1].upper() + meaning[1:]
@@ -211,6 +212,7 @@ def _recipe_entry(name: str, header: dict[str, str]) -> list[str]:
     lines = [f'### {name}', '', escape(header['title']), '']
     for field in ('Expected', 'Source'):
         if field in header:
-            sentence = re.split(r'(?<=\w\w\.) (?=[A-Z-])', header[field])[0]
+            text = header[field].partition('\n')[0]
+            sentence = re.split(r'(?<=\w\w\.) (?=[A-Z-])', text)[0]
             lines.append(f'- **{field}**: {escape(sentence)}')
     return [*lines, '']

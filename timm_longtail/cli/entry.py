@@ -7,7 +7,6 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
@@ -15,6 +14,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from ..utils.errors import UserError
 from ..utils.files import last_state
 from ..utils.output_lock import held_folder, release_folder
+from ..utils.program import program_name
 from ..utils.signals import Interrupted, Stopped, on_stop_signal, stop_signals
 from ..utils.streams import lasting_streams
 
@@ -79,7 +79,7 @@ def _let_signals_end_it():
 
 def _end(error: BaseException, is_main: bool):
     """Say in one line why an entry point ends, and exit; an error that nobody foresaw goes on."""
-    program = Path(sys.argv[0]).name
+    program = program_name()
     reason = _why_lost(error)
     if reason is None and isinstance(error, RuntimeError):
         reason = _why_starved(error)

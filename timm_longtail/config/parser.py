@@ -1,14 +1,25 @@
 """A parser whose errors are one line, the kinds of its options, and what a YAML value means for an option."""
 import argparse
 import ast
-import sys
 from pathlib import Path
 from typing import Any
 
 from ..utils.errors import UserError, one_line, unknown_name
+from ..utils.program import program_name
 from ..utils.ranges import Number, shown
 
-__all__ = ['BATCH_SIZE', 'IMG_SIZE', 'Pairs', 'Parser', 'SEED', 'SHARE', 'WORKERS', 'option_from_yaml', 'plain']
+__all__ = [
+    'BATCH_SIZE',
+    'IMG_SIZE',
+    'Pairs',
+    'Parser',
+    'SEED',
+    'SHARE',
+    'WORKERS',
+    'option_from_yaml',
+    'plain',
+    'shown_default',
+]
 
 # kinds that several commands share
 BATCH_SIZE = Number(int, '[1, inf)')
@@ -47,28 +58,46 @@ class Pairs(argparse.Action):
             return text
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the range of a number to its help, before the default."""
+class _HelpFormatter(argparse.HelpFormatter):
+    """Adds the range of a number to its help, and the default where the help does not say it in words."""
 
     def _get_help_string(self, action):
-        text = super()._get_help_string(action)
+        text = action.help
+        default = shown_default(action)
         if isinstance(action.type, Number):
-            default = text.removeprefix(action.help)
-            return f'{action.help}; {action.type.words}{default}'
+            text = f'{text}; {action.type.words}'
+        if default and 'default' not in action.help:
+            escaped = default.replace('%', '%%')  # argparse fills in %(prog)s and the like
+            text = f'{text} (default: {escaped})'
         return text
+
+
+def shown_default(action: argparse.Action) -> str:
+    """Return the default of an option as it would be typed, '' where there is none worth telling.
+
+    Args:
+        action: The option, of a parser.
+    """
+    default = action.default
+    is_flag = action.nargs == 0
+    if is_flag or default in (None, argparse.SUPPRESS, '', [], {}):
+        return ''
+    if isinstance(default, list):
+        return ' '.join(map(str, default))
+    return str(default)
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, like all others, and not a page of usage.
 
     Args:
-        prog: Name of the program in its usage; None takes what this process was started as.
+        prog: Name of the program in its usage; None takes that of this process.
         **kwargs: See `argparse.ArgumentParser`.
     """
 
     def __init__(self, prog: str | None = None, **kwargs):
         super().__init__(
-            prog or Path(sys.argv[0]).name,
+            prog or program_name(),
             allow_abbrev=False,
             exit_on_error=False,
             formatter_class=_HelpFormatter,

@@ -16,6 +16,7 @@ import timm
 import torch
 
 from ..utils.errors import UserError
+from ..utils.program import COMMAND, MODULE
 from ..utils.version import __version__
 
 __all__ = [
@@ -160,7 +161,7 @@ def _is_command() -> bool:
 
     `__main__` writes the name of the command to `sys.argv`.
     """
-    return sys.argv[0].startswith(('timm-longtail ', 'python -m timm_longtail '))
+    return sys.argv[0].startswith((f'{COMMAND} ', f'{MODULE} '))
 
 
 def _program() -> list[str]:
