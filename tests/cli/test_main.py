@@ -12,7 +12,7 @@ from PIL import Image
 
 from timm_longtail.__main__ import main, usage
 from timm_longtail.cli import COMMANDS, recipes
-from timm_longtail.config.recipe import find_recipe, list_recipes
+from timm_longtail.config.recipe import find_recipe, list_recipes, read_header
 from timm_longtail.training.provenance import command_line
 from timm_longtail.utils.errors import UserError
 from timm_longtail.utils.version import __version__
@@ -20,7 +20,6 @@ from timm_longtail.utils.version import __version__
 from ..support import forks
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = 'python -m timm_longtail'
 
 # reads a folder and validates in timm's own way, as its validate.py does
 _SCRIPT = '''
@@ -84,7 +83,7 @@ def run(capsys, monkeypatch, *argv, started='/env/bin/timm-longtail'):
 
 
 def test_usage_has_a_line_for_each_command(capsys, monkeypatch):
-    text = usage('timm-longtail')
+    text = usage()
 
     assert run(capsys, monkeypatch) == (2, '', text + '\n')
     for option in ('-h', '--help'):
@@ -110,7 +109,7 @@ def test_an_unknown_word_is_one_line_with_near_names(word, hint, capsys, monkeyp
 
 
 @pytest.mark.parametrize('started, program', [
-    ('/env/bin/timm-longtail', 'timm-longtail'), ('/at/timm_longtail/__main__.py', PROGRAM),
+    ('/env/bin/timm-longtail', 'timm-longtail'), ('/at/timm_longtail/__main__.py', 'python -m timm_longtail'),
 ])
 @pytest.mark.parametrize('name', COMMANDS)
 def test_a_command_gets_its_arguments_and_its_errors_are_one_line(
@@ -127,13 +126,15 @@ def test_a_command_gets_its_arguments_and_its_errors_are_one_line(
     (tmp_path / name).write_text('raise SystemExit(5)')  # a file of that name does not hide the command
 
     status, out, err = run(capsys, monkeypatch, name, 'a', '-b', started=started)
-    assert (status, out, err) == (2, '', f'{program} {name}: error: no such thing\n')
+    # one name in errors, and in commands the way in which this one was started
+    assert (status, out, err) == (2, '', f'timm-longtail {name}: error: no such thing\n')
     assert seen == [(['a', '-b'], [f'{program} {name}', 'a', '-b'], f'{program} {name} a -b')]
 
 
+@pytest.mark.parametrize('started', ['/env/bin/timm-longtail', '/at/timm_longtail/__main__.py'])
 @pytest.mark.parametrize('name', COMMANDS)
-def test_each_command_has_help(name, capsys, monkeypatch):
-    status, out, _ = run(capsys, monkeypatch, name, '--help')
+def test_each_command_has_help(name, started, capsys, monkeypatch):
+    status, out, _ = run(capsys, monkeypatch, name, '--help', started=started)
 
     assert status == 0 and out.startswith(f'usage: timm-longtail {name}')
 
@@ -149,12 +150,23 @@ def test_recipes_are_listed_with_their_expected_figures(capsys, monkeypatch):
 
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.strip() and line == line.lstrip()][:-1] == list_recipes()
-    assert lines[lines.index('resnet20_cifar.cifar100_lt_if100') + 2].startswith('    expected: 41.14')
+    assert lines[lines.index('resnet20_cifar.cifar100_lt_if100') + 3].startswith('    expected: 41.14')
 
 
-@pytest.mark.parametrize('name', [DIGITS, f'{DIGITS}.yaml'])
-def test_a_recipe_is_printed_as_it_is_written(name, capsys):
-    recipes.main(['show', name])
+def test_commands_in_the_list_of_recipes_are_whole_lines(capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '60')
+    recipes.main([])
+
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for name in list_recipes():
+        assert read_header(find_recipe(name))['command'] in lines
+    retrain = [line for line in lines if line.startswith('timm-longtail retrain ')]
+    assert retrain and all(line.endswith(' --choose-lr-on-test') for line in retrain)
+
+
+@pytest.mark.parametrize('argv', [['show', DIGITS], ['show', f'{DIGITS}.yaml'], [DIGITS]])
+def test_a_recipe_is_printed_as_it_is_written(argv, capsys):
+    recipes.main(argv)
 
     assert capsys.readouterr().out == find_recipe(DIGITS).read_text()
 
@@ -164,6 +176,8 @@ def test_a_recipe_is_printed_as_it_is_written(name, capsys):
     (['list', DIGITS], f'recipes show {DIGITS} prints one'),
     (['show', 'bcl_resnet20.digits'], f'did you mean {DIGITS}'),
     (['show', 'nowhere.yaml'], 'no recipe at nowhere.yaml'),
+    (['bcl_resnet20.digits'], f'did you mean {DIGITS}'),
+    ([DIGITS, 'more'], f'recipes takes one name, got {DIGITS} and more'),
 ])
 def test_what_recipes_refuses_is_one_line(argv, words):
     with pytest.raises(UserError) as error:

@@ -30,6 +30,9 @@ RECIPES = Path(__file__).parent / 'recipes'
 _FOLDERS = ('timm_longtail/config/recipes', 'recipes', '.')
 _SUFFIX = '.yaml'
 
+# the text of a field in a header starts in column 12, behind `# Expected: `; what starts further right keeps its lines
+_OWN_LINE = ' ' * 12
+
 
 def list_recipes() -> list[str]:
     """Return the names of the recipes of the package, sorted."""
@@ -130,7 +133,10 @@ def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """Return the comment at the top of a recipe: its `title`, and the text of each field, such as `Expected`.
+    """Return the comment at the top of a recipe: its `title`, its `command`, and each field, such as `Expected`.
+
+    The text of a field is one line. Lines that are indented in it, as commands and tables are, stay lines of their
+    own and begin with two spaces.
 
     Args:
         path: YAML file that opens with a comment.
@@ -141,16 +147,27 @@ def read_header(path: Path) -> dict[str, str]:
             break
         comments.append(line[1:])
 
-    header = {'title': comments[0].strip() if comments else ''}
-    field = ''
+    title = comments[0].strip() if comments else ''
+    fields = {'title': [title]}
+    field = 'command'
     for line in comments[1:]:
+        text = line.strip()
+        if not text:
+            continue
+
         started = re.match(r' ([A-Z][a-z]+):\s+(.*)', line)
         if started:
             field = started[1]
-            header[field] = started[2]
-        elif field and line.strip():
-            header[field] += ' ' + line.strip()
-    return header
+            fields[field] = [started[2]]
+        elif field not in fields:
+            fields[field] = [text]
+        elif line.startswith(_OWN_LINE):
+            fields[field].append(f'  {text}')
+        elif fields[field][-1].startswith('  '):  # goes on behind such lines
+            fields[field].append(text)
+        else:
+            fields[field][-1] += f' {text}'
+    return {name: '\n'.join(lines) for name, lines in fields.items()}
 
 
 def scale_schedule(
