@@ -17,6 +17,7 @@ from ..retraining.report import export_classifier
 from ..retraining.representation import Representation
 from ..retraining.source import load_source, open_data
 from ..training.accelerator import create_accelerator
+from ..training.provenance import start_of
 from ..utils.errors import UserError, unknown_name
 from ..utils.files import require_place, write_json
 from ..utils.output_lock import hold_folder
@@ -176,7 +177,7 @@ def _calibration(result: Result) -> str:
 
 
 def _validate_command(folder: Path, args: argparse.Namespace) -> str:
-    words = ['timm-longtail validate', f'--model local-dir:{folder}/export']
+    words = [start_of('validate'), f'--model local-dir:{folder}/export']
     if args.dataset:
         words.append(f'--dataset {args.dataset}')
     if args.data_dir:
@@ -227,5 +228,9 @@ def main(argv: list[str] | None = None):
     print(_calibration(chosen))
     if reason:
         raise UserError(reason)
-    print(f'\n{_validate_command(folder, args)}')
-    print(f"model = timm.create_model('local-dir:{folder}/export', pretrained=True)", flush=True)
+
+    print(f'\nall results are in {folder}, and the model for timm in its folder export; to evaluate that model again:')
+    print(f'    {_validate_command(folder, args)}')
+    print('to use it in Python:')
+    print('    import timm, timm_longtail')
+    print(f"    model = timm.create_model('local-dir:{folder}/export', pretrained=True)", flush=True)

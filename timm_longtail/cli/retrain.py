@@ -168,7 +168,8 @@ def main(argv: list[str] | None = None):
 
     accelerator = create_accelerator(args.mixed_precision)
     if accelerator.num_processes > 1:
-        raise UserError('retrain.py is one process; for several, train.py --method crt --initial-checkpoint …')
+        raise UserError(f'retraining is one process; for several: {provenance.start_of("train")} --method crt '
+                        '--initial-checkpoint …')
 
     # what is retrained, on which data, and how
     representation = open_data(args, load_source(args), accelerator)
@@ -219,4 +220,5 @@ def main(argv: list[str] | None = None):
         print(f'not all figures could be drawn: {one_line(e) or type(e).__name__}')
 
     validate = provenance.start_of('validate')
-    print(f'\n{validate} --model local-dir:{folder}/{made[0].name}/export', flush=True)
+    print(f'\nall results are in {folder}; to evaluate one of the classifiers again:')
+    print(f'    {validate} --model local-dir:{folder}/{made[0].name}/export', flush=True)

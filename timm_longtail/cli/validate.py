@@ -37,6 +37,8 @@ def create_parser() -> argparse.ArgumentParser:
         description='Evaluate models: an exported folder, one of the Hub, a checkpoint of a run, or any timm model.')
     add_data_options(parser)
     parser.set_defaults(dataset=None)
+    parser.add_argument(
+        '--split', dest='test_split', default=argparse.SUPPRESS, help='the name that timm has for --test-split')
 
     # what is evaluated
     parser.add_argument(

@@ -30,7 +30,7 @@ def _add_images(parser: argparse.ArgumentParser):
         help='share of each class held out to choose by; of a class of one image none')
     group.add_argument(
         '--img-size', type=IMG_SIZE,
-        help='side of the model\'s input; default: of images in memory their own, of files that of the model')
+        help='side of the model\'s input; default: that of images in memory, for files that of the model')
     group.add_argument(
         '--crop-pct', type=Number(float, '(0, 1]'),
         help='share of the shorter side that evaluation looks at (files); default .875, with '
@@ -66,7 +66,7 @@ def _add_model(parser: argparse.ArgumentParser):
         '--method', help=f'one of {", ".join(list_methods())}; default: the model\'s own, else ce')
     group.add_argument(
         '--method-kwargs', nargs='*', default={}, action=Pairs, metavar='K=V',
-        help='options of the method, see the README\'s table')
+        help='options of the method; the documentation has a table of them')
     group.add_argument(
         '--sampler',
         help='classes of an epoch, in the streams that the method leaves open: one of '

@@ -309,13 +309,19 @@ def write_summary(run: Run):
 
 
 def _print_table(run: Run, row: dict[str, Any]):
-    """Print the figures of the last and the best epoch, and how to measure the export again."""
+    """Print the figures of the last and the best epoch, where all results are, and what to do next."""
     last, best = row['last'], row['best']
     best_label = f'best epoch ({best["epoch"] + 1}, by {best["selected_by"]})'
     table = format_table({'last epoch': last, best_label: best})
     print(f'\ntest set, weights as exported{counted_words(run)}:\n{table}', flush=True)
+
+    print(f'\nall results are in {run.output_dir}, and the model for timm in its folder export', flush=True)
     if 'class_correct' in last:
-        print(f'{start_of("validate")} --model local-dir:{run.output_dir / "export"}', flush=True)
+        print('to evaluate that model again:')
+        print(f'    {start_of("validate")} --model local-dir:{run.output_dir / "export"}', flush=True)
+    elif run.eval_model.num_classes == 0:
+        print('to train a linear classifier on its features:')
+        print(f'    {start_of("retrain")} {run.output_dir} --classifier linear', flush=True)
 
 
 def _write_class_table(run: Run, row: dict[str, Any], train_set: LongTailDataset, test_set: LongTailDataset):
