@@ -88,18 +88,23 @@ def main(argv: list[str] | None = None):
     parser.add_argument('--axis', nargs='+', choices=[*AXES], default=[*AXES], help='what grows')
     parser.add_argument('--output', type=Path, help='file that the JSON lines are added to')
     args = parser.parse_args(argv)
+
     with tempfile.TemporaryDirectory() as folder:
         for axis in args.axis:
             titles = [axis, *(title for title, _ in COLUMNS.values())]
             print(f'| {" | ".join(titles)} |\n|{" --- |" * len(titles)}')
+
             for point in AXES[axis]:
+                # several points share their images
                 packed = Path(folder) / f'{point.images}.{point.classes}.safetensors'
                 if not packed.exists():
                     write_images(packed, point.images, point.classes)
+
                 row = {'axis': axis, 'point': point.name, **measure(point, packed), 'dataset': 'ramps'}
                 if args.output:
                     with open(args.output, 'a') as file:
                         file.write(json.dumps(row) + '\n')
+
                 figures = [format(row[key], spec) for key, (_, spec) in COLUMNS.items()]
                 print(f'| {" | ".join([point.name, *figures])} |', flush=True)
             print()

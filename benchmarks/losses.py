@@ -48,6 +48,8 @@ def measure(args: argparse.Namespace, rows: int, classes: int) -> dict:
         classes: Classes C; `sup_con` has no prototypes, its terms are the rows.
     """
     _common.BLOCK_SIZE = args.block_size
+
+    # the batch; a loss with prototypes takes one a class beside it
     torch.manual_seed(0)
     target = torch.randint(classes, (rows,), device=args.device)
     sizes = [rows, classes] if args.loss == 'balanced_sup_con' else [rows]
@@ -55,9 +57,11 @@ def measure(args: argparse.Namespace, rows: int, classes: int) -> dict:
         F.normalize(torch.randn(size, args.width)).to(args.device, getattr(torch, args.dtype)).requires_grad_()
         for size in sizes
     ]
+
     loss = balanced_sup_con_loss if args.loss == 'balanced_sup_con' else sup_con_loss
     before = memory_mb(args.device, 'VmRSS')
     seconds, cpu_seconds = [], []
+
     for _ in range(args.repeats):
         start, cpu_start = time.perf_counter(), time.process_time()
         value = loss(leaves[0], target, *leaves[1:], temperature=0.1)
@@ -66,6 +70,7 @@ def measure(args: argparse.Namespace, rows: int, classes: int) -> dict:
         norm = gradients[0].float().norm().item()
         seconds.append(time.perf_counter() - start)
         cpu_seconds.append(time.process_time() - cpu_start)  # of all threads; steadier on a shared machine
+
     return {
         'loss': args.loss, 'rows': rows, 'classes': classes, 'width': args.width, 'dtype': args.dtype,
         'device': args.device, 'threads': torch.get_num_threads(), 'block_size': args.block_size,

@@ -26,18 +26,23 @@ def main(argv: list[str]):
     for module in ('torch', 'torchvision', 'timm', 'timm_longtail', 'timm_longtail.training.loop', 'datasets'):
         import_module(module)
         print(row(f'import {module}'))
+
+    # not at the top: what each import costs is measured
     from timm_longtail.config.train_options import parse_train_args
     from timm_longtail.training.accelerator import create_accelerator
     from timm_longtail.training.build import build_run, create_datasets
     from timm_longtail.training.options import resolve_options
     from timm_longtail.training.timing import time_steps
+
     args = parse_train_args(argv)
     accelerator = create_accelerator(args.mixed_precision)
     args = resolve_options(args, accelerator)
     train_set, eval_set, _ = create_datasets(args)
     print(row('reading the data'))
+
     run = build_run(args, accelerator, train_set, eval_set)
     print(row('building the run'))
+
     time_steps(run, STEPS)
     print(row(f'{STEPS} steps'))
 

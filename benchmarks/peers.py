@@ -163,7 +163,7 @@ def as_torch_ships_it():
 
 
 class Peers:
-    """The peers' way to train what a run trains.
+    """The reference pipeline: trains what a run trains, as published code does.
 
     Args:
         args: Options of `train.py`.
@@ -178,14 +178,19 @@ class Peers:
         if run.accelerator.num_processes > 1 or run.options.grad_accum_steps > 1:
             raise UserError('--compare takes one process and no --grad-accum-steps')
         if len(run.loaders) > 1 or len(run.method.phases) > 1:
-            raise UserError(f'--compare: {args.method} has several streams or phases, which the peers\' way has not')
+            raise UserError(f'--compare: {args.method} has several streams or phases, which the reference pipeline has not')
+
         self.device = run.accelerator.device
         self.batch_size = run.images_per_step
+
+        # the images, each view by transforms of torchvision
         about = run.data.preprocessing
         side = dataset.input_size[-1] if dataset.resident else about.img_size
         self.dataset = PeersDataset(dataset, [
             create_transform(view, side, about.img_size, about.mean, about.std, dataset.resident)
             for view in run.method.views])
+
+        # a model and an optimizer of its own, from the same options
         model = create_task_model(args, dataset.num_classes, about.img_size)
         method = create_method(args.method, model, dataset.class_counts, **args.method_kwargs)
         self.method = method.to(self.device).train()
@@ -193,6 +198,7 @@ class Peers:
         self.optimizer = torch.optim.SGD(
             self.method.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
         self.clip_grad = args.clip_grad
+
         self.workers = 0
 
     def choose_workers(self, steps: int, lead: int) -> dict[int, float]:
@@ -219,16 +225,20 @@ class Peers:
         clock = Clock(self.device, synchronous)
         lead += 2 * self.workers
         batches = self._batches()
+
         clock.start()
         with as_torch_ships_it():
             for _ in range(lead + steps):
                 clock.begin()
+
                 views, target, index = next(batches)
                 views = tuple(view.to(self.device, non_blocking=True) for view in views)
                 batch = views, target.to(self.device, non_blocking=True), index.to(self.device, non_blocking=True)
                 clock.ready()
+
                 self._train(batch)
             clock.stop()
+
         batches.close()
         return clock.timing(lead)
 

@@ -1,4 +1,4 @@
-"""`benchmark.py`: what it reports, the peers' way it compares with, what it refuses; `benchmarks/gpu.sh`."""
+"""`benchmark.py`: what it reports, the reference pipeline it compares with, what it refuses; `benchmarks/gpu.sh`."""
 import json
 import os
 import subprocess

@@ -30,11 +30,15 @@ def add_data_options(parser: argparse.ArgumentParser):
         parser: Parser of a command.
     """
     group = parser.add_argument_group('data')
+
+    # which data set, and where it is
     group.add_argument(
         '--dataset', default='digits_lt',
         help=f'one of {", ".join(list_datasets())}; hfds/USER/SET:CONFIG chooses one of several configurations')
     group.add_argument(
         '--data-dir', help='folder of the data set; without it $TIMM_LONGTAIL_DATA, then the Hub')
+
+    # the part of it that is trained on
     group.add_argument(
         '--imbalance-factor', type=Number(float, '[1, inf)'),
         help='largest over smallest class; default of the data set')
@@ -49,12 +53,16 @@ def add_data_options(parser: argparse.ArgumentParser):
         help='file names of the original release in its order, one a line, for a copy stored in another')
     group.add_argument(
         '--data-seed', type=SEED, default=0, help='seed of the subset and of the hold-out')
+
+    # names of splits and columns, in a folder or on the Hub
     group.add_argument(
         '--train-split', help='what the training split is called in a folder or a Hub data set')
     group.add_argument(
         '--test-split', '--val-split', help='what the split to evaluate on is called there')
     group.add_argument('--input-key', help='image column of a Hub data set')
     group.add_argument('--target-key', help='label column of a Hub data set')
+
+    # how images are read
     group.add_argument(
         '--loader', choices=('auto', 'resident', 'worker'), default='auto',
         help='decoded in memory, or by workers; auto: in memory if square, of one size, up to 96 pixels')

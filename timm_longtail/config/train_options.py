@@ -28,6 +28,8 @@ def _add_images(parser: argparse.ArgumentParser):
     group.add_argument(
         '--val-fraction', type=SHARE, default=0.0,
         help='share of each class held out to choose by; of a class of one image none')
+
+    # size and normalization
     group.add_argument(
         '--img-size', type=IMG_SIZE,
         help='side of the model\'s input; default: that of images in memory, for files that of the model')
@@ -39,6 +41,7 @@ def _add_images(parser: argparse.ArgumentParser):
         '--mean', type=Number(float, '[0, 1]'), nargs=3, help='channel means of pixels between 0 and 1')
     group.add_argument(
         '--std', type=Number(float, '(0, inf)'), nargs=3, help='channel standard deviations')
+
     group.add_argument(
         '-j', '--workers', type=WORKERS,
         help='decoding processes for each training process; default: its share of the cores, at most 8')

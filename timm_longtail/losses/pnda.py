@@ -70,6 +70,8 @@ def _check_shapes(
 ):
     """Raise a `UserError` unless the shapes are those that `pnda_loss` documents."""
     tensors = (query, key, rotated_keys, rotation_positive, queue)
+
+    # sizes can be compared where the numbers of dimensions are right
     fits = [tensor.ndim for tensor in tensors] == [2, 2, 3, 1, 2]
     if fits:
         batch_size, width = query.shape
@@ -80,6 +82,7 @@ def _check_shapes(
             and len(rotation_positive) == batch_size
             and queue.shape[1] == width
         )
+
     if not fits:
         found = ', '.join(str([*tensor.shape]) for tensor in tensors)
         raise UserError(

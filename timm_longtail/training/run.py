@@ -169,25 +169,32 @@ class Run:
         A collective call inside an epoch.
         """
         first_optimizer, *other_optimizers = self.optimizers
+        headline = self.best[f'eval_{self.headline}'] if self.best else None
         state = {
+            # keys of timm's checkpoints, which its scripts read
             'epoch': self.epoch,
             'arch': self.protocol.arch,
             **method_state(self.method),
             'optimizer': first_optimizer.state_dict(),
-            'optimizers': [optimizer.state_dict() for optimizer in other_optimizers],
             'args': plain(self.options),
-            'about': self.protocol.about,
-            'metric': self.best[f'eval_{self.headline}'] if self.best else None,
+            'metric': headline,
             'version': 2,
-            'timm_longtail': __version__,
+
+            # what resuming takes beyond them
+            'optimizers': [optimizer.state_dict() for optimizer in other_optimizers],
             'step': self.step,
             'protocol': self.protocol.agreed,
+            'about': self.protocol.about,
+            'timm_longtail': __version__,
             'tree_hashes': self.tree_hashes,
+
+            # what the run has found so far
             'seconds': self.stopwatch.seconds,
             'history': self.history,
             'best': self.best,
             'bad_images': self.bad_images,
         }
+
         if self.ema is not None:
             state['state_dict_ema'] = deployed_state_dict(self.ema.module)
         if self.accelerator.scaler is not None:

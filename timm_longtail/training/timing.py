@@ -372,13 +372,17 @@ def describe(run: Run, train_set: LongTailDataset) -> dict[str, Any]:
     options, device = run.options, run.accelerator.device
     dtype = _DTYPES[run.accelerator.mixed_precision]
     uses_tf32 = device.type == 'cuda' and torch.backends.cudnn.conv.fp32_precision == 'tf32'
+
     return {
+        # what is trained
         'model': options.model,
         'method': options.method,
         'views': list(run.method.views),
         'dataset': options.dataset,
         'subset': train_set.hash,
         'img_size': run.data.preprocessing.img_size,
+
+        # how
         'batch_size': run.images_per_step,
         'processes': run.accelerator.num_processes,
         'grad_accum_steps': options.grad_accum_steps,
@@ -388,6 +392,8 @@ def describe(run: Run, train_set: LongTailDataset) -> dict[str, Any]:
         'channels_last': options.channels_last,
         'loader': 'resident' if train_set.resident else 'worker',
         'workers': 0 if train_set.resident else run.loaders[0].num_workers,
+
+        # on which machine, by which code
         **environment(device),
         'tree_hash': code_state()['tree_hash'],
     }
