@@ -184,3 +184,10 @@ def test_memory_where_the_system_does_not_say_it_in_proc(status, monkeypatch):
         return status
     monkeypatch.setattr(Path, 'read_text', read_text)
     assert 1e7 < provenance._peak_rss() < 1e12
+
+
+def test_a_name_that_the_locale_cannot_print_does_not_end_the_run(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(raw, encoding='ascii', write_through=True))
+    run_main(lambda: print('café'))
+    assert raw.getvalue() == rb'caf\xe9' + b'\n'

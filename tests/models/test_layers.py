@@ -1,9 +1,13 @@
 """Layers of heads and branches: closed forms and invariances."""
+import math
+
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 
 from timm_longtail.models.layers import CosineLinear, projection_mlp
+from timm_longtail.utils.errors import UserError
 
 
 def test_cosine_linear():
@@ -43,3 +47,9 @@ def test_projection_mlp():
     hidden = F.relu(first(x) / (1 + 1e-5) ** 0.5)  # BatchNorm before it has seen a batch
     torch.testing.assert_close(mlp(x), last(hidden))
     assert mlp(x).shape == (3, 4)
+
+
+@pytest.mark.parametrize('scale', [0, -1, math.nan, math.inf])
+def test_the_scale_of_a_cosine_classifier_is_positive(scale):
+    with pytest.raises(UserError, match='cosine classifier must be in'):
+        timm.create_model('resnet20_cifar', cosine_scale=scale)

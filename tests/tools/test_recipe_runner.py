@@ -225,3 +225,18 @@ def test_the_queue_of_the_project_can_be_parsed(runner):
 def test_a_bad_line(runner, line, message):
     with pytest.raises(UserError, match=message):
         runner.main(write_queue(line))
+
+
+@pytest.mark.parametrize('line, words', [
+    ('"resnet20', 'queue.txt, line 2: No closing quotation'),
+    ('resnet20_cifar.cifar100_lt_if100 --seeds -1', 'queue.txt, line 2: --seeds must be in [0, 4294967295], got -1'),
+    ('resnet20_cifar.cifar100_lt_if100 --seeds x', "queue.txt, line 2: --seeds must be a whole number"),
+    ('nowhere', "queue.txt, line 2: unknown recipe 'nowhere'"),
+    (b'\xe9', 'queue.txt is not a queue: it is not UTF-8'),
+])
+def test_a_line_of_the_queue_that_cannot_be_is_named(line, words, runner, tmp_path):
+    path = tmp_path / 'queue.txt'
+    path.write_bytes(b'# runs\n' + (line if isinstance(line, bytes) else line.encode()))
+    with pytest.raises(UserError) as error:
+        list(runner.read_queue(path))
+    assert words in str(error.value) and '\n' not in str(error.value)
