@@ -14,7 +14,7 @@ from timm_longtail.data import (
     read_packed,
     write_packed,
 )
-from timm_longtail.data.sources.benchmarks import _ORIGINAL_LABELS
+from timm_longtail.data.sources.benchmarks import _CIFAR100
 from timm_longtail.data.sources.parquet import DATA_VARIABLE
 from timm_longtail.utils.errors import UserError
 
@@ -144,7 +144,7 @@ def test_content_order_gives_one_subset_whatever_the_storage(tmp_path, folder):
 
 
 def test_the_original_order_is_recognised(tmp_path):
-    first = _ORIGINAL_LABELS['cifar100', 'train']
+    first = _CIFAR100.first_labels['train']
     folder = write_folder(tmp_path / 'data', [*first, *range(100)], names=100)
     assert create_dataset('cifar100', 'train', folder).original_order
     assert not create_dataset('cifar100', 'test', folder).original_order

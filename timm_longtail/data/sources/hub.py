@@ -122,13 +122,12 @@ def choose_image_column(table: Any, asked: str | None, place: str) -> str:
     Raises:
         UserError: There is none, or there are several.
     """
-    if asked is not None:
-        require_columns(table, (asked,), place)
-        column = asked
-    else:
+    column = asked
+    if column is None:
         found = [name for name, feature in table.features.items() if _is_image(feature)]
         column = _only('image', '--input-key', found, _IMAGE_NAMES, table, place)
 
+    require_columns(table, (column,), place)
     _require_images(table, column, place)
     return column
 
@@ -149,15 +148,13 @@ def choose_label_column(table: Any, asked: str | None, place: str) -> str:
     """
     import datasets
 
-    if asked is not None:
-        require_columns(table, (asked,), place)
-        return asked
+    column = asked
+    if column is None:
+        found = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
+        column = _only('label', '--target-key', found, _LABEL_NAMES, table, place)
 
-    found = []
-    for name, feature in table.features.items():
-        if isinstance(feature, datasets.ClassLabel):
-            found.append(name)
-    return _only('label', '--target-key', found, _LABEL_NAMES, table, place)
+    require_columns(table, (column,), place)
+    return column
 
 
 def _only(
