@@ -178,7 +178,7 @@ class Peers:
         if run.accelerator.num_processes > 1 or run.options.grad_accum_steps > 1:
             raise UserError('--compare takes one process and no --grad-accum-steps')
         if len(run.loaders) > 1 or len(run.method.phases) > 1:
-            raise UserError(f'--compare: {args.method} has several streams or phases, which the reference pipeline lacks')
+            raise UserError(f'--compare: {args.method} has several streams or phases, and the reference pipeline one')
 
         self.device = run.accelerator.device
         self.batch_size = run.images_per_step

@@ -88,18 +88,20 @@ def _end(error: BaseException, is_main: bool):
         line = f'{program}: error: {error}'
         _stop(2, line, _is_first(line, ends=True))
     elif reason is not None:
-        kept = last_state(held_folder())
-        ending = f'{kept}: {_CONTINUE}' if kept else ''
-        _stop(1, f'{program}: error: {reason}{ending}', _is_first('the end'))
+        _stop(1, f'{program}: error: {reason}{_how_to_continue()}', _is_first('the end'))
     elif isinstance(error, Interrupted):
         _stop(128 + error.signum, f'{error}; {_CONTINUE}', is_main)
     elif isinstance(error, KeyboardInterrupt):
         signum = getattr(error, 'signum', signal.SIGINT)
-        kept = last_state(held_folder())
-        ending = f'{kept}: {_CONTINUE}' if kept else ''
-        _stop(128 + signum, f'stopped by {signal.Signals(signum).name}{ending}', _is_first('the end'))
+        _stop(128 + signum, f'stopped by {signal.Signals(signum).name}{_how_to_continue()}', _is_first('the end'))
     else:
         raise error
+
+
+def _how_to_continue() -> str:
+    """Return where the last good state of the run is and how to go on from it; '' where there is none."""
+    kept = last_state(held_folder())
+    return f'{kept}: {_CONTINUE}' if kept else ''
 
 
 def _stop(status: int, line: str, speaks: bool):

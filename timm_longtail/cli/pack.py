@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config.data_options import add_data_options, dataset_options
-from ..config.names import check_names
+from ..config.names import check_dataset
 from ..config.parser import Parser
 from ..data import LongTailDataset, create_splits, write_packed
 from ..data.create import require_every_class
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None):
         UserError: A bad data set, or a file that is there already.
     """
     args = create_parser().parse_args(argv)
-    check_names('resnet18', args.dataset)
+    check_dataset(args.dataset)
     path = _new_file(args.packed)
 
     start = time.perf_counter()

@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None):
         UserError: The folder is no export, or the Hub refuses it.
     """
     args = create_parser().parse_args(argv)
+
     # what is sent, and where to
     folder = Path(args.folder)
     config = check_export(folder)
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None):
 
     repository = f'{args.repo_id}@{args.revision}' if args.revision else args.repo_id
     print(f'to {repository}', flush=True)
+
     url = push_model(
         folder,
         args.repo_id,

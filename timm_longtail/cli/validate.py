@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..config.data_options import add_data_options
-from ..config.names import check_names
+from ..config.names import check_dataset, check_model
 from ..config.parser import BATCH_SIZE, IMG_SIZE, WORKERS, Parser
 from ..data import LongTailDataset
 from ..evaluation.evaluators import KNNEvaluator
@@ -104,7 +104,7 @@ def load_models(args: argparse.Namespace) -> dict[str, TrainedModel]:
 def _load_model(name: str, args: argparse.Namespace) -> TrainedModel:
     if is_export(name):
         return load_export(name)
-    check_names(name, args.dataset or 'digits_lt')
+    check_model(name)
     if not args.pretrained:
         raise UserError(f'--model {name} has no weights: add --pretrained or --checkpoint')
     return load_timm_model(name)
@@ -118,7 +118,10 @@ def _label(source: str) -> str:
 
 
 def _check_options(args: argparse.Namespace):
-    """Refuse what could not be written before anything is evaluated."""
+    """Refuse an unknown data set, and what could not be written, before anything is loaded."""
+    if args.dataset:
+        check_dataset(args.dataset)
+
     num_models = max(len(args.model or ()), len(args.checkpoint or ()))
     for path in (args.per_class, args.predictions):
         if not path:

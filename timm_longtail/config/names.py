@@ -1,34 +1,40 @@
-"""Names of models, data sets and methods that a user typed."""
+"""Names of models and data sets that a user typed."""
 import os
 
 import timm
 
 from ..data import find_dataset
-from ..methods import method_class
 from ..utils.errors import UserError, unknown_name
 
-__all__ = ['check_names']
+__all__ = ['check_dataset', 'check_model']
 
 _ELSEWHERE = ('hf-hub:', 'hf_hub:', 'local-dir:')
 
 
-def check_names(model: str, dataset: str, method: str | None = None):
-    """Check that a model, a data set and a method exist.
+def check_model(name: str):
+    """Check that a model exists.
 
     Args:
-        model: Name that timm knows, or one with a prefix for the Hub or a folder, which is looked up later.
-        dataset: Name of a data set, or `packed:FILE`, which is looked up later.
-        method: Name of a method; None where it is not chosen yet.
+        name: Name that timm knows, or one with a prefix for the Hub or a folder, which is looked up later.
 
     Raises:
-        UserError: One does not exist; says the nearest names.
+        UserError: It does not exist; says the nearest names.
     """
-    if not model.startswith(_ELSEWHERE) and not timm.is_model(model):
-        if os.path.isdir(model):
-            raise UserError(f'--model {model} is a folder: write local-dir:{model}')
-        raise unknown_name('model', model, timm.list_models())
+    if name.startswith(_ELSEWHERE) or timm.is_model(name):
+        return
+    if os.path.isdir(name):
+        raise UserError(f'--model {name} is a folder: write local-dir:{name}')
+    raise unknown_name('model', name, timm.list_models())
 
-    if not dataset.startswith('packed:'):
-        find_dataset(dataset)
-    if method is not None:
-        method_class(method)
+
+def check_dataset(name: str):
+    """Check that a data set exists.
+
+    Args:
+        name: Name of a data set, or `packed:FILE`, which is looked up later.
+
+    Raises:
+        UserError: It does not exist; says the nearest names.
+    """
+    if not name.startswith('packed:'):
+        find_dataset(name)

@@ -10,7 +10,7 @@ from ..models.factory import default_method
 from ..utils.errors import UserError
 from ..utils.ranges import Number, shown
 from .data_options import add_data_options
-from .names import check_names
+from .names import check_dataset, check_model
 from .optim_options import check_optimizer, check_schedule
 from .parser import BATCH_SIZE, IMG_SIZE, SEED, SHARE, WORKERS, Pairs, Parser
 from .recipe import RECIPES, default_recipe, find_recipe, read_recipe, scale_schedule
@@ -218,7 +218,7 @@ def parse_train_args(argv: list[str] | None = None, recipe_folder: Path = RECIPE
     parser = train_parser()
     args = vars(parser.parse_args(argv))
     typed = _typed_options(argv)
-    check_names(args['model'], args['dataset'], args['method'])
+    _check_names(args)
 
     # the recipe's values replace defaults, typed ones replace the recipe's
     recipe = {}
@@ -230,8 +230,8 @@ def parse_train_args(argv: list[str] | None = None, recipe_folder: Path = RECIPE
             args[name] = {**recipe.get(name, {}), **typed.get(name, {})}
 
     # model, method and sampler
+    _check_names(args)  # those of the recipe
     args['method'] = args['method'] or default_method(args['model'], **args['model_kwargs'])
-    check_names(args['model'], args['dataset'], args['method'])
     check_options(args['method'], args['method_kwargs'])
     args['sampler'] = args['sampler'] or method_class(args['method']).sampler
     create_sampler(args['sampler'], [0], args['epochs'])  # of one image: is there such a sampler?
@@ -253,6 +253,14 @@ def parse_train_args(argv: list[str] | None = None, recipe_folder: Path = RECIPE
     check_optimizer(options)
     check_schedule(options)
     return options
+
+
+def _check_names(args: dict[str, Any]):
+    """Check that the model, the data set and, where one is chosen, the method exist."""
+    check_model(args['model'])
+    check_dataset(args['dataset'])
+    if args['method'] is not None:
+        method_class(args['method'])
 
 
 def _typed_options(argv: list[str] | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..config.data_options import dataset_options
-from ..config.names import check_names
+from ..config.names import check_dataset, check_model
 from ..data import Preprocessing
 from ..export.checks import CONFIG, WEIGHTS, stored_tensors
 from ..export.loading import load_exported
@@ -232,7 +232,7 @@ def load_timm_model(name: str, initial_checkpoint: str = '') -> TrainedModel:
     Raises:
         UserError: No such model, no such file, weights that do not fit.
     """
-    check_names(name, 'digits_lt')
+    check_model(name)
     if not initial_checkpoint:
         model = create_timm_model(name, pretrained=True)
         check_finite(trained_tensors(model), name)
@@ -272,7 +272,7 @@ def trained_data(
     if name is None:
         raise UserError(f'{trained_model.name} does not say what it was trained on: add --dataset')
     try:
-        check_names(trained_model.name, name)
+        check_dataset(name)
     except UserError as e:
         if args.dataset is None:
             raise UserError(

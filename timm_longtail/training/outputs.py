@@ -198,8 +198,7 @@ def _protocol_columns(run: Run, train_set: LongTailDataset) -> dict[str, Any]:
         'environment': environment(accelerator.device),
     }
 
-    # a packed file is a way to carry a set: the name is that of the set, not of a file on this
-    # machine
+    # of a packed file the name of the set that it holds, which `data_columns` gives
     is_packed = options.dataset.startswith('packed:')
     if not is_packed:
         columns['dataset'] = options.dataset
@@ -344,5 +343,3 @@ def _write_bad_images(run: Run, row: dict[str, Any], train_set: LongTailDataset,
         writer.writerow(['image', 'reason'])
         writer.writerows(sorted(bad.items()))
     print(f'\n{len(bad)} images could not be read and were skipped; they are listed in {path}', flush=True)
-
-

@@ -78,7 +78,7 @@ def data_columns(train_set: LongTailDataset) -> dict[str, Any]:
 def published_columns(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Return the columns of a row that an export holds.
 
-    An export is published: how the folders of this machine are called is nobody's business.
+    An export is published, so it must not name folders of this machine.
 
     Args:
         row: Columns of a row of results, `command` and `environment` among them.

@@ -161,8 +161,6 @@ class Run:
         """The model that is evaluated and exported: the moving average where there is one."""
         return self.ema.module if self.ema is not None else self.method.model
 
-# -------------------------------------------------------------------------------------- checkpoints
-
     def state_dict(self) -> dict[str, Any]:
         """Return the run's state: timm's checkpoint keys, and the position.
 
@@ -278,8 +276,6 @@ class Run:
         if is_best:
             write_checkpoint(state, self.output_dir / BEST)
         write_checkpoint(state, self.output_dir / LAST, keep_previous=True)
-
-# ------------------------------------------------------------------------------------------- epochs
 
     def start_epoch(self, num_epochs: int) -> float:
         """Set all that an epoch begins with, as a function of its number.

@@ -39,11 +39,11 @@ _logger = logging.getLogger(__name__)
 
 _INTERPOLATIONS = {mode.value for mode in InterpolationMode}
 
-# what `--model-kwargs` may not say, and what says it instead
-_OPTIONS_OF_THEIR_OWN = {
-    'checkpoint_path': '--initial-checkpoint',
-    'pretrained_cfg': '--pretrained, or --initial-checkpoint',
-    'features_only': 'nothing: a classifier is trained',
+# what `--model-kwargs` may not say, and why
+_REFUSED_KWARGS = {
+    'checkpoint_path': 'use --initial-checkpoint',
+    'pretrained_cfg': 'use --pretrained or --initial-checkpoint',
+    'features_only': 'a classifier is trained',
 }
 
 
@@ -85,7 +85,7 @@ def initial_weights_path(name: str) -> Path:
     is_output_folder = (path / 'export').is_dir()
     if is_output_folder:
         path = path / 'export'
-    return path / 'model.safetensors'
+    return path / WEIGHTS
 
 
 def weights_preprocessing(
@@ -114,7 +114,7 @@ def weights_preprocessing(
         if stored is not None:
             return _from_fields(stored, str(path)), str(path)
 
-        config_path = path.with_name('config.json')
+        config_path = path.with_name(CONFIG)
         config = read_json(config_path) if config_path.is_file() else {}
         if isinstance(config.get('pretrained_cfg'), dict):  # of timm, and of no other program
             return _from_config(config['pretrained_cfg'], str(config_path)), str(config_path)
@@ -299,8 +299,10 @@ def size_argument(cfg: dict[str, Any], img_size: int | None) -> dict[str, int]:
 
 
 def _pretrained_cfg(args: Namespace) -> dict[str, Any]:
-    for name in args.model_kwargs.keys() & _OPTIONS_OF_THEIR_OWN.keys():
-        raise UserError(f'--model-kwargs {name}: what it is for is said by {_OPTIONS_OF_THEIR_OWN[name]}')
+    """Return timm's configuration of the model, with its checked `--model-kwargs`."""
+    for name, reason in _REFUSED_KWARGS.items():
+        if name in args.model_kwargs:
+            raise UserError(f'--model-kwargs {name}: {reason}')
     channels = args.model_kwargs.get('in_chans', 3)
     if channels != 3:
         raise UserError(f'--model-kwargs in_chans={channels}: images have 3 channels')
