@@ -2,6 +2,7 @@
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ..config.data_options import add_data_options
 from ..config.parser import BATCH_SIZE, IMG_SIZE, SEED, SHARE, WORKERS, Pairs, Parser
@@ -152,6 +153,19 @@ def _made_one_by_one(names: list[str], representation: Representation) -> Iterat
         yield from make_classifiers(name, representation)
 
 
+def _row(classifier: Classifier, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return what `metrics.json` holds of a classifier."""
+    row = {
+        **metrics,
+        'options': classifier.options,
+        'note': classifier.note,
+        'seconds': classifier.seconds,
+    }
+    if classifier.curve:
+        row['curve'] = classifier.curve
+    return row
+
+
 def main(argv: list[str] | None = None):
     """Make classifiers, measure, export and compare them.
 
@@ -184,11 +198,12 @@ def main(argv: list[str] | None = None):
     print('\n'.join([*start_lines(representation, refused), f'output: {folder}']), flush=True)
 
     # the classifier of stage 1, to compare with
-    made, figures, confusions, rows = [], {}, {}, {}
+    figures, confusions, rows = {}, {}, {}
     if representation.same_classes:
         figures[JOINT] = rows[JOINT] = representation.test.evaluate(representation.head)
         confusions[JOINT] = representation.test.confusion(representation.head)
 
+    made = []
     for classifier in _made_one_by_one(names, representation):
         made.append(classifier)
         metrics, confusions[classifier.name] = classifier.measure(representation)
@@ -196,16 +211,7 @@ def main(argv: list[str] | None = None):
 
         reason = export_classifier(folder / classifier.name, classifier, representation, metrics)
         classifier.note = '; '.join(filter(None, (classifier.note, reason)))
-
-        row = {
-            **metrics,
-            'options': classifier.options,
-            'note': classifier.note,
-            'seconds': classifier.seconds,
-        }
-        if classifier.curve:
-            row['curve'] = classifier.curve
-        rows[classifier.name] = row
+        rows[classifier.name] = _row(classifier, metrics)
 
     # figures come last: all else is written when one fails
     results = results_row(representation, code, rows)

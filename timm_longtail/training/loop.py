@@ -29,9 +29,8 @@ __all__ = ['Interrupted', 'evaluate', 'fit', 'stop_on_signal', 'train_one_epoch'
 def stop_on_signal(run: Run):
     """Let Ctrl-C, SIGTERM and a closed terminal save, and raise `Interrupted`.
 
-    The step that runs is ended first.
-
-    A second signal stops one process at once; several processes still wait for one another.
+    The current step ends first. A second signal stops one process at once; several processes still
+    wait for one another.
 
     Args:
         run: The run that is stopped.

@@ -148,7 +148,7 @@ class Clock:
 class _TimedLoader:
     """A loader that marks on a clock when a batch is asked for and when it is there.
 
-    Else it is the loader.
+    In all else it is the loader.
 
     The loaders of several streams are asked one after the other: the first marks the beginning, the
     last the end.
