@@ -4,9 +4,11 @@ Tables of the registries and of results, the command line, the recipes, and the 
 """
 import argparse
 import importlib
+import inspect
 import re
 import sys
 from pathlib import Path
+from types import GenericAlias
 
 import mkdocs_gen_files
 
@@ -92,8 +94,9 @@ def write_api():
         parts += [f'## {module}', '']
         for name in importlib.import_module(module).__all__:
             member = getattr(importlib.import_module(module), name)
-            # the top package has names of the others
-            if callable(member) and member not in documented:
+            # an alias such as `Batch` has no docstring; the top package has names of the others
+            is_defined_here = inspect.isclass(member) or inspect.isfunction(member)
+            if is_defined_here and not isinstance(member, GenericAlias) and member not in documented:
                 documented.append(member)
                 parts += [f'::: {tables.defined_in(member)}', '']
     write('reference/api.md', '\n'.join(parts))

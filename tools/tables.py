@@ -1,5 +1,6 @@
 """Pages of the reference: methods, losses, models, data sets, options and recipes, read from their registries."""
 import argparse
+import html
 import inspect
 import json
 import pkgutil
@@ -23,7 +24,7 @@ from .result_tables import table
 
 def escape(text: str) -> str:
     """Return text in which Markdown and HTML have no effect."""
-    return re.sub(r'([<>*_\[\]])', r'\\\1', text)
+    return re.sub(r'([*_\[\]])', r'\\\1', html.escape(text, quote=False))
 
 
 def first_line(documented: Any) -> str:
@@ -188,7 +189,9 @@ def options_table(parser: argparse.ArgumentParser, actions: list[argparse.Action
             sentences.append(f'default `{default}`')
 
         meaning = '; '.join([escape(sentences[0]), *sentences[1:]])
-        meaning = meaning[:1].upper() + meaning[1:]
+        first_word = meaning.split()[0]
+        if first_word.isalpha() and first_word != 'timm':
+            meaning = meaning[:1].upper() + meaning[1:]
         rows.append([names, meaning])
     return table(['Option', 'Meaning'], rows)
 

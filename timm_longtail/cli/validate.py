@@ -37,8 +37,6 @@ def create_parser() -> argparse.ArgumentParser:
         description='Evaluate models: an exported folder, one of the Hub, a checkpoint of a run, or any timm model.')
     add_data_options(parser)
     parser.set_defaults(dataset=None)
-    parser.add_argument(
-        '--split', dest='test_split', default=argparse.SUPPRESS, help='the name that timm has for --test-split')
 
     # what is evaluated
     parser.add_argument(
@@ -49,6 +47,8 @@ def create_parser() -> argparse.ArgumentParser:
         '--checkpoint', nargs='+',
         help='checkpoint of a run, or its folder; the moving average where there is one; several are compared')
     parser.add_argument('--pretrained', action='store_true', help='timm\'s weights for a timm model')
+    parser.add_argument(
+        '--split', dest='test_split', default=argparse.SUPPRESS, help='the name that timm has for --test-split')
 
     # how
     parser.add_argument(
