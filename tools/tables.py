@@ -23,8 +23,11 @@ from .result_tables import table
 
 
 def escape(text: str) -> str:
-    """Return text in which Markdown and HTML have no effect."""
-    return re.sub(r'([*_\[\]])', r'\\\1', html.escape(text, quote=False))
+    """Return text in which Markdown and HTML have no effect; code in backticks stays code."""
+    parts = re.split(r'(`[^`]*`)', text)
+    for i in range(0, len(parts), 2):  # code has the odd numbers
+        parts[i] = re.sub(r'([*_\[\]])', r'\\\1', html.escape(parts[i], quote=False))
+    return ''.join(parts)
 
 
 def first_line(documented: Any) -> str:
@@ -211,8 +214,8 @@ def recipes_page() -> str:
 
 
 def _recipe_entry(name: str, header: dict[str, str]) -> list[str]:
-    """Return the lines of a recipe: its name, its title, and the first sentence on what it expects and its source."""
-    lines = [f'### {name}', '', escape(header['title']), '']
+    """Return the lines of a recipe: name, title, command, and the first sentence on what it expects and its source."""
+    lines = [f'### {name}', '', escape(header['title']), '', '```bash', header['command'], '```', '']
     for field in ('Expected', 'Source'):
         if field in header:
             text = header[field].partition('\n')[0]
