@@ -178,7 +178,7 @@ def test_a_list_of_names_gives_the_subset_of_the_release(shuffled, tmp_path):
 
 
 def test_a_copy_in_the_original_order_needs_no_list(shuffled, monkeypatch):
-    monkeypatch.setitem(_ORIGINAL_LABELS, ('cifar100', 'train'), TARGETS[:10])
+    monkeypatch.setitem(_CIFAR100.first_labels, 'train', TARGETS[:10])
     published = create_dataset('cifar100_lt', 'train', shuffled[1], 10)
     found = create_dataset('cifar100_lt', 'train', shuffled[1], 10, subset_order='original')
     assert published.original_order and np.array_equal(found.indices, published.indices)

@@ -15,6 +15,7 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 
 from ..data import LongTailDataset, Preprocessing
+from ..export.checks import CONFIG, WEIGHTS
 from ..methods import method_class
 from ..models.factory import create_timm_model, pretrained_config
 from ..utils import rng
