@@ -45,10 +45,10 @@ def original_order(names: Sequence[str], targets: np.ndarray, path: Path) -> np.
                 f'{path}, line {number}: several images are called {name}; '
                 'put the number of the class behind it, after a tab')
 
-        row = rows.pop((name, label if name in repeated else ''), None)
-        if row is None:
+        found = rows.pop((name, label if name in repeated else ''), None)
+        if found is None:
             raise UserError(f'{path}, line {number}: this copy has no image {name}, or the list names it twice')
-        order.append(row)
+        order.append(found)
 
     if rows:
         name, _ = next(iter(rows))
