@@ -372,3 +372,11 @@ def test_a_checkpoint_of_another_program(tmp_path):
     model = timm.create_model('resnet18', num_classes=3)
     torch.save({'epoch': 3, 'arch': 'resnet18', 'state_dict': model.state_dict(), 'optimizer': {}}, tmp_path / 'w.pth')
     assert "such as timm's train.py" in one_line_or_nothing(load_and_open, str(tmp_path / 'w.pth'))
+
+
+@pytest.mark.parametrize('option', ['--split', '--val-split', '--test-split'])
+def test_the_split_has_the_names_that_timm_has(option):
+    parser = validate.create_parser()
+
+    assert parser.parse_args([]).test_split is None
+    assert parser.parse_args([option, 'val']).test_split == 'val'
