@@ -76,9 +76,9 @@ def read_csv(text: str) -> list[dict[str, str]]:
 
 # ------------------------------------------------------------------------------- as `validate` does
 
-@pytest.mark.parametrize('size', [(8, 8), (20, 26)], ids=['in memory', 'files'])
-def test_the_answers_are_those_of_validate(size, tmp_path, capsys):
-    folder = export(tmp_path / 'export', ['ant', 'bee', 'cow'], seed=1)
+@pytest.mark.parametrize('resident, size', [(True, (8, 8)), (True, (20, 26)), (False, (8, 8))])
+def test_the_answers_are_those_of_validate(resident, size, tmp_path, capsys):
+    folder = export(tmp_path / 'export', ['ant', 'bee', 'cow'], seed=1, resident=resident)
     write_classes(tmp_path / 'data' / 'test', {'ant': 9, 'bee': 7, 'cow': 8}, size=size)
 
     validate.main([
@@ -120,17 +120,25 @@ def test_a_thousand_images_of_which_twenty_are_broken(model, tmp_path, capsys):
     assert '20 could not be read' in err.splitlines()[-1]
 
 
-def test_small_images_of_one_size_of_which_one_is_broken(model, tmp_path, capsys):
+def test_small_images_of_one_size_of_which_one_is_broken(tmp_path, capsys):
+    folder = export(tmp_path / 'export', resident=True)
     for number in range(3):
-        draw(tmp_path / f'{number}.png', (8, 8), seed=number)
-    (tmp_path / '1.png').write_bytes(b'')
+        draw(tmp_path / 'images' / f'{number}.png', (8, 8), seed=number)
+    (tmp_path / 'images' / '1.png').write_bytes(b'')
 
-    out, _ = run(capsys, model, tmp_path)
+    out, _ = run(capsys, folder, tmp_path / 'images')
 
     rows = read_csv(out)
     assert [bool(row['error']) for row in rows] == [False, True, False]
-    alone, _ = run(capsys, model, tmp_path / '2.png')
+    alone, _ = run(capsys, folder, tmp_path / 'images' / '2.png')
     assert float(read_csv(alone)[0]['probability']) == pytest.approx(float(rows[2]['probability']), abs=2e-6)
+
+
+def test_the_answer_for_an_image_does_not_depend_on_the_others(model, photos, tmp_path, capsys):
+    small = draw(tmp_path / 'small.png', (8, 8))
+    alone = read_csv(run(capsys, model, small)[0])[0]
+    among = read_csv(run(capsys, model, photos, small)[0])[-1]
+    assert float(alone['probability']) == pytest.approx(float(among['probability']), abs=1e-5)
 
 
 # ------------------------------------------------------------------------------------ what is named

@@ -21,6 +21,7 @@ from ..evaluation.prediction_formats import FORMATS, UNCERTAIN, create_writer
 from ..retraining.model_prior import describe_prior, learned_prior, log_ratio, read_prior
 from ..retraining.trained_model import TrainedModel, load_model
 from ..training.accelerator import memory_format, usable_cores
+from ..training.build import check_input
 from ..training.start import list_some
 from ..utils.errors import UserError
 from ..utils.files import create_text
@@ -90,10 +91,7 @@ def _log_shift(
     else:
         learned = read_prior(args.model_prior, '--model-prior', trained_model, class_names)
 
-    if learned is None:
-        has = 'not known'
-    else:
-        has = describe_prior(learned)
+    has = 'not known' if learned is None else describe_prior(learned)
     if args.prior is None:
         _say(f'prior: the model answers for the class distribution that it learned: {has}')
         return None
@@ -124,6 +122,7 @@ def _predictor(
     preprocessing = trained_model.preprocessing
     if args.img_size is not None:
         preprocessing = replace(preprocessing, img_size=args.img_size)
+        check_input(trained_model.model, args.img_size)
 
     num_workers = args.workers
     if num_workers is None:
@@ -140,7 +139,7 @@ def _predictor(
         log_shift,
         args.batch_size,
         num_workers,
-        always_files=trained_model.provenance.get('resident') is False,
+        in_memory=trained_model.provenance.get('resident') is True,
     )
 
 
@@ -163,6 +162,16 @@ def _output(path: str | None) -> Iterator[TextIO]:
 
     yield sys.stdout
     sys.stdout.flush()
+
+
+@contextmanager
+def _without_warnings(logger: logging.Logger) -> Iterator[None]:
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _summary(num_images: int, seconds: float, bad: list[str], num_uncertain: int, args: argparse.Namespace) -> str:
@@ -203,11 +212,10 @@ def main(argv: list[str] | None = None):
     is_on_screen = args.output is None and sys.stdout.isatty()
     if not is_on_screen:  # where rows are seen, they are the progress
         predictions = progress(predictions, 'predict', len(found.images))
-    _LOADER_LOG.setLevel(logging.ERROR)  # what it cannot read is said here, once
 
     started = time.perf_counter()
     bad, num_uncertain = [], 0
-    with _output(args.output) as file:
+    with _output(args.output) as file, _without_warnings(_LOADER_LOG):  # what it cannot read is said here, once
         width = shutil.get_terminal_size().columns
         writer = create_writer(_format(args), file, args.top_k, args.threshold, found.images, class_names, width)
         for prediction in predictions:

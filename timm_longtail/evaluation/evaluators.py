@@ -108,7 +108,7 @@ class LongTailEvaluator:
         self.add(model(images), target)
 
     def add(self, output: torch.Tensor, target: torch.Tensor):
-        """Add the outputs of one batch, without a host synchronisation.
+        """Add the outputs of one batch; without a host synchronisation, unless scores are kept.
 
         Logits that are not finite are counted, and are the error of `compute`.
 

@@ -77,9 +77,9 @@ def log_prior(prior: Sequence[float] | np.ndarray | torch.Tensor) -> torch.Tenso
 class Predictor:
     """Goes through images and yields a `Prediction` for each, in their order.
 
-    An image becomes what `validate` makes of it: files go through the `eval` view of the model, in
-    worker processes; where all images are small squares of one size, they are decoded in memory
-    and looked at whole.
+    An image becomes what `validate` makes of it: it goes through the `eval` view of the model, in
+    worker processes. For a model that was trained on images in memory, small squares that are all
+    of one size are decoded in memory and looked at whole.
 
     Args:
         model: Model in eval mode, on the device where it runs.
@@ -90,7 +90,7 @@ class Predictor:
             nothing.
         batch_size: B, images at once.
         num_workers: Processes that decode; 0 decodes in this one.
-        always_files: Treat small images as files too: the model was trained so.
+        in_memory: Whether the model was trained on images in memory.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Predictor:
             log_shift: torch.Tensor | None = None,
             batch_size: int = 64,
             num_workers: int = 0,
-            always_files: bool = False,
+            in_memory: bool = False,
     ):
         self.model = model
         self.preprocessing = preprocessing
@@ -110,7 +110,7 @@ class Predictor:
         self.top_k = min(top_k, len(self.class_names))
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.always_files = always_files
+        self.in_memory = in_memory
 
         self.device = next(model.parameters()).device
         self.log_shift = None if log_shift is None else log_shift.double().to(self.device)
@@ -124,7 +124,7 @@ class Predictor:
         Raises:
             NotFinite: The model's outputs are not finite.
         """
-        if self.always_files or not is_small(images):
+        if not (self.in_memory and is_small(images)):
             yield from self._predict(images, _as_files(images), np.arange(len(images)))
             return
 
