@@ -19,6 +19,7 @@ from ..data import EpochSampler, LongTailDataset, create_sampler
 from ..evaluation.evaluators import LongTailEvaluator
 from ..training.accelerator import memory_format
 from ..training.loaders import create_eval_loader
+from ..utils.progress import progress
 from .feature_cache import FeatureCache, features_digest
 from .trained_model import TrainedModel
 
@@ -170,7 +171,7 @@ class Representation:
 
         values, targets = [], []
         loader = self.loader(dataset)
-        for (images, *_), target, _ in loader:
+        for (images, *_), target, _ in progress(loader, 'features', unit='batch'):
             features = model.forward_head(model.forward_features(images), pre_logits=True)  # [B, D]
             values.append(features.cpu())
             targets.append(target.cpu())
