@@ -274,6 +274,8 @@ def logits_of(model: Path, photos: Path) -> torch.Tensor:
     ('balanced_softmax', {}, [1, 1, 1]),
     ('bcl', {'tau': 0.5}, [n ** 0.5 for n in COUNTS]),
     ('crt', {}, [1, 1, 1]),
+    ('logistic', {'C': 3.0, 'tau': 0.75, 'temperature': 0.5}, [1, 1, 1]),  # of `compare`
+    ('logit_adjust', {'tau': 0.5, 'prior': 'sqrt'}, [n ** 0.25 for n in COUNTS]),
     ('class_balanced', {'beta': 0.5}, [n * (1 - 0.5) / (1 - 0.5 ** n) for n in COUNTS]),
 ])
 def test_a_prior_shifts_by_the_ratio(method, options, learned, prior, model, photos, tmp_path, capsys):
@@ -281,7 +283,7 @@ def test_a_prior_shifts_by_the_ratio(method, options, learned, prior, model, pho
     folder.mkdir()
     for path in model.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    edit_provenance(folder, method=method, method_kwargs=options)
+    edit_provenance(folder, method=method, method_kwargs=options, stage_1={'method': 'ce'})
     with open(tmp_path / 'prior.csv', 'w', newline='') as file:
         csv.writer(file).writerows([['class', 'weight'], [NAMES[2], 5], [NAMES[0], 2], [NAMES[1], 3]])
     target = {'train': COUNTS, 'balanced': [1, 1, 1], 'file': [2, 3, 5]}[prior]

@@ -67,7 +67,7 @@ def learned_prior(trained_model: TrainedModel) -> torch.Tensor | None:
     if is_compared or name in _EVEN:
         return log_prior([1.0] * len(counts))
     if name == 'logit_adjust':
-        return _adjusted(provenance, class_counts, options)
+        return _adjusted(provenance, counts, options)
     if name not in list_methods():
         return None
 
@@ -86,17 +86,13 @@ def _sampled(name: str, counts: Sequence[int], num_epochs: int) -> torch.Tensor:
     return torch.as_tensor(sampler.class_probabilities, dtype=torch.float64)
 
 
-def _adjusted(
-        provenance: dict[str, Any],
-        class_counts: torch.Tensor,
-        options: dict[str, Any],
-) -> torch.Tensor | None:
-    """Return the log prior of a classifier of cross-entropy whose logits were adjusted afterwards."""
+def _adjusted(provenance: dict[str, Any], counts: Sequence[int], options: dict[str, Any]) -> torch.Tensor | None:
+    """Return the log prior of a classifier of cross-entropy, from which the prior of its sampler was taken off."""
     stage_1 = provenance.get('stage_1') or {}
-    tau = options.get('tau')
-    if stage_1.get('method') != 'ce' or options.get('prior') != 'instance' or not isinstance(tau, (int, float)):
+    sampler, tau = options.get('prior'), options.get('tau')
+    if stage_1.get('method') != 'ce' or sampler in (None, 'data') or not isinstance(tau, (int, float)):
         return None
-    return log_prior(class_counts ** (1 - tau))
+    return log_prior(_sampled(sampler, counts, stage_1.get('epochs') or 1) ** (1 - tau))
 
 
 def read_prior(

@@ -43,14 +43,14 @@ class Features:
     shot_counts: list[int]
 
     def evaluate(self, classifier: nn.Module) -> dict[str, Any]:
-        """Return the figures of a classifier on these features, as `LongTailEvaluator.compute`.
+        """Return the figures of a classifier on these features, as `LongTailEvaluator.full_figures`.
 
         Args:
             classifier: Module from features [B, D] to class logits [B, C].
         """
         evaluator = LongTailEvaluator(self.shot_counts)
         self._show(classifier, evaluator)
-        return evaluator.compute(reduce=False)
+        return evaluator.full_figures()
 
     def confusion(self, classifier: nn.Module) -> torch.Tensor:
         """Return how many features of a class (rows) are predicted as each class, int64 [C, C].
