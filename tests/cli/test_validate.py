@@ -24,6 +24,7 @@ from timm_longtail.utils.errors import UserError
 from timm_longtail.utils.files import LAST
 
 from ..data.test_sources import write_classes
+from ..support.exports import edit_provenance
 from ..support.runs import TINY
 
 
@@ -80,6 +81,29 @@ def test_predictions_and_classes(run, tmp_path, capsys):
     assert [row['group'] for row in classes][::9] == ['many', 'few']
 
 
+def test_all_figures_in_one_file(run, tmp_path, capsys):
+    options = ['--model', f'local-dir:{run / "export"}', '--metrics', tmp_path / 'metrics.json', '--known-prior']
+    printed_count(capsys, *options)
+
+    metrics, = json.loads((tmp_path / 'metrics.json').read_text()).values()
+    last = json.loads((run / 'metrics.json').read_text())['last']
+    known = metrics.pop('shifted_known_prior')
+    assert metrics.keys() == last.keys() >= {'top5', 'macro_auroc', 'macro_ap', 'intervals', 'shifted', 'bin_total'}
+    assert metrics['class_correct'] == last['class_correct'] and metrics['intervals'] == last['intervals']
+    assert metrics['macro_auroc'] == pytest.approx(last['macro_auroc'], abs=1e-3)
+    assert known.keys() == metrics['shifted'].keys() and all(0 <= value <= 100 for value in known.values())
+
+
+def test_a_known_prior_needs_that_of_the_model(run, tmp_path):
+    shutil.copytree(run / 'export', tmp_path / 'export')
+    edit_provenance(tmp_path / 'export', method='glmc')
+    options = ['--model', f'local-dir:{tmp_path / "export"}', '--dataset', 'digits_lt']
+    with pytest.raises(UserError, match='is not known; name it by --model-prior'):
+        validate.main([*options, '--known-prior'])
+    with pytest.raises(UserError, match='--model-prior is for --known-prior'):
+        validate.main([*options, '--model-prior', 'train'])
+
+
 def test_several_models_in_one_table(run, tmp_path, capsys):
     """A checkpoint, the same run's export, and figures of both."""
     other = tmp_path / 'other'
@@ -89,7 +113,8 @@ def test_several_models_in_one_table(run, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split('|')[1].strip() for line in lines[2:4]] == ['run', 'other']
     assert lines[2].split('|')[2:] == lines[3].split('|')[2:]
-    assert lines[4].removeprefix('run: ') == lines[5].removeprefix('other: ')
+    counts = [line for line in lines if line.endswith('images correct')]
+    assert counts[0].removeprefix('run: ') == counts[1].removeprefix('other: ')
     assert {path.name for path in (tmp_path / 'figures').iterdir()} == {'class_accuracy.png', 'confusion.png'}
 
 
@@ -110,7 +135,7 @@ def test_a_timm_model_takes_its_groups_from_the_training_split(capsys, monkeypat
     capsys.readouterr()
     validate.main(['--model', 'resnet20_cifar', '--pretrained', '--dataset', 'digits_lt'])
     table = capsys.readouterr().out.splitlines()
-    assert 'n/a' not in table[2] and '355 images' in table[3]
+    assert 'n/a' not in table[2] and '355 images' in table[-1]
 
 
 @pytest.mark.parametrize('options, message', [

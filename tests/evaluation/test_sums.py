@@ -52,7 +52,7 @@ def test_sums_are_wide():
     logits, target = predictions()
     evaluator = LongTailEvaluator(SHOT_COUNTS)
     evaluator.add(logits.bfloat16(), target)
-    counts = {'total', 'correct', 'predicted', 'bin_correct'}
+    counts = {'total', 'correct', 'predicted', 'top5', 'bin_total', 'bin_correct'}
     assert counts < evaluator._sums.keys()
     for name, value in evaluator._sums.items():
         assert value.dtype in ((torch.int64,) if name in counts else (torch.int64, torch.float64)), name

@@ -102,6 +102,8 @@ def test_all_classifiers(stage_1, tmp_path, capsys, monkeypatch):
     assert list(row['classifiers']) == NAMES
     for name in NAMES:
         assert re.search(rf'\| {name} +\| +{row["classifiers"][name]["all"]:.2f} ', printed), name
+        low, high = row['classifiers'][name]['intervals']['all']
+        assert f'{name}: 95 % intervals over test images: All {low:.1f}-{high:.1f}, ' in printed
     assert {path.name for path in folder.glob('*.png')} >= FIGURES
 
     # what is known of stage 1, and the prior that it saw

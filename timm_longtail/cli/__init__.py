@@ -19,6 +19,7 @@ class Command:
 COMMANDS = {
     'train': Command('timm_longtail.cli.train', 'train a model on long-tailed data'),
     'validate': Command('timm_longtail.cli.validate', 'evaluate models, by groups of classes'),
+    'predict': Command('timm_longtail.cli.predict', 'say which class images are of'),
     'retrain': Command('timm_longtail.cli.retrain', 'retrain the classifier of a trained model'),
     'compare': Command('timm_longtail.cli.compare', 'say which classifier is best for your data, and export it'),
     'recipes': Command('timm_longtail.cli.recipes', 'list the recipes, or print one'),

@@ -12,9 +12,11 @@ from ..data import LongTailDataset
 from ..evaluation.evaluators import KNNEvaluator
 from ..evaluation.plots.figures import plot_class_accuracy, plot_confusion
 from ..evaluation.plots.style import require_matplotlib
-from ..evaluation.predictions import write_predictions
-from ..evaluation.tables import format_table, write_per_class
-from ..retraining.testing import load_evaluation_data, measure
+from ..evaluation.predictions import Recorder, write_predictions
+from ..evaluation.shifted_priors import known_prior_accuracies
+from ..evaluation.tables import format_table, interval_words, write_per_class
+from ..retraining.model_prior import learned_prior, read_prior
+from ..retraining.testing import EvaluationData, load_evaluation_data, measure
 from ..retraining.trained_model import (
     TrainedModel,
     is_export,
@@ -23,12 +25,15 @@ from ..retraining.trained_model import (
     load_timm_model,
 )
 from ..utils.errors import UserError
-from ..utils.files import writing
+from ..utils.files import write_json, writing
 from ..utils.ranges import Number
 
 __all__ = ['create_parser', 'load_models', 'main']
 
 _COLUMNS = ('all', 'many', 'medium', 'few', 'balanced', 'few_to_many', 'ece')
+
+# a second table: ranking of classes, and accuracy on test sets with another class distribution
+_MORE_COLUMNS = ('top5', 'macro_auroc', 'macro_ap', 'forward_50', 'uniform', 'backward_50')
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -60,7 +65,16 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '-j', '--workers', type=WORKERS, default=2, help='decoding processes for a data set of files')
 
+    parser.add_argument(
+        '--known-prior', action='store_true',
+        help='accuracies on other class distributions with the logits shifted to each of them, as if it were known')
+    parser.add_argument(
+        '--model-prior', metavar='PRIOR',
+        help='for --known-prior: the distribution that the model\'s outputs follow, where it does not say: train, '
+             'balanced, or a file with a class and a weight a line')
+
     # what is written
+    parser.add_argument('--metrics', help='JSON to write: all figures of each model, by its name')
     parser.add_argument('--predictions', help='CSV to write: one row an image')
     parser.add_argument('--per-class', help='CSV to write: one row a class')
     parser.add_argument('--figures', help='folder for PNG files: accuracy by class, confusion')
@@ -123,16 +137,37 @@ def _check_options(args: argparse.Namespace):
         check_dataset(args.dataset)
 
     num_models = max(len(args.model or ()), len(args.checkpoint or ()))
-    for path in (args.per_class, args.predictions):
+    for path in (args.metrics, args.per_class, args.predictions):
         if not path:
             continue
         if not Path(path).parent.is_dir():
             raise UserError(f'cannot write {path}: no folder {Path(path).parent}')
-        if num_models > 1:
+        if num_models > 1 and path != args.metrics:
             raise UserError(f'{path} is for one model, and several are named')
 
+    if args.model_prior and not args.known_prior:
+        raise UserError('--model-prior is for --known-prior')
     if args.figures:
         require_matplotlib()
+
+
+def _known_prior(
+        args: argparse.Namespace,
+        label: str,
+        trained_model: TrainedModel,
+        data: EvaluationData,
+        recorder: Recorder,
+) -> dict[str, float | None]:
+    """Return the accuracies on other class distributions with the logits shifted to each of them."""
+    if args.model_prior:
+        learned = read_prior(args.model_prior, '--model-prior', trained_model, data.test_set.class_names)
+    else:
+        learned = learned_prior(trained_model) if data.train_set is None else None
+    if learned is None:
+        raise UserError(
+            f'--known-prior: which class distribution the outputs of {label} follow is not known; name it by '
+            '--model-prior: train, balanced or a file')
+    return known_prior_accuracies(*recorder.scores(), data.shot_counts, learned)
 
 
 def _print_notes(test_set: LongTailDataset):
@@ -146,6 +181,17 @@ def _print_notes(test_set: LongTailDataset):
 
 def _print_figures(measured: dict[str, dict[str, Any]]):
     print(format_table(measured, _COLUMNS))
+
+    more = {}
+    for label, metrics in measured.items():
+        more[label] = {**metrics, **metrics['shifted']}
+        if 'shifted_known_prior' in metrics:
+            more[f'{label}, prior known'] = metrics['shifted_known_prior']
+    print(f'\n{format_table(more, _MORE_COLUMNS)}\n')
+
+    for label, metrics in measured.items():
+        name = f'{label}: ' if len(measured) > 1 else ''
+        print(f'{name}{interval_words(metrics["intervals"])}')
     for label, metrics in measured.items():
         name = f'{label}: ' if len(measured) > 1 else ''
         print(f'{name}{sum(metrics["class_correct"])} of {metrics["num_images"]} images correct')
@@ -193,9 +239,13 @@ def main(argv: list[str] | None = None):
         if data.train_set is not None:
             label = f'{label}, {KNNEvaluator.counted}'
         measured[label], recorder = measure(args, trained_model, data, confusion=bool(args.figures))
+        if args.known_prior:
+            measured[label]['shifted_known_prior'] = _known_prior(args, label, trained_model, data, recorder)
         if args.figures:
             confusions[label] = recorder.confusion_matrix()
     _print_figures(measured)
+    if args.metrics:
+        write_json(Path(args.metrics), measured)
 
     # files of one model: `_check_options` has seen to it
     test_set, shot_counts = data.test_set, data.shot_counts

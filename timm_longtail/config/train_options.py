@@ -146,6 +146,9 @@ def _add_run(parser: argparse.ArgumentParser):
     group.add_argument(
         '--seed', type=SEED, default=0, help='training seed: initialisation, order, views')
     group.add_argument(
+        '--seeds', type=SEED, nargs='+', metavar='SEED',
+        help='train with each of these seeds, one after the other, and print mean and spread; --resume auto goes on')
+    group.add_argument(
         '--mixed-precision', choices=('no', 'bf16', 'fp16'), help='default: what accelerate launch says')
     group.add_argument(
         '--dist-timeout', type=Number(float, '(0, 1000000)'), default=30, metavar='MINUTES',
@@ -160,6 +163,10 @@ def _add_run(parser: argparse.ArgumentParser):
         '-vb', '--validation-batch-size', type=BATCH_SIZE, default=256, help='per process')
     group.add_argument(
         '--val-interval', type=_COUNT, default=1, help='evaluate every so many epochs, and after the last')
+    group.add_argument(
+        '--patience', type=_COUNT, metavar='EPOCHS',
+        help='stop where the hold-out (--val-fraction) has had no better balanced accuracy for so many epochs; '
+             'default: train to the end')
     group.add_argument(
         '--log-interval', type=_COUNT, default=50, help='steps between two looks at the loss')
     group.add_argument(
@@ -240,6 +247,12 @@ def parse_train_args(argv: list[str] | None = None, recipe_folder: Path = RECIPE
         if name in args['model_kwargs']:
             raise UserError(f'--model-kwargs {name}: the data set and --pretrained decide')
 
+    _check_seeds(args, recipe, typed)
+    if args['patience'] and not args['val_fraction']:
+        raise UserError(
+            f'--patience {args["patience"]}: a run stops by the accuracy on a hold-out, never by that on the test set: '
+            'add --val-fraction')
+
     # batches and schedule
     _choose_batch_size(args, recipe, typed)
     args['clip_grad'] = args['clip_grad'] or None  # 0 is how timm's users switch it off
@@ -278,6 +291,21 @@ def _choose_recipe(args: dict[str, Any], folder: Path) -> Path | None:
     if args['no_recipe'] or args['imbalance_profile'] != 'exp':
         return None
     return default_recipe(args['model'], args['dataset'], args['imbalance_factor'], args['method'], folder)
+
+
+def _check_seeds(args: dict[str, Any], recipe: dict[str, Any], typed: dict[str, Any]):
+    """Refuse seeds that contradict other options."""
+    seeds = args['seeds']
+    if not seeds:
+        return
+    if 'seeds' in recipe:
+        raise UserError('seeds is an option of the command line, not of a recipe')
+    if 'seed' in typed:
+        raise UserError('give --seed or --seeds, not both')
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f'--seeds {shown(seeds)}: a seed is named twice')
+    if args['resume'] not in (None, 'auto'):
+        raise UserError('--seeds goes on by --resume auto: each seed has a folder of its own')
 
 
 def _choose_batch_size(args: dict[str, Any], recipe: dict[str, Any], typed: dict[str, Any]):

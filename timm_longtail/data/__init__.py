@@ -1,7 +1,7 @@
 """Long-tailed data sets, views and loaders."""
 from .create import create_dataset, create_splits, default_imbalance_factor, list_datasets
 from .dataset import LongTailDataset
-from .loaders.create import Preprocessing, create_loader
+from .loaders.create import create_loader
 from .loaders.loader import Batch
 from .loaders.resident import DeviceLoader
 from .loaders.sharding import ShardedBatches
@@ -16,6 +16,7 @@ from .longtail import (
     subset_hash,
 )
 from .packed import packed_data, read_packed, write_packed
+from .preprocessing import Preprocessing
 from .samplers import (
     ClassSampler,
     EpochSampler,

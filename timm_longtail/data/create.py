@@ -21,6 +21,7 @@ __all__ = [
     'create_dataset',
     'create_splits',
     'default_imbalance_factor',
+    'is_small',
     'list_datasets',
     'require_every_class',
 ]
@@ -228,7 +229,7 @@ def _build(
 
         wants_resident = loader == 'resident'
         if loader == 'auto':
-            wants_resident = source.published or _is_small(encoded)
+            wants_resident = source.published or is_small(encoded)
         if wants_resident:
             images, kept = decode_images(encoded, skip_bad_images)
             left_out = np.setdiff1d(np.arange(len(rows)), kept)
@@ -259,7 +260,7 @@ def _build(
     )
 
 
-def _is_small(encoded: EncodedImages) -> bool:
+def is_small(encoded: EncodedImages) -> bool:
     """Whether all images are square, of one size, and small; headers are read, no pixels."""
     first = None
     for size in encoded.image_sizes():

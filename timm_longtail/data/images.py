@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..utils.errors import UserError, one_line
 from ..utils.files import reading
+from ..utils.progress import progress
 from .decoding import decode_rgb, read_size
 
 __all__ = [
@@ -236,7 +237,7 @@ def decode_images(encoded: EncodedImages, skip_bad: bool = False) -> tuple[torch
     """
     images: np.ndarray | None = None
     kept: list[int] = []
-    for position, pixels in _decoded(encoded, skip_bad):
+    for position, pixels in progress(_decoded(encoded, skip_bad), 'reading', len(encoded)):
         # the first image says how much room all of them need
         if images is None:
             images = _allocate(encoded, pixels.shape)
@@ -271,7 +272,7 @@ def encoded_digests(encoded: EncodedImages) -> np.ndarray:
         UserError: An image that cannot be read.
     """
     digests = bytearray()
-    for _, pixels in _decoded(encoded, skip_bad=False):
+    for _, pixels in progress(_decoded(encoded, skip_bad=False), 'reading', len(encoded)):
         digests += hashlib.sha256(pixels.tobytes()).digest()
     return np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32).copy()
 

@@ -35,6 +35,7 @@ from PIL import Image
 
 from ..utils.errors import UserError
 from ..utils.files import reading, writing
+from ..utils.progress import progress
 from .dataset import LongTailDataset
 from .images import EncodedImages, decode_images, files_hash
 from .longtail import subset_hash
@@ -155,10 +156,10 @@ def _encoded_images(dataset: LongTailDataset) -> list[bytes]:
     """Return the encoded images of a data set: those in memory as lossless WebP, files as they are."""
     if dataset.images is not None:
         pixels = dataset.images.permute(0, 2, 3, 1).contiguous().numpy()
-        return [_encode(image) for image in pixels]
+        return [_encode(image) for image in progress(pixels, 'packing', len(pixels))]
 
     images = []
-    for position in range(len(dataset)):
+    for position in progress(range(len(dataset)), 'packing'):
         image = dataset.require_encoded().read([position])[0]
         assert image is not None, 'the image has just been decoded'
         images.append(image)

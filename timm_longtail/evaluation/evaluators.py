@@ -17,6 +17,9 @@ from ..models.layers import unit_rows
 from ..utils.distributed import all_reduce_sum, is_distributed
 from ..utils.errors import UserError
 from ..utils.finite import NotFinite, describe_not_finite, trained_tensors
+from .intervals import bootstrap_intervals
+from .ranking import ranking_figures
+from .shifted_priors import shifted_accuracies
 from .tables import GROUPS
 
 __all__ = ['KNNEvaluator', 'LongTailEvaluator']
@@ -33,6 +36,8 @@ _OWN_SUMS = 'confusion', 'num_bad', 'first_bad'
 # bins of the calibration error, as in Guo et al., ICML 2017
 _NUM_BINS = 15
 
+_TOP = 5
+
 
 class LongTailEvaluator:
     """Accuracy over all images, and over classes with many, a medium number of and few images.
@@ -46,6 +51,12 @@ class LongTailEvaluator:
             uses, stand beside them.
         confusion: Count as which class each image was predicted, in C x C numbers on the device;
             `confusion_matrix` returns them. `compute` is the same with and without.
+    """
+
+    keeps_scores: bool = False
+    """Whether the log probabilities of all images are kept on the host, float32 [N, C], for `full_figures`.
+
+    May be set between two evaluations.
     """
 
     headline = 'all'
@@ -63,6 +74,9 @@ class LongTailEvaluator:
             shot_groups(self.shot_counts, few_inclusive=True),
         ]
 
+        self._scores: list[torch.Tensor] = []
+        self._targets: list[torch.Tensor] = []
+
         # on the device of the first batch
         self._sums: dict[str, torch.Tensor] = {}
         self._is_many = self._is_few = torch.empty(0)
@@ -79,6 +93,7 @@ class LongTailEvaluator:
                 needs it.
         """
         self._sums = {}
+        self._scores, self._targets = [], []
         self._model = model
         self._num_added = 0
 
@@ -93,7 +108,7 @@ class LongTailEvaluator:
         self.add(model(images), target)
 
     def add(self, output: torch.Tensor, target: torch.Tensor):
-        """Add the outputs of one batch, without a host synchronisation.
+        """Add the outputs of one batch; without a host synchronisation, unless scores are kept.
 
         Logits that are not finite are counted, and are the error of `compute`.
 
@@ -122,12 +137,23 @@ class LongTailEvaluator:
         # calibration: NaN has no bin
         confidence = torch.where(is_bad, 0., log_confidence.exp())
         bins = (confidence * _NUM_BINS).long().clamp_(max=_NUM_BINS - 1)
+        sums['bin_total'].index_add_(0, bins, ones)
         sums['bin_correct'].index_add_(0, bins, correct)
         sums['bin_confidence'].index_add_(0, bins, confidence)
 
         # image by image: the order of the additions, and so the last bit, is that of any batch size
         losses = F.nll_loss(log_probs, target, reduction='none')
         sums['loss'].index_add_(0, torch.zeros_like(target), losses)
+
+        # the five most probable; of equal ones the first
+        own = log_probs.gather(1, target[:, None])  # [B, 1]
+        is_before = torch.arange(log_probs.shape[1], device=target.device) < target[:, None]
+        num_above = ((log_probs > own) | ((log_probs == own) & is_before)).sum(dim=1)
+        sums['top5'] += (num_above < _TOP).sum()
+
+        if self.keeps_scores:
+            self._scores.append(log_probs.float().cpu())
+            self._targets.append(target.cpu())
 
         # what is confused
         is_few_as_many = self._is_few[:, target] & self._is_many[:, predicted]
@@ -181,6 +207,8 @@ class LongTailEvaluator:
             'correct': zeros(self.num_classes),
             'predicted': zeros(self.num_classes),
             'few_to_many': zeros(len(_SUFFIXES)),
+            'top5': zeros(1),
+            'bin_total': zeros(_NUM_BINS),
             'bin_correct': zeros(_NUM_BINS),
             'bin_confidence': zeros(_NUM_BINS, torch.float64),
             'loss': zeros(1, torch.float64),
@@ -202,8 +230,10 @@ class LongTailEvaluator:
             empty group), the same for the other boundary rule (`medium_inclusive`,
             `few_inclusive`), `few_to_many` and `few_to_many_inclusive` (share of the images of Few
             classes that were predicted as a Many class), `balanced`, `worst_class`, `macro_f1`,
-            `ece`, `loss`, `num_images`, and per class the lists `class_correct`, `class_total`,
-            `class_accuracy` (None for a class without images).
+            `top5` (None for up to five classes), `ece`, `loss`, `num_images`, per class the lists
+            `class_correct`, `class_total`, `class_accuracy` (None for a class without images), and
+            per bin of the confidence, of 15 equal ones, `bin_total`, `bin_correct` and the mean
+            `bin_confidence` (None for an empty bin).
 
         Raises:
             NotFinite: An output was NaN or infinite; names the first weight that is, else the first
@@ -227,6 +257,12 @@ class LongTailEvaluator:
 
         # ECE = sum over the bins of |correct - sum of confidences| / images
         gap = (sums['bin_correct'] - sums['bin_confidence']).abs().sum()
+        bin_total = sums['bin_total'].tolist()
+        bin_confidence = [_ratio(c, n) for c, n in zip(sums['bin_confidence'].tolist(), bin_total, strict=True)]
+
+        top5 = None
+        if self.num_classes > _TOP:
+            top5 = _ratio(100.0 * float(sums['top5']), num_images)
 
         return {
             'all': _ratio(100.0 * float(correct.sum()), num_images),
@@ -235,13 +271,47 @@ class LongTailEvaluator:
             'balanced': _mean(accuracy[seen]),
             'worst_class': float(accuracy[seen].min()) if seen.any() else None,
             'macro_f1': _mean(f1[seen]),
+            'top5': top5,
             'ece': _ratio(100.0 * float(gap), num_images),
             'loss': _ratio(float(sums['loss']), num_images),
             'num_images': num_images,
             'class_correct': correct.tolist(),
             'class_total': total.tolist(),
             'class_accuracy': class_accuracy,
+            'bin_total': bin_total,
+            'bin_correct': sums['bin_correct'].tolist(),
+            'bin_confidence': bin_confidence,
         }
+
+    def scores(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the log probabilities of all images of this process, float32 [N, C], and their classes, int64 [N].
+
+        Raises:
+            UserError: The evaluator did not keep them, see `keeps_scores`.
+        """
+        if not self._scores:
+            raise UserError('no scores were kept: set keeps_scores before the evaluation')
+        return torch.cat(self._scores), torch.cat(self._targets)
+
+    def full_figures(self) -> dict[str, Any]:
+        """Return the figures over all batches of this process, and those that an epoch is not asked for.
+
+        Returns:
+            Those of `compute`; `intervals`, of 95 % over test images, by the name of the figure;
+            `shifted`, accuracies on other class distributions by `shifted_priors.SHIFTS`; and where
+            scores were kept, `macro_auroc` and `macro_ap`.
+        """
+        metrics = self.compute(reduce=False)
+        if 'class_correct' not in metrics:  # outputs that are no classes
+            return metrics
+
+        if self._scores:
+            metrics.update(ranking_figures(*self.scores()))
+        counted = metrics['class_correct'], metrics['class_total'], self.shot_counts
+        intervals = bootstrap_intervals(*counted)
+        metrics['intervals'] = {name: list(ends) for name, ends in intervals.items() if ends is not None}
+        metrics['shifted'] = shifted_accuracies(*counted)
+        return metrics
 
     def confusion_matrix(self, reduce: bool = True) -> torch.Tensor:
         """Return how many images of each class (rows) were predicted as each class (columns).
@@ -379,7 +449,7 @@ class KNNEvaluator(LongTailEvaluator):
         self._bank = self._bank_targets = torch.empty(0)
 
         metrics = super().compute(reduce)
-        for name in ('loss', 'ece'):
+        for name in ('loss', 'ece', 'bin_total', 'bin_correct', 'bin_confidence'):
             del metrics[name]
         return metrics
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..data.longtail import shot_groups
 from ..utils.files import create_text
 
-__all__ = ['GROUPS', 'format_table', 'write_per_class']
+__all__ = ['GROUPS', 'format_table', 'interval_words', 'write_per_class']
 
 GROUPS = ('many', 'medium', 'few')
 
@@ -53,6 +53,20 @@ def _cell(value: float | None) -> str:
     if value is None or value != value:  # NaN is not equal to itself
         return _NOT_DEFINED
     return f'{value:.2f}'
+
+
+def interval_words(intervals: Mapping[str, Sequence[float]]) -> str:
+    """Return bootstrap intervals in words: `95 % intervals over test images: All 86.2-92.4, Many …`.
+
+    Args:
+        intervals: Lower and upper end by the name of a figure; one that is missing is left out.
+    """
+    parts = []
+    for name in ('all', *GROUPS):
+        if intervals.get(name) is not None:
+            low, high = intervals[name]
+            parts.append(f'{name.capitalize()} {low:.1f}-{high:.1f}')
+    return f'95 % intervals over test images: {", ".join(parts)}'
 
 
 def write_per_class(

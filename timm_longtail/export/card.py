@@ -217,6 +217,18 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 image = Image.open('image.png').convert('RGB')
 {forward}
 '''
+_PREDICT = '''\
+import timm
+import timm_longtail
+
+model = timm.create_model({source}, pretrained=True)
+for prediction in timm_longtail.predict(model, ['a.jpg', 'b.jpg']):
+    print(prediction.image, prediction.name, prediction.probability)
+'''
+_PREDICT_WORDS = (
+    'With timm_longtail, {command} writes the class of every image below a folder. From Python, images are paths, '
+    'Pillow images or arrays:'
+)
 _STOCK_TIMM = 'Stock timm loads it; no other package is needed.'
 _THIS_PACKAGE = (
     'Stock timm does not know {architecture}: the package timm_longtail, imported, registers it. '
@@ -241,7 +253,13 @@ def _usage(config: dict[str, Any]) -> str:
     # a literal of Python, whatever the name holds
     source = repr(f'hf-hub:USER/{model_name(config)}')
     code = _CODE.format(imports=imports, source=source, forward=forward)
-    return f'{words} `USER` is the owner of this repository.\n\n{code_block(code, "python")}'
+    text = f'{words} `USER` is the owner of this repository.\n\n{code_block(code, "python")}'
+    if not config.get('label_names'):
+        return text
+
+    command = code_span(f'timm-longtail predict hf-hub:USER/{model_name(config)} FOLDER')
+    predict = code_block(_PREDICT.format(source=source), 'python')
+    return f'{text}\n\n{_PREDICT_WORDS.format(command=command)}\n\n{predict}'
 
 
 def _training(config: dict[str, Any]) -> str:

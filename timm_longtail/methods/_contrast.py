@@ -52,6 +52,10 @@ class ContrastiveMethod(Method):
         self.tau = tau
         self.views = tuple(views)
 
+    @classmethod
+    def learned_prior(cls, sampled, class_counts, options):
+        return sampled / class_counts ** options['tau']
+
     def embed(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Run all views of a batch through the network.
 

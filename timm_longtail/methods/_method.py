@@ -107,6 +107,25 @@ class Method(nn.Module):
         """
         return None
 
+    @classmethod
+    def learned_prior(
+            cls,
+            sampled: torch.Tensor,
+            class_counts: torch.Tensor,
+            options: Mapping[str, Any],
+    ) -> torch.Tensor | None:
+        """Return the class prior that the model's probabilities follow, up to a factor, float64 [C].
+
+        Equal weights are those of a loss that takes the prior off. None, the default, is a method
+        whose outputs follow no prior that is known.
+
+        Args:
+            sampled: Share of each class in the samples of the last epoch, float64 [C].
+            class_counts: Training images of each class, float64 [C].
+            options: The method's hyper-parameters, all of them.
+        """
+        return None
+
     def samplers(self, targets: np.ndarray) -> tuple:
         """Return one sampler for each data stream; None is that of `--sampler`, or uniform shuffling.
 

@@ -43,14 +43,25 @@ class DeferredWeights(nn.Module):
                 f're-weighting starts at a share of the run in [0, 1] or at a whole epoch, '
                 f'got {start}')
 
-        counts = class_counts.double()
-        num_images = int(counts.sum())
-        _, weight = compute_class_weights(counts, num_images, 'effective_num', beta=beta)
+        weight = self.weights(class_counts, beta)
 
         # not persistent: it belongs to the data, as the counts do
         self.register_buffer('weight', weight, persistent=False)
         self.start = start
         self.active = start == 0
+
+    @staticmethod
+    def weights(class_counts: torch.Tensor, beta: float) -> torch.Tensor:
+        """Return the weight of each class [C], of a mean of 1.
+
+        Args:
+            class_counts: Training images of each class, [C].
+            beta: See `DeferredWeights`.
+        """
+        counts = class_counts.double()
+        num_images = int(counts.sum())
+        _, weight = compute_class_weights(counts, num_images, 'effective_num', beta=beta)
+        return weight
 
     def check_run(self, num_epochs: int):
         """Raise a `UserError` where re-weighting starts at an epoch that the run does not have."""

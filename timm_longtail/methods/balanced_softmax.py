@@ -38,6 +38,10 @@ class BalancedSoftmax(Method):
         self.tau = tau
         self.views = (view,)
 
+    @classmethod
+    def learned_prior(cls, sampled, class_counts, options):
+        return sampled / class_counts ** options['tau']
+
     def forward(self, batch: Batch, phase: str = 'main') -> dict:
         (x,), target, _ = batch
         output = self.logits(self.features(x))  # [B, C]

@@ -57,6 +57,11 @@ class CrossEntropy(Method):
         self.remix = remix_kappa, remix_tau
         self.views = (view,)
 
+    @classmethod
+    def learned_prior(cls, sampled, class_counts, options):
+        # Remix gives rare classes more of the labels than is known
+        return None if options['remix_tau'] > 0 else sampled
+
     def start_epoch(self, epoch: int, num_epochs: int, rng: np.random.Generator, batches: Batches):
         self.rng = rng
 

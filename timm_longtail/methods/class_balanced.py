@@ -59,6 +59,12 @@ class ClassBalanced(Method):
     def start_epoch(self, epoch: int, num_epochs: int, rng: np.random.Generator, batches: Batches):
         self.reweight.start_epoch(epoch, num_epochs)
 
+    @classmethod
+    def learned_prior(cls, sampled, class_counts, options):
+        if options['reweight_start'] == 1:  # never
+            return sampled
+        return sampled * DeferredWeights.weights(class_counts, options['beta'])
+
     def forward(self, batch: Batch, phase: str = 'main') -> dict:
         (x,), target, _ = batch
         output = self.logits(self.features(x))  # [B, C]

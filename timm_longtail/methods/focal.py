@@ -34,6 +34,10 @@ class Focal(Method):
         self.gamma = gamma
         self.views = (view,)
 
+    @classmethod
+    def learned_prior(cls, sampled, class_counts, options):
+        return sampled
+
     def forward(self, batch: Batch, phase: str = 'main') -> dict:
         (x,), target, _ = batch
         output = self.logits(self.features(x))  # [B, C]

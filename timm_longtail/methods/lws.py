@@ -64,6 +64,10 @@ class LearnableWeightScaling(FrozenBackbone):
         self.scale = nn.Parameter(norms ** -tau)  # [C]
         self.after_step('main')
 
+    @classmethod
+    def learned_prior(cls, sampled, class_counts, options):
+        return sampled
+
     def forward(self, batch: Batch, phase: str = 'main') -> dict:
         (x,), target, _ = batch
         features = self.features(x)

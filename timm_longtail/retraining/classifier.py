@@ -64,8 +64,8 @@ class Classifier:
         model = copy.deepcopy(self.model).to(device, memory_format=memory_format(device))
         dataset = representation.held_out if held_out else representation.test_set
         evaluator = LongTailEvaluator(representation.train_set.shot_counts, confusion=True)
-        metrics = evaluate(model, representation.loader(dataset), evaluator, reduce=False)
-        return metrics, evaluator.confusion_matrix(reduce=False)
+        evaluate(model, representation.loader(dataset), evaluator, reduce=False)
+        return evaluator.full_figures(), evaluator.confusion_matrix(reduce=False)
 
     def deployed(self, representation: Representation) -> nn.Module:
         """Return the model with this classifier, as it is exported.

@@ -16,6 +16,7 @@ from ..data.longtail import shot_groups
 from ..evaluation.intervals import bootstrap_intervals
 from ..evaluation.tables import GROUPS
 from ..utils.errors import UserError
+from ..utils.progress import progress
 from .calibration import class_balanced_ece, fit_temperature
 from .cross_validation import (
     Accuracy,
@@ -165,7 +166,7 @@ def compare_families(compared: Compared, families: dict[str, Family], prefix: st
         families: What to try, by name.
         prefix: Stands before each name, where there are several models.
     """
-    for name, family in families.items():
+    for name, family in progress(families.items(), 'cross-validation', len(families), unit='classifier'):
         settings = list(_measure(compared, family))
         setting = _simplest(settings)
         count, recall = corrected_recalls([one.accuracy for one in settings])

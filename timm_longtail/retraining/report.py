@@ -2,7 +2,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.tables import GROUPS, format_table, write_per_class
+from ..evaluation.tables import GROUPS, format_table, interval_words, write_per_class
 from ..export.folder import export_model
 from ..export.licenses import license_of
 from ..training import provenance
@@ -63,6 +63,7 @@ def final_lines(
         representation: Model and data.
     """
     lines = ['', 'test set:', format_table(figures, ('all', *GROUPS, 'balanced'))]
+    lines += [f'{name}: {interval_words(row["intervals"])}' for name, row in figures.items()]
 
     # where nothing was chosen along a curve, the reader sees all of it
     for classifier in made:

@@ -19,6 +19,7 @@ from ..data import EpochSampler, LongTailDataset, create_sampler
 from ..evaluation.evaluators import LongTailEvaluator
 from ..training.accelerator import memory_format
 from ..training.loaders import create_eval_loader
+from ..utils.progress import progress
 from .feature_cache import FeatureCache, features_digest
 from .trained_model import TrainedModel
 
@@ -42,14 +43,14 @@ class Features:
     shot_counts: list[int]
 
     def evaluate(self, classifier: nn.Module) -> dict[str, Any]:
-        """Return the figures of a classifier on these features, as `LongTailEvaluator.compute`.
+        """Return the figures of a classifier on these features, as `LongTailEvaluator.full_figures`.
 
         Args:
             classifier: Module from features [B, D] to class logits [B, C].
         """
         evaluator = LongTailEvaluator(self.shot_counts)
         self._show(classifier, evaluator)
-        return evaluator.compute(reduce=False)
+        return evaluator.full_figures()
 
     def confusion(self, classifier: nn.Module) -> torch.Tensor:
         """Return how many features of a class (rows) are predicted as each class, int64 [C, C].
@@ -170,7 +171,7 @@ class Representation:
 
         values, targets = [], []
         loader = self.loader(dataset)
-        for (images, *_), target, _ in loader:
+        for (images, *_), target, _ in progress(loader, 'features', unit='batch'):
             features = model.forward_head(model.forward_features(images), pre_logits=True)  # [B, D]
             values.append(features.cpu())
             targets.append(target.cpu())

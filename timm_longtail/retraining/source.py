@@ -1,7 +1,6 @@
 """The model whose classifier is retrained, and the data that it was trained on or is retrained for."""
 from argparse import Namespace
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +15,8 @@ from ..utils.finite import check_finite, trained_tensors
 from .representation import Representation
 from .trained_model import (
     TrainedModel,
-    is_export,
-    load_checkpoint,
-    load_export,
-    load_run_export,
-    load_timm_model,
+    is_timm_model,
+    load_model,
     trained_data,
 )
 
@@ -61,22 +57,10 @@ def load_source(args: Namespace) -> TrainedModel:
 
 
 def _load(args: Namespace) -> TrainedModel:
-    """Load an export, the output folder of a run, a checkpoint, or a model of timm's."""
-    path = Path(args.source)
-    if is_export(args.source):
-        return load_export(args.source)
-    if (path / 'export' / 'config.json').is_file():
-        return load_run_export(path)
-    if (path / 'config.json').is_file():
-        return load_export(f'local-dir:{path}')
-    if path.exists():
-        return load_checkpoint(path)
-
-    if '/' in args.source:
-        raise UserError(f'{args.source}: no such file or folder')
-    if args.dataset is None:
+    """Load an export, the output folder of a run, a checkpoint, or a model of timm's for data that is named."""
+    if is_timm_model(args.source) and args.dataset is None:
         raise UserError(f'{args.source} does not say what it is for: add --dataset')
-    return load_timm_model(args.source, args.initial_checkpoint)
+    return load_model(args.source, args.initial_checkpoint)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from ..evaluation.predictions import NeighborRecorder, Recorder
 from ..training.accelerator import memory_format
 from ..training.loop import evaluate
 from ..utils.errors import UserError
+from ..utils.progress import progress
 from .trained_model import TrainedModel, trained_data
 
 __all__ = ['EvaluationData', 'load_evaluation_data', 'measure']
@@ -170,8 +171,11 @@ def measure(
         train_loader = create_loader(data.train_set, **options)
         recorder = NeighborRecorder(data.shot_counts, confusion=confusion)
 
+    recorder.keeps_scores = True
     model = trained_model.model.float().to(device, memory_format=memory_format(device))
-    metrics = evaluate(model, recorder.follow(loader), recorder, lambda: iter(train_loader))
+    batches = progress(recorder.follow(loader), 'evaluation', len(loader), unit='batch')
+    evaluate(model, batches, recorder, lambda: iter(progress(train_loader, 'training images', unit='batch')))
+    metrics = recorder.full_figures()
 
     for name in [*data.test_set.bad_images, *loader.bad_images]:
         print(f'skipped, cannot be read: {name}')

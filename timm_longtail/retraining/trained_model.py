@@ -36,8 +36,10 @@ from ..utils.finite import check_finite, trained_tensors
 __all__ = [
     'TrainedModel',
     'is_export',
+    'is_timm_model',
     'load_checkpoint',
     'load_export',
+    'load_model',
     'load_run_export',
     'load_timm_model',
     'trained_data',
@@ -249,6 +251,41 @@ def load_timm_model(name: str, initial_checkpoint: str = '') -> TrainedModel:
     load_initial_weights(model, path)
     say_input(preprocessing, source)
     return TrainedModel(model.eval(), name, preprocessing, {})
+
+
+def is_timm_model(source: str) -> bool:
+    """Return whether a source is the name of a timm model, and not that of an export, a folder or a file.
+
+    Args:
+        source: See `load_model`.
+    """
+    return not is_export(source) and '/' not in source and not Path(source).exists()
+
+
+def load_model(source: str, initial_checkpoint: str = '') -> TrainedModel:
+    """Load any model: an export, the output folder of a run, a checkpoint, or a model of timm's.
+
+    Args:
+        source: `local-dir:FOLDER`, `hf-hub:USER/NAME`, the folder of an export or of a run, a
+            checkpoint, or the name of a timm model.
+        initial_checkpoint: Weights of a timm model; '' for the pretrained ones.
+
+    Raises:
+        UserError: There is none, or it is damaged.
+    """
+    path = Path(source)
+    if is_export(source):
+        return load_export(source)
+    if (path / 'export' / CONFIG).is_file():
+        return load_run_export(path)
+    if (path / CONFIG).is_file():
+        return load_export(f'local-dir:{path}')
+    if path.exists():
+        return load_checkpoint(path)
+
+    if '/' in source:
+        raise UserError(f'{source}: no such file or folder')
+    return load_timm_model(source, initial_checkpoint)
 
 
 def trained_data(

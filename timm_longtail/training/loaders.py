@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from ..data import EpochSampler, LongTailDataset, Preprocessing, create_loader, create_sampler
 from ..methods import Batch, Method
 from ..utils.errors import UserError
+from ..utils.progress import progress
 from .accelerator import usable_cores
 from .options import Options
 
@@ -41,7 +42,7 @@ class TrainBatches:
         return self._dataset.digests
 
     def __call__(self) -> Iterator[Batch]:
-        return iter(self.loader)
+        return iter(progress(self.loader, 'training images', unit='batch'))
 
 
 @dataclass

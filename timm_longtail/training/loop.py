@@ -17,6 +17,7 @@ from ..methods import Batch
 from ..utils.errors import UserError
 from ..utils.files import last_state
 from ..utils.finite import NotFinite, trained_tensors
+from ..utils.progress import progress
 from ..utils.signals import Interrupted, Stopped, on_stop_signal
 from .loaders import TrainBatches
 from .progress import Progress
@@ -96,7 +97,7 @@ def fit(run: Run, num_epochs: int, on_epoch_end: Callable[[Run], None] | None = 
     """
     progress = Progress(run, num_epochs)
     with stop_on_signal(run):
-        while run.epoch < num_epochs:
+        while run.epoch < num_epochs and not run.is_out_of_patience:
             row = _run_epoch(run, num_epochs, progress)
 
             # the epoch is over: saved first, then shown
@@ -112,6 +113,10 @@ def fit(run: Run, num_epochs: int, on_epoch_end: Callable[[Run], None] | None = 
             _stop_if_asked(run, run.stop_signal)
 
     progress.close()
+    if run.is_out_of_patience and run.epoch < num_epochs and run.accelerator.is_main_process:
+        print(
+            f'stopped after epoch {run.epoch} of {num_epochs}: no better epoch on the hold-out since epoch '
+            f'{run.best["epoch"] + 1} (--patience {run.options.patience})', flush=True)
     return run.history
 
 
@@ -142,7 +147,8 @@ def _evaluate_epoch(run: Run) -> dict[str, Any]:
             distribute_bn(model, num_processes, reduce=False)
 
     try:
-        return evaluate(run.eval_model, run.data.eval_loader, run.evaluator, run.train_batches)
+        batches = progress(run.data.eval_loader, 'evaluation', unit='batch')
+        return evaluate(run.eval_model, batches, run.evaluator, run.train_batches)
     except NotFinite as e:
         raise NotFinite(f'epoch {run.epoch + 1}: {e}{last_state(run.output_dir)}') from e
 

@@ -74,7 +74,10 @@ def _hold_output_folder(args: Namespace, name: str) -> tuple[Path, Path | None, 
 
 def _choose_output_folder(args: Namespace, name: str) -> tuple[Path, Path | None]:
     """Return the folder to write and the checkpoint, or the folder of one, to resume."""
-    base = Path(args.output) / (args.experiment or name)
+    experiment = args.experiment
+    if experiment and args.seeds:  # a folder for each
+        experiment = f'{experiment}.s{args.seed}'
+    base = Path(args.output) / (experiment or name)
     if not args.resume:
         return create_folder(base), None
 

@@ -8,12 +8,14 @@ from torch import nn
 
 from ..data import LongTailDataset
 from ..data.file_state import first_changed_file
-from ..evaluation.tables import format_table, write_per_class
+from ..evaluation.evaluators import LongTailEvaluator
+from ..evaluation.tables import format_table, interval_words, write_per_class
 from ..export.folder import deploy, export_model
 from ..export.licenses import license_of
 from ..methods import tells_classes
 from ..utils.errors import UserError
 from ..utils.files import BEST, create_text, write_json, writing
+from ..utils.progress import progress
 from .accelerator import memory_format
 from .checkpoint import read_checkpoint
 from .loaders import create_eval_loader
@@ -27,9 +29,9 @@ __all__ = ['finish', 'note_changed_file', 'rehearse', 'report', 'write_summary']
 
 # what an export says about its training, of the columns of a row
 _EXPORTED_COLUMNS = (
-    'tag', 'method', 'method_kwargs', 'dataset', 'dataset_name', 'hub_id', 'imbalance_factor', 'imbalance_profile',
-    'subset_hash', 'subset_order', 'class_counts', 'shot_counts', 'resident', 'pretrained', 'initial_checkpoint',
-    'seed', 'data_seed', 'val_fraction', 'epochs', 'recipe', 'command', 'tree_hash',
+    'tag', 'method', 'method_kwargs', 'sampler', 'dataset', 'dataset_name', 'hub_id', 'imbalance_factor',
+    'imbalance_profile', 'subset_hash', 'subset_order', 'class_counts', 'shot_counts', 'resident', 'pretrained',
+    'initial_checkpoint', 'seed', 'data_seed', 'val_fraction', 'epochs', 'recipe', 'command', 'tree_hash',
 )
 
 
@@ -147,7 +149,16 @@ def _evaluate_as_exported(run: Run, model: nn.Module, loader) -> dict[str, Any]:
     """Evaluate a model as it would be exported, on this process alone."""
     device = run.accelerator.device
     deployed = deploy(model).to(device, memory_format=memory_format(device))
-    return evaluate(deployed, loader, run.evaluator, run.train_batches, reduce=False)
+
+    # all figures, from one pass; an epoch does without those that take every score
+    evaluator = run.evaluator
+    evaluator.keeps_scores = True
+    try:
+        batches = progress(loader, 'test set', unit='batch')
+        metrics = evaluate(deployed, batches, evaluator, run.train_batches, reduce=False)
+        return evaluator.full_figures() if isinstance(evaluator, LongTailEvaluator) else metrics
+    finally:
+        evaluator.keeps_scores = False
 
 
 def _measure_best(run: Run, loader) -> dict[str, Any]:
@@ -313,6 +324,8 @@ def _print_table(run: Run, row: dict[str, Any]):
     best_label = f'best epoch ({best["epoch"] + 1}, by {best["selected_by"]})'
     table = format_table({'last epoch': last, best_label: best})
     print(f'\ntest set, weights as exported{counted_words(run)}:\n{table}', flush=True)
+    if 'intervals' in last:
+        print(f'last epoch, {interval_words(last["intervals"])}', flush=True)
 
     print(f'\nall results are in {run.output_dir}, and the model for timm in its folder export', flush=True)
     if 'class_correct' in last:

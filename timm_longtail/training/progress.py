@@ -5,6 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..utils.progress import shows_progress
 from .run import Run
 
 __all__ = ['Progress']
@@ -34,7 +35,7 @@ class Progress:
                 initial=self._first,
                 unit='step',
                 dynamic_ncols=True,
-                disable=not sys.stderr.isatty(),
+                disable=not shows_progress(),
             )
 
     def step(self, run: Run):

@@ -19,7 +19,7 @@ TRAINING_OPTIONS = (
     'epochs', 'model_kwargs', 'method_kwargs', 'sampler', 'epoch_length', 'grad_accum_steps', 'opt', 'lr', 'momentum',
     'weight_decay', 'layer_decay', 'clip_grad', 'sched', 'sched_on_updates', 'decay_milestones', 'decay_epochs',
     'decay_rate', 'min_lr', 'warmup_epochs', 'warmup_lr', 'pretrained', 'initial_checkpoint', 'val_fraction',
-    'model_ema', 'model_ema_decay', 'model_ema_warmup',
+    'model_ema', 'model_ema_decay', 'model_ema_warmup', 'patience',
 )
 
 

@@ -21,6 +21,7 @@ __all__ = [
     'published_columns',
     'read_row',
     'require_new_row',
+    'results_file',
     'results_path',
     'row_path',
     'variant_of',
@@ -100,11 +101,23 @@ def published_columns(row: dict[str, Any], names: Sequence[str]) -> dict[str, An
 
 # -------------------------------------------------------------------------------------------- files
 
-def results_path(args: Namespace, train_set: LongTailDataset) -> Path:
-    """Return the file of a training run's row of results.
+def results_file(args: Namespace, train_set: LongTailDataset) -> Path:
+    """Return the file of a training run's row of results, which may be there already.
 
     A variant of a method, by its options or its sampler, is told apart by `--experiment`, or by its
     recipe's name.
+
+    Args:
+        args: Options of `train.py`.
+        train_set: Training images.
+    """
+    model = args.model.rpartition('/')[2]
+    names = (data_tag(train_set), model, args.method, experiment_of(args))
+    return _row_file(Path(args.results), names, f'e{args.epochs}.s{args.seed}')
+
+
+def results_path(args: Namespace, train_set: LongTailDataset) -> Path:
+    """Return the file of a training run's row of results, see `results_file`.
 
     Args:
         args: Options of `train.py`.
@@ -113,9 +126,9 @@ def results_path(args: Namespace, train_set: LongTailDataset) -> Path:
     Raises:
         UserError: It is there already: a row is measured once; or it could not be written.
     """
-    model = args.model.rpartition('/')[2]
-    names = (data_tag(train_set), model, args.method, experiment_of(args))
-    return row_path(Path(args.results), names, f'e{args.epochs}.s{args.seed}')
+    path = results_file(args, train_set)
+    require_new_row(path)
+    return path
 
 
 def row_path(folder: Path, names: Sequence[str | None], suffix: str) -> Path:
@@ -129,10 +142,14 @@ def row_path(folder: Path, names: Sequence[str | None], suffix: str) -> Path:
     Raises:
         UserError: It is there already: a row is measured once; or it could not be written.
     """
-    name = '.'.join(part for part in names if part)
-    path = folder / f'{name}.{suffix}.json'
+    path = _row_file(folder, names, suffix)
     require_new_row(path)
     return path
+
+
+def _row_file(folder: Path, names: Sequence[str | None], suffix: str) -> Path:
+    name = '.'.join(part for part in names if part)
+    return folder / f'{name}.{suffix}.json'
 
 
 def require_new_row(path: Path):

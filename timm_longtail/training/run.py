@@ -157,6 +157,18 @@ class Run:
         return 'balanced' if self.options.val_fraction > 0 else self.evaluator.headline
 
     @property
+    def is_out_of_patience(self) -> bool:
+        """Whether `--patience` epochs have passed since the best one on the hold-out; asked after an evaluation only.
+
+        A function of what a checkpoint holds, so that a resumed run stops at the same epoch.
+        """
+        if not self.options.patience or self.best is None or self.step:
+            return False
+        was_evaluated = f'eval_{self.headline}' in self.history[-1]
+        num_since = self.history[-1]['epoch'] - self.best['epoch']
+        return was_evaluated and num_since >= self.options.patience
+
+    @property
     def eval_model(self) -> nn.Module:
         """The model that is evaluated and exported: the moving average where there is one."""
         return self.ema.module if self.ema is not None else self.method.model

@@ -42,7 +42,7 @@ def start_lines(run: Run, train_set: LongTailDataset, checkpoint: Path | None) -
             'see --initial-checkpoint')
     if checkpoint is not None:
         place = f'epoch {run.epoch + 1}, step {run.step}'
-        if run.epoch >= options.epochs:
+        if run.epoch >= options.epochs or run.is_out_of_patience:
             place = 'complete: nothing left to train'
         lines.append(f'resumed: {checkpoint}, {place}')
     return lines

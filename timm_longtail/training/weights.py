@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_data_config
 from timm.models import clean_state_dict
 from torch import nn
-from torchvision.transforms import InterpolationMode
 
 from ..data import LongTailDataset, Preprocessing
+from ..data.preprocessing import check_preprocessing, read_preprocessing
 from ..export.checks import CONFIG, WEIGHTS
 from ..methods import method_class
 from ..models.factory import create_timm_model, pretrained_config
@@ -37,8 +36,6 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
-
-_INTERPOLATIONS = {mode.value for mode in InterpolationMode}
 
 # what `--model-kwargs` may not say, and why
 _REFUSED_KWARGS = {
@@ -118,52 +115,17 @@ def weights_preprocessing(
         config_path = path.with_name(CONFIG)
         config = read_json(config_path) if config_path.is_file() else {}
         if isinstance(config.get('pretrained_cfg'), dict):  # of timm, and of no other program
-            return _from_config(config['pretrained_cfg'], str(config_path)), str(config_path)
+            return read_preprocessing(config['pretrained_cfg'], str(config_path)), str(config_path)
 
-    return _from_config(model_cfg, name), f'the configuration of {name}'
+    return read_preprocessing(model_cfg, name), f'the configuration of {name}'
 
 
 def _from_fields(fields: dict[str, Any], source: str) -> Preprocessing:
     """Return the input that a training checkpoint describes."""
     try:
-        return _checked(Preprocessing(**fields))
+        return check_preprocessing(Preprocessing(**fields))
     except (TypeError, ValueError) as e:
         raise UserError(f'{source} does not describe the images of its model: {one_line(e)}') from e
-
-
-def _from_config(cfg: dict[str, Any], source: str) -> Preprocessing:
-    """Return the input that timm's configuration of a model describes."""
-    try:
-        config = resolve_data_config({}, pretrained_cfg=cfg)
-        return _checked(Preprocessing(
-            img_size=config['input_size'][-1],
-            mean=tuple(config['mean']),
-            std=tuple(config['std']),
-            crop_pct=config['crop_pct'],
-            interpolation=config['interpolation'],
-        ))
-    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as e:
-        raise UserError(f'{source} does not describe the images of its model: {one_line(e)}') from e
-
-
-def _checked(preprocessing: Preprocessing) -> Preprocessing:
-    """Return an input that is possible, or raise a `ValueError`: a file may hold anything."""
-    if type(preprocessing.img_size) is not int or preprocessing.img_size < 1:
-        raise ValueError(f'img_size {preprocessing.img_size!r}')
-
-    for name in ('mean', 'std'):
-        values = getattr(preprocessing, name)
-        is_triple = isinstance(values, (list, tuple)) and len(values) == 3
-        if not is_triple or not all(isinstance(value, (int, float)) for value in values):
-            raise ValueError(f'{name} {values!r}, expected three numbers')
-    if min(preprocessing.std) <= 0:
-        raise ValueError(f'std {preprocessing.std!r}, expected numbers above 0')
-
-    if not isinstance(preprocessing.crop_pct, (int, float)) or not 0 < preprocessing.crop_pct <= 1:
-        raise ValueError(f'crop_pct {preprocessing.crop_pct!r}, expected a share in (0, 1]')
-    if preprocessing.interpolation not in _INTERPOLATIONS:
-        raise ValueError(f'interpolation {preprocessing.interpolation!r}')
-    return preprocessing
 
 
 def choose_preprocessing(args: Namespace, dataset: LongTailDataset) -> Preprocessing:

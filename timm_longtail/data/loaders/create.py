@@ -3,7 +3,6 @@
 B batch of one process, N images, S side of a view.
 """
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,32 +16,7 @@ from .resident import DeviceLoader
 from .sharding import ShardedBatches
 from .workers import WorkerLoader
 
-__all__ = ['Preprocessing', 'create_loader']
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How an image is processed before the model sees it.
-
-    Attributes:
-        img_size: S, side of the model's input.
-        mean: Mean of each channel, for pixels in [0, 1].
-        std: Standard deviation of each channel, for pixels in [0, 1].
-        crop_pct: Share of the shorter side that evaluation looks at; images in memory are looked at
-            whole.
-        interpolation: How evaluation resizes files; training is bilinear, and so are images in
-            memory.
-    """
-    img_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_pct: float = 1.0
-    interpolation: str = 'bilinear'
-
-    @property
-    def eval_view(self) -> str:
-        """Name of the view that is evaluated."""
-        return f'eval(crop_pct={self.crop_pct:g}, interpolation={self.interpolation!r})'
+__all__ = ['create_loader']
 
 
 def create_loader(
