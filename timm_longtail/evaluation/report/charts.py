@@ -193,12 +193,12 @@ class Chart:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Return the running mean over neighbours, about a twelfth of the values wide; NaN counts for nothing.
+    """Return the running mean over neighbours, about an eighth of the values wide; NaN counts for nothing.
 
     Args:
         values: Numbers in the order of an axis [C].
     """
-    width = max(len(values) // 12, 1) | 1  # odd: as many neighbours on both sides
+    width = max(len(values) // 8, 1) | 1  # odd: as many neighbours on both sides
     kernel = np.ones(width)
     seen = np.isfinite(values)
     total = np.convolve(np.where(seen, values, 0), kernel, 'same')

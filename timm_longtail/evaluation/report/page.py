@@ -5,7 +5,7 @@ folders of users, so whatever is not a template is escaped.
 """
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ...utils.files import write_text
 from ...utils.version import __version__
 from ..tables import GROUPS
 from .charts import Axis, Chart, Curve, heat_map, linear_axis, log_axis, smoothed
-from .entries import Bins, Entry, Figure, entries_of
+from .entries import Bins, Entry, entries_of
 from .pictures import add_gallery
 from .reading import read_reports
 from .run_report import RunReport
@@ -40,6 +40,9 @@ _COLUMNS = (
     ('ece', 'Calibration error', 'how far the probabilities are from the share of right answers'),
 )
 
+# facts that stand beside the chart of the data
+_OF_THE_DATA = ('Data set', 'Training images', 'Imbalance factor', 'Held out', 'Fingerprint of the images')
+
 # entries that have room in one chart, and columns in the table of classes
 _MOST_ENTRIES = 8
 
@@ -52,6 +55,9 @@ _MOST_BLOCKS = 100
 
 # confusions whose classes are named at the side
 _NAMED_CLASSES = 20
+
+# confusions that have room for numbers
+_NUMBERED_CLASSES = 12
 
 # rows of the table of confused classes, of each entry
 _MOST_PAIRS = 200
@@ -116,16 +122,29 @@ def render(reports: Sequence[RunReport]) -> str:
         'first': first,
         'groups': GROUPS,
         'names': first.class_names,
-        'columns': [column for column in _COLUMNS if any(entry.figure(column[0]).value is not None for entry in entries)],
+        'columns': _columns(entries),
         'summary': _summary(entries),
         'facts': _facts(entries),
+        'data_facts': [(title, first.facts[title]) for title in _OF_THE_DATA if title in first.facts],
         'shown': entries[:_MOST_ENTRIES],
+        'has_intervals': any(len(entry.runs) == 1 for entry in entries) and first.tells_classes,
+        'has_seeds': any(len(entry.runs) > 1 for entry in entries),
         'curves': _learning_curves(entries[:_MOST_ENTRIES]),
         'version': __version__,
     }
     if first.tells_classes:
         context.update(_class_sections(entries[:_MOST_ENTRIES]))
     return _template().render(context)
+
+
+def _columns(entries: Sequence[Entry]) -> list[tuple[str, str, str]]:
+    """Return the columns of the table of results that hold a figure of any entry."""
+    columns = []
+    for column in _COLUMNS:
+        figures = [entry.figure(column[0]) for entry in entries]
+        if any(figure.value is not None for figure in figures):
+            columns.append(column)
+    return columns
 
 
 def _template() -> jinja2.Template:
@@ -171,14 +190,17 @@ def _summary(entries: Sequence[Entry]) -> str:
             return f'{len(entries)} models side by side.'
         return f'{len(entries)} models side by side, on the same {num_images}.'
 
-    words = [f'{run.facts["Model"]}']
+    sentence = run.facts['Model']
     if 'Method' in run.facts:
-        words.append(f', trained by {run.facts["Method"].partition(" (")[0]}')
+        sentence += f', trained with {run.facts["Method"].partition(" (")[0]}'
     if 'Data set' in run.facts:
-        words.append(f' on {run.facts["Data set"]}')
-    if 'Training images' in run.facts:
-        words.append(f': {run.facts["Training images"]}')
-    sentence = ''.join(words) + '.'
+        sentence += f' on {run.facts["Data set"]}'
+    if any(run.class_counts):
+        most, fewest = max(run.class_counts), min(run.class_counts)
+        sentence += (
+            f': {sum(run.class_counts):,} training images, {most:,} of the most frequent class and {fewest:,} of the '
+            'rarest')
+    sentence += '.'
 
     accuracy = entry.figure('all').value
     if accuracy is None or not run.tells_classes:
@@ -261,7 +283,7 @@ def _count_chart(entry: Entry) -> Chart:
         label = classes[0]
         tip = f'{_isolated(run.class_names[label])}: {run.class_counts[label]:,} training images'
         if per_bar > 1:
-            tip = f'{len(classes)} classes from {_isolated(run.class_names[label])} on: {mean:,.0f} training images each'
+            tip = f'{len(classes)} classes from {_isolated(run.class_names[label])} on: {mean:,.0f} images each'
         # with no gap between bars that are thin anyway
         gap = 0.1 if num_classes < 60 else 0
         end = start + len(classes)
@@ -295,7 +317,7 @@ def _accuracy_chart(entries: Sequence[Entry]) -> Chart:
     chart = Chart(
         '',
         log_axis('Training images of the class', max(min(counts), 1), max(counts)),
-        linear_axis('Accuracy of the class (%)', 0, 100),
+        linear_axis('Accuracy of the class (%)', 0, 109),
     )
     # thresholds of the groups
     for low, high, group in ((0.1, 20, 'Few'), (20, 100.5, 'Medium'), (100.5, math.inf, 'Many')):
@@ -307,8 +329,7 @@ def _accuracy_chart(entries: Sequence[Entry]) -> Chart:
     for number, entry in enumerate(entries):
         run, curve = entry.first, _curve(number, entry)
         accuracy = entry.class_accuracy
-        rows = [max(run.class_counts[label], 1) for label in entry.order]
-        curve.paths.append(chart.line(list(zip(rows, smoothed(accuracy[entry.order])))))
+        curve.paths.append(_trend(chart, entry, accuracy))
         if has_room:
             for label in entry.order:
                 if math.isfinite(accuracy[label]):
@@ -316,6 +337,24 @@ def _accuracy_chart(entries: Sequence[Entry]) -> Chart:
                         max(run.class_counts[label], 1), accuracy[label], _class_tip(entry, label)))
         chart.curves.append(curve)
     return chart
+
+
+def _trend(chart: Chart, entry: Entry, values: np.ndarray) -> str:
+    """Return the path of a running mean over training images; classes of one count are one place.
+
+    Args:
+        chart: Chart of values over training images.
+        entry: Whose classes they are.
+        values: Value of each class [C].
+    """
+    counts = np.maximum(np.asarray(entry.first.class_counts)[entry.order], 1)
+    means = smoothed(values[entry.order])
+    places = []
+    for count in np.unique(counts):
+        here = means[counts == count]
+        if np.isfinite(here).any():
+            places.append((float(count), float(np.nanmean(here))))
+    return chart.line(places)
 
 
 def _class_tip(entry: Entry, label: int) -> str:
@@ -349,6 +388,8 @@ class _Confusion:
             that is not empty row, column and percent.
         bounds: Names of the groups, and where they start and end along a side, in cells.
         labels: Class names at the side [B]; empty where they would not fit.
+        margin: Room for them.
+        numbers: Place and percent of each cell; empty where they would not fit.
     """
     entry: Entry
     number: int
@@ -357,6 +398,8 @@ class _Confusion:
     data: dict[str, Any]
     bounds: list[tuple[str, float, float]]
     labels: list[str]
+    margin: float = 1.0
+    numbers: list[tuple[float, float, float]] = field(default_factory=list)
 
 
 def _confusion(number: int, entry: Entry) -> _Confusion:
@@ -384,10 +427,15 @@ def _confusion(number: int, entry: Entry) -> _Confusion:
             bounds.append((group.capitalize(), start, end))
         start = end
 
-    labels = []
+    confusion = _Confusion(entry, number, heat_map(matrix), size, {'titles': titles, 'cells': cells}, bounds, [])
     if num_classes <= _NAMED_CLASSES:
-        labels = [run.class_names[label] for label in entry.order]
-    return _Confusion(entry, number, heat_map(matrix), size, {'titles': titles, 'cells': cells}, bounds, labels)
+        confusion.labels = [run.class_names[label] for label in entry.order]
+        longest = min(max(map(len, confusion.labels)), 13)
+        confusion.margin = 3 + 2 * longest
+    if num_classes <= _NUMBERED_CLASSES:
+        side = 100 / size
+        confusion.numbers = [((column + 0.5) * side, (row + 0.5) * side + 1, share) for row, column, share in cells]
+    return confusion
 
 
 # -------------------------------------------------------------------- curves, calibration, norms
@@ -515,11 +563,11 @@ def _norm_chart(entries: Sequence[Entry]) -> Chart | None:
     has_room = sum(entry.num_classes for _, entry, _ in shown) <= _MOST_POINTS
     for number, entry, norms in shown:
         run, curve = entry.first, _curve(number, entry)
-        places = [max(run.class_counts[label], 1) for label in entry.order]
-        curve.paths.append(chart.line(list(zip(places, smoothed(norms[entry.order])))))
+        curve.paths.append(_trend(chart, entry, norms))
         if has_room:
             for label in entry.order:
-                tip = f'{_isolated(run.class_names[label])}: {norms[label]:.3f}\n{run.class_counts[label]:,} training images'
-                curve.marks.append(chart.mark(max(run.class_counts[label], 1), float(norms[label]), tip))
+                name, count = _isolated(run.class_names[label]), run.class_counts[label]
+                tip = f'{name}: {norms[label]:.3f}\n{count:,} training images'
+                curve.marks.append(chart.mark(max(count, 1), float(norms[label]), tip))
         chart.curves.append(curve)
     return chart

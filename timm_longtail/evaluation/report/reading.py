@@ -157,6 +157,7 @@ def _read_retrained(folder: Path, row: dict[str, Any]) -> list[RunReport]:
         place = folder / name
         norms = _read_norms(place / 'export') if name in _NORMS_OF_RETRAINED else None
         setting = {column: row.get(column) for column in _ROW_SETTING if column != 'experiment'}
+        setting.update(classifier=name, options=figures.get('options'), stage_1=stage_1.get('method'))
         reports.append(_report(
             place,
             name,
@@ -164,7 +165,7 @@ def _read_retrained(folder: Path, row: dict[str, Any]) -> list[RunReport]:
             figures,
             _names_by_class_table(folder),
             facts=facts,
-            setting={**setting, 'classifier': name, 'options': figures.get('options'), 'stage_1': stage_1.get('method')},
+            setting=setting,
             data=_part(row, _DATA),
             weight_norms=norms,
         ))
@@ -284,7 +285,8 @@ def _facts(row: Mapping[str, Any]) -> dict[str, str]:
 
     counts = row.get('class_counts') or []
     if counts:
-        facts['Training images'] = f'{sum(counts):,} of {len(counts):,} classes, {max(counts):,} to {min(counts):,} each'
+        sizes = f'{max(counts):,} to {min(counts):,} each'
+        facts['Training images'] = f'{sum(counts):,} in {len(counts):,} classes, {sizes}'
     if row.get('dataset'):
         facts['Data set'] = cut_folders(str(row.get('dataset_name') or row['dataset']))
     if row.get('imbalance_factor', 1) != 1:
