@@ -14,7 +14,7 @@ from PIL import Image
 __all__ = ['Axis', 'Band', 'Bar', 'Chart', 'Curve', 'Mark', 'heat_map', 'linear_axis', 'log_axis', 'smoothed']
 
 WIDTH, HEIGHT = 560, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 60, 20, 14, 46
 
 # a heat map has the colour of `--accent`; strength is opacity, so that it fits light and dark pages
 _HEAT = (38, 110, 196)

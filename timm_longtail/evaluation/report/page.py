@@ -272,7 +272,7 @@ def _count_chart(entry: Entry) -> Chart:
     chart = Chart(
         '',
         _rank_axis(num_classes),
-        log_axis('Training images', 1, max(run.class_counts)),
+        log_axis('Training images', 1, 1.5 * max(run.class_counts)),
     )
 
     # one bar a class; of very many classes, one for neighbours
@@ -317,7 +317,7 @@ def _accuracy_chart(entries: Sequence[Entry]) -> Chart:
     chart = Chart(
         '',
         log_axis('Training images of the class', max(min(counts), 1), max(counts)),
-        linear_axis('Accuracy of the class (%)', 0, 109),
+        linear_axis('Accuracy of the class (%)', 0, 109, 6),
     )
     # thresholds of the groups
     for low, high, group in ((0.1, 20, 'Few'), (20, 100.5, 'Medium'), (100.5, math.inf, 'Many')):

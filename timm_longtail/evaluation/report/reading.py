@@ -105,6 +105,7 @@ def _read_trained(folder: Path, row: dict[str, Any]) -> RunReport:
         data={**_part(row, _DATA), **_part(options, _DATA)},
         history=_read_history(folder / 'summary.csv'),
         weight_norms=_read_norms(folder / 'export', needs_bias=True),
+        saves_predictions=_validate_command(folder.resolve().name),
     )
 
 
@@ -168,6 +169,7 @@ def _read_retrained(folder: Path, row: dict[str, Any]) -> list[RunReport]:
             setting=setting,
             data=_part(row, _DATA),
             weight_norms=norms,
+            saves_predictions=_validate_command(f'{folder.name}/{name}'),
         ))
     return reports
 
@@ -202,6 +204,7 @@ def _read_compared(folder: Path) -> list[RunReport]:
                 data=_part(about, _DATA),
                 weight_norms=None,
                 note=content['recommendation'] if is_chosen else '',
+                saves_predictions=f'timm-longtail compare MODEL --classifiers {row["name"].rpartition("/")[2]}',
             ))
     return reports
 
@@ -273,7 +276,6 @@ def _report(
         shot_counts=shots if num_classes else [],
         class_correct=list(figures.get('class_correct') or []),
         class_total=total,
-        folder=folder,
         predictions=_read_predictions(folder, num_classes) if num_classes else None,
         **fields,
     )
@@ -307,6 +309,10 @@ def _facts(row: Mapping[str, Any]) -> dict[str, str]:
         changed = ', with changes that were not committed' if row.get('dirty') else ''
         facts['Code'] = row['tree_hash'][:12] + changed
     return facts
+
+
+def _validate_command(folder: str) -> str:
+    return f'timm-longtail validate --model local-dir:{folder}/export --predictions {folder}/{PREDICTIONS}'
 
 
 def _with_options(name: str | None, options: Mapping[str, Any] | None) -> str:

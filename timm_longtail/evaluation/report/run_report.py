@@ -4,7 +4,6 @@
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -81,7 +80,7 @@ class RunReport:
         weight_norms: Length of the classifier's weight of each class [C]; None where it means
             nothing or is not known.
         note: A sentence that stands above the table, such as a recommendation.
-        folder: Where `predictions.csv` of this model would lie.
+        saves_predictions: Command that saves predictions where there are none.
         gallery: Thumbnails; None without.
         no_gallery: Why there are none.
     """
@@ -97,7 +96,7 @@ class RunReport:
     shot_counts: list[int]
     class_correct: list[int]
     class_total: list[int]
-    folder: Path
+    saves_predictions: str
     history: list[dict[str, float]] = field(default_factory=list)
     predictions: Predictions | None = None
     weight_norms: Sequence[float] | None = None
