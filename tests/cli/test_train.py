@@ -70,6 +70,7 @@ def test_says_what_it_does_and_leaves_what_it_promises(finished):
         assert word in printed, word
     names = {p.name for p in folder.iterdir()}
     assert names == {'args.yaml', 'summary.csv', 'metrics.json', 'class_counts.json', 'per_class.csv', 'export',
+                     'predictions.csv', 'report.html',
                      LAST, PREVIOUS, 'model_best.pth.tar'}
     assert {p.name for p in (folder / 'export').iterdir()} == {'config.json', 'model.safetensors', 'README.md'}
     with open(folder / 'summary.csv') as f:

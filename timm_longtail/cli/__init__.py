@@ -22,6 +22,7 @@ COMMANDS = {
     'predict': Command('timm_longtail.cli.predict', 'say which class images are of'),
     'retrain': Command('timm_longtail.cli.retrain', 'retrain the classifier of a trained model'),
     'compare': Command('timm_longtail.cli.compare', 'say which classifier is best for your data, and export it'),
+    'report': Command('timm_longtail.cli.report', 'write one page that shows runs, for the browser'),
     'recipes': Command('timm_longtail.cli.recipes', 'list the recipes, or print one'),
     'pack': Command('timm_longtail.cli.pack', 'write a data set as one file'),
     'push': Command('timm_longtail.cli.push', 'upload an exported model to the Hub'),

@@ -8,12 +8,14 @@ from accelerate import Accelerator
 
 from ..config.data_options import add_data_options
 from ..config.parser import BATCH_SIZE, IMG_SIZE, SEED, WORKERS, Parser
+from ..evaluation.report.page import write_page_of_run
+from ..evaluation.report.reading import PREDICTIONS, UNCALIBRATED
 from ..retraining.classifier import Classifier
 from ..retraining.compare import Compared, Result, calibrate, choose, compare_families, evaluate, finish
 from ..retraining.comparison_report import comparison_json, cross_validated_table, recommendation, test_table
 from ..retraining.families import FAMILIES, why_not
 from ..retraining.feature_cache import FeatureCache, default_cache_folder
-from ..retraining.report import export_classifier
+from ..retraining.report import export_classifier, write_test_predictions
 from ..retraining.representation import Representation
 from ..retraining.source import load_source, open_data
 from ..training.accelerator import create_accelerator
@@ -167,6 +169,19 @@ def _export(result: Result, folder: Path) -> str:
     return export_classifier(folder, classifier, result.compared.representation, figures)
 
 
+def _report(chosen: Result, folder: Path):
+    """Write what the classifier that was chosen predicts, before and after calibration, and the report page."""
+    representation = chosen.compared.representation
+    write_test_predictions(folder / PREDICTIONS, chosen.module, representation)
+    before = folder / UNCALIBRATED
+    if chosen.temperature != 1:
+        uncalibrated = chosen.rule.folded(chosen.compared.data.scale)
+        write_test_predictions(before, uncalibrated, representation)
+    else:
+        before.unlink(missing_ok=True)  # of an earlier call
+    write_page_of_run(folder, representation.train_set, representation.test_set)
+
+
 def _calibration(result: Result) -> str:
     """Return what the temperature has brought."""
     before, after = result.ece
@@ -226,6 +241,7 @@ def main(argv: list[str] | None = None):
     reason = _export(chosen, folder)
     write_json(folder / 'compare.json', content)
     print(_calibration(chosen))
+    _report(chosen, folder)
     if reason:
         raise UserError(reason)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from ..config.data_options import add_data_options
 from ..config.parser import BATCH_SIZE, IMG_SIZE, SEED, SHARE, WORKERS, Pairs, Parser
+from ..evaluation.report.page import write_page_of_run
+from ..evaluation.report.reading import PREDICTIONS
 from ..methods import check_options
 from ..retraining.classifier import JOINT, Classifier
 from ..retraining.classifiers import CLASSIFIERS, TRAINED, choose_classifiers, make_classifiers
@@ -16,6 +18,7 @@ from ..retraining.report import (
     results_path,
     results_row,
     start_lines,
+    write_test_predictions,
 )
 from ..retraining.representation import Representation
 from ..retraining.source import load_source, open_data
@@ -202,6 +205,7 @@ def main(argv: list[str] | None = None):
     if representation.same_classes:
         figures[JOINT] = rows[JOINT] = representation.test.evaluate(representation.head)
         confusions[JOINT] = representation.test.confusion(representation.head)
+        write_test_predictions(folder / JOINT / PREDICTIONS, representation.head, representation)
 
     made = []
     for classifier in _made_one_by_one(names, representation):
@@ -212,6 +216,8 @@ def main(argv: list[str] | None = None):
         reason = export_classifier(folder / classifier.name, classifier, representation, metrics)
         classifier.note = '; '.join(filter(None, (classifier.note, reason)))
         rows[classifier.name] = _row(classifier, metrics)
+        if classifier.model is None:
+            write_test_predictions(folder / classifier.name / PREDICTIONS, classifier.module, representation)
 
     # figures come last: all else is written when one fails
     results = results_row(representation, code, rows)
@@ -224,6 +230,7 @@ def main(argv: list[str] | None = None):
         draw_figures(folder, made, figures, confusions, representation)
     except Exception as e:
         print(f'not all figures could be drawn: {one_line(e) or type(e).__name__}')
+    write_page_of_run(folder, representation.train_set, representation.test_set)
 
     validate = provenance.start_of('validate')
     print(f'\nall results are in {folder}; to evaluate one of the classifiers again:')

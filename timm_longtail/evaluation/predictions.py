@@ -9,7 +9,7 @@ from ..data import LongTailDataset
 from ..utils.files import create_text
 from .evaluators import KNNEvaluator, LongTailEvaluator
 
-__all__ = ['NeighborRecorder', 'Recorder', 'write_predictions']
+__all__ = ['NeighborRecorder', 'Recorder', 'recorder_like', 'write_predictions']
 
 
 class Recorder(LongTailEvaluator):
@@ -39,6 +39,19 @@ class Recorder(LongTailEvaluator):
 
 class NeighborRecorder(Recorder, KNNEvaluator):
     """The same for a model without classes, whose predictions are a vote of training images."""
+
+
+def recorder_like(evaluator) -> Recorder | None:
+    """Return a recorder that counts as an evaluator does; None for an evaluator of another kind.
+
+    Args:
+        evaluator: From `Method.create_evaluator`.
+    """
+    if type(evaluator) is LongTailEvaluator:
+        return Recorder(evaluator.shot_counts)
+    if type(evaluator) is KNNEvaluator:
+        return NeighborRecorder(evaluator.shot_counts, evaluator.num_neighbors, evaluator.temperature)
+    return None
 
 
 def write_predictions(path: Path, dataset: LongTailDataset, recorder: Recorder):

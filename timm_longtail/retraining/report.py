@@ -2,6 +2,9 @@
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from ..evaluation.predictions import Recorder, write_predictions
 from ..evaluation.tables import GROUPS, format_table, interval_words, write_per_class
 from ..export.folder import export_model
 from ..export.licenses import license_of
@@ -12,7 +15,14 @@ from ..utils.files import writing
 from .classifier import Classifier
 from .representation import Representation
 
-__all__ = ['export_classifier', 'final_lines', 'results_path', 'results_row', 'start_lines']
+__all__ = [
+    'export_classifier',
+    'final_lines',
+    'results_path',
+    'results_row',
+    'start_lines',
+    'write_test_predictions',
+]
 
 # what an export and a row state of stage 1, where it is known
 _STAGE_1 = ('method', 'method_kwargs', 'sampler', 'epochs', 'seed', 'tree_hash', 'command')
@@ -127,6 +137,34 @@ def export_classifier(
     columns = train_set.class_names, train_set.class_counts, train_set.shot_counts
     write_per_class(folder / 'per_class.csv', *columns, metrics)
     return reason
+
+
+def write_test_predictions(path: Path, classifier: nn.Module, representation: Representation):
+    """Write what a classifier predicts for each test image, for the report page.
+
+    Nothing is written where images could not be read: features do not say which ones they are of.
+
+    Args:
+        path: CSV file; its folder is made where it is missing.
+        classifier: Module from features [B, D] to class logits [B, C].
+        representation: Model and data.
+
+    Raises:
+        UserError: The disk refuses the file.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # of an earlier call
+
+    features, test_set = representation.test, representation.test_set
+    if len(features.targets) != len(test_set):
+        return
+
+    recorder = Recorder(features.shot_counts)
+    recorder.start(classifier, lambda: iter(()))
+    features.show(classifier, recorder)
+    recorder.index = list(range(len(test_set)))
+    write_predictions(path, test_set, recorder)
 
 
 def _license(representation: Representation) -> str | None:

@@ -49,7 +49,7 @@ class Features:
             classifier: Module from features [B, D] to class logits [B, C].
         """
         evaluator = LongTailEvaluator(self.shot_counts)
-        self._show(classifier, evaluator)
+        self.show(classifier, evaluator)
         return evaluator.full_figures()
 
     def confusion(self, classifier: nn.Module) -> torch.Tensor:
@@ -59,11 +59,17 @@ class Features:
             classifier: Module from features [B, D] to class logits [B, C].
         """
         evaluator = LongTailEvaluator(self.shot_counts, confusion=True)
-        self._show(classifier, evaluator)
+        self.show(classifier, evaluator)
         return evaluator.confusion_matrix(reduce=False)
 
     @torch.no_grad()
-    def _show(self, classifier: nn.Module, evaluator: LongTailEvaluator):
+    def show(self, classifier: nn.Module, evaluator: LongTailEvaluator):
+        """Show an evaluator the outputs of a classifier.
+
+        Args:
+            classifier: Module from features [B, D] to class logits [B, C].
+            evaluator: Gets them.
+        """
         chunks = zip(self.values.split(CHUNK), self.targets.split(CHUNK), strict=True)
         for values, targets in chunks:
             evaluator.add(classifier(values), targets)

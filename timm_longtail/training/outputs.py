@@ -1,6 +1,7 @@
 """The outputs of a run: figures, export, tables and row of results."""
 import csv
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from torch import nn
 from ..data import LongTailDataset
 from ..data.file_state import first_changed_file
 from ..evaluation.evaluators import LongTailEvaluator
+from ..evaluation.predictions import recorder_like, write_predictions
+from ..evaluation.report.page import write_page_of_run
+from ..evaluation.report.reading import PREDICTIONS
 from ..evaluation.tables import format_table, interval_words, write_per_class
 from ..export.folder import deploy, export_model
 from ..export.licenses import license_of
@@ -103,7 +107,7 @@ def rehearse(run: Run, train_set: LongTailDataset, test_set: LongTailDataset, co
 
 
 def report(run: Run, row: dict[str, Any], train_set: LongTailDataset, test_set: LongTailDataset):
-    """Print the final table, then write `per_class.csv` and `bad_images.csv`.
+    """Print the final table, then write `per_class.csv`, `bad_images.csv`, `predictions.csv` and the report page.
 
     Args:
         run: Finished run.
@@ -117,11 +121,12 @@ def report(run: Run, row: dict[str, Any], train_set: LongTailDataset, test_set: 
     _print_table(run, row)
 
     faults = []
-    for write in (_write_class_table, _write_bad_images):
+    for write in (_write_class_table, _write_bad_images, _write_predictions):
         try:
             write(run, row, train_set, test_set)
         except UserError as e:
             faults.append(e)
+    write_page_of_run(run.output_dir, train_set, test_set)
     if faults:
         raise faults[0]
 
@@ -131,10 +136,14 @@ def report(run: Run, row: dict[str, Any], train_set: LongTailDataset, test_set: 
 def _measure(run: Run, test_set: LongTailDataset) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the figures of the last and the best epoch on the test set.
 
-    Images that could not be read are noted.
+    Images that could not be read are noted, and what was predicted for the others.
     """
     loader = _test_loader(run, test_set)
-    last = _evaluate_as_exported(run, run.eval_model, loader)
+    recorder = run.recorder = recorder_like(run.evaluator)
+    if recorder is None:
+        last = _evaluate_as_exported(run, run.eval_model, _shown(loader), run.evaluator)
+    else:
+        last = _evaluate_as_exported(run, run.eval_model, recorder.follow(_shown(loader)), recorder)
     best = _measure_best(run, loader)
     run.bad_images.update(loader.bad_images)
     return last, best
@@ -145,16 +154,19 @@ def _test_loader(run: Run, test_set: LongTailDataset):
     return create_eval_loader(test_set, run.options, run.data.preprocessing, run.accelerator.device)
 
 
-def _evaluate_as_exported(run: Run, model: nn.Module, loader) -> dict[str, Any]:
+def _shown(loader) -> Iterable:
+    """Return a bar over the batches of the test set."""
+    return progress(loader, 'test set', unit='batch')
+
+
+def _evaluate_as_exported(run: Run, model: nn.Module, batches: Iterable, evaluator) -> dict[str, Any]:
     """Evaluate a model as it would be exported, on this process alone."""
     device = run.accelerator.device
     deployed = deploy(model).to(device, memory_format=memory_format(device))
 
     # all figures, from one pass; an epoch does without those that take every score
-    evaluator = run.evaluator
     evaluator.keeps_scores = True
     try:
-        batches = progress(loader, 'test set', unit='batch')
         metrics = evaluate(deployed, batches, evaluator, run.train_batches, reduce=False)
         return evaluator.full_figures() if isinstance(evaluator, LongTailEvaluator) else metrics
     finally:
@@ -176,7 +188,7 @@ def _measure_best(run: Run, loader) -> dict[str, Any]:
     model = deploy(run.eval_model)
     model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
 
-    metrics = _evaluate_as_exported(run, model, loader)
+    metrics = _evaluate_as_exported(run, model, _shown(loader), run.evaluator)
     figures = {name: value for name, value in metrics.items() if not isinstance(value, list)}
     return {'epoch': epoch, 'selected_by': 'hold-out', **figures}
 
@@ -341,6 +353,12 @@ def _write_class_table(run: Run, row: dict[str, Any], train_set: LongTailDataset
     if 'class_correct' in row['last']:
         columns = train_set.class_names, train_set.class_counts, train_set.shot_counts
         write_per_class(run.output_dir / 'per_class.csv', *columns, row['last'])
+
+
+def _write_predictions(run: Run, row: dict[str, Any], train_set: LongTailDataset, test_set: LongTailDataset):
+    """Write `predictions.csv`: what the report page shows of single images."""
+    if run.recorder is not None:
+        write_predictions(run.output_dir / PREDICTIONS, test_set, run.recorder)
 
 
 def _write_bad_images(run: Run, row: dict[str, Any], train_set: LongTailDataset, test_set: LongTailDataset):

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from ..evaluation.predictions import Recorder
 from ..methods import Method, default_options
 from ..models import deployed_state_dict
 from ..utils import rng
@@ -99,6 +100,8 @@ class Run:
         stopwatch: Time of the run.
         pending: Checkpoint from inside an epoch, until that epoch begins.
         stop_signal: Signal that this process received, or 0.
+        recorder: Predictions for the test images by the weights that were exported; None before
+            that, and of a model that tells no classes.
     """
 
     options: Options
@@ -122,6 +125,7 @@ class Run:
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     pending: dict[str, Any] | None = None
     stop_signal: int = 0
+    recorder: Recorder | None = None
 
     @property
     def loaders(self) -> list:
