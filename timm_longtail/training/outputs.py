@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ..config.data_options import dataset_options
 from ..data import LongTailDataset
 from ..data.file_state import first_changed_file
 from ..evaluation.tables import format_table, write_per_class
@@ -18,7 +19,7 @@ from .accelerator import memory_format
 from .checkpoint import read_checkpoint
 from .loaders import create_eval_loader
 from .loop import evaluate
-from .provenance import command_line, environment, peak_memory, start_of
+from .provenance import command_line, environment, peak_memory, validate_command
 from .rows import data_columns, experiment_of, published_columns, results_path
 from .run import Run
 from .start import counted_words
@@ -315,7 +316,8 @@ def _print_table(run: Run, row: dict[str, Any]):
     table = format_table({'last epoch': last, best_label: best})
     print(f'\ntest set, weights as exported{counted_words(run)}:\n{table}', flush=True)
     if 'class_correct' in last:
-        print(f'{start_of("validate")} --model local-dir:{run.output_dir / "export"}', flush=True)
+        command = validate_command(run.output_dir / 'export', run.options.dataset, dataset_options(run.options))
+        print(command, flush=True)
 
 
 def _write_class_table(run: Run, row: dict[str, Any], train_set: LongTailDataset, test_set: LongTailDataset):
