@@ -1,5 +1,22 @@
-"""What tests that start processes need is made ready while the others run."""
+"""What tests that start processes need is made ready while the others run.
+
+Features of images are kept in a folder of the tests.
+"""
+import os
+import shutil
+import tempfile
+
 from .support import forks
+
+CACHE = 'TIMM_LONGTAIL_CACHE'
+
+
+def pytest_configure(config):
+    config.feature_cache = os.environ[CACHE] = tempfile.mkdtemp(prefix='features-')
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(config.feature_cache, ignore_errors=True)
 
 
 def pytest_collection_finish(session):

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import save_file
 
 from timm_longtail.cli import compare
@@ -65,6 +66,8 @@ def test_all_are_measured_and_the_one_chosen_is_exported(options, photos, tmp_pa
     assert type(model.get_classifier()) is torch.nn.Linear
     about = config['timm_longtail']
     assert about['method'] == content['chosen']
+    for name in ('class_accuracy', 'confusion'):
+        assert Image.open(tmp_path / 'out' / f'{name}.png').format == 'PNG'
     assert about['method_kwargs']['temperature'] == chosen['temperature']
     assert about['metrics']['ece_before'] == chosen['test_figures']['ece_before']
     assert about['metrics']['cross_validated']['balanced'] == chosen['cv']
@@ -118,7 +121,30 @@ def test_several_models_are_compared(options, photos, tmp_path, capsys):
     assert 'all figures but those of the test set are too high' in content['recommendation']
 
 
+def test_trained_methods_stand_beside_the_classifiers(options, tmp_path):
+    """Each is trained without the hold-out, for as many images, and its own classifier is one of the rows."""
+    content = run(
+        *options, '--classifiers', 'joint', 'ncm_l2', '--train', 'ce', 'glmc', '--train-epochs', 2,
+        '--train-args', '-b 8 --lr 0.01', '--val-fraction', 0.25, '--output', tmp_path)
+
+    names = [row['name'] for row in content['rows']]
+    assert names == ['resnet10t/ncm_l2', 'ce/joint', 'ce/ncm_l2', 'glmc/joint', 'glmc/ncm_l2']
+    assert {row['measured_on'] for row in content['rows']} == {'hold-out'}
+    assert not any(row['optimistic'] for row in content['rows'])
+
+    # glmc has two streams
+    rows = [json.loads((tmp_path / 'train' / name / 'metrics.json').read_text()) for name in ('ce', 'glmc')]
+    assert [row['epochs'] for row in rows] == [2, 1]
+    assert rows[0]['images_seen'] == rows[1]['images_seen']
+    assert [sum(row['class_counts']) for row in rows] == [sum(COUNTS.values()) - 6] * 2
+
+    with pytest.raises(UserError, match='train/ce is there already; name another --output'):
+        run(*options, '--train', 'ce', '--output', tmp_path)
+
+
 @pytest.mark.parametrize('words, message', [
+    (['resnet18', 'resnet34', '--dataset', 'digits_lt', '--train', 'ce'], '--train is for one model'),
+    (['resnet18', '--dataset', 'digits_lt', '--train', 'cee'], "unknown method 'cee'; did you mean ce"),
     (['resnet18', '--classifiers', 'ncm'], "unknown classifier 'ncm'; did you mean ncm_l2"),
     (['resnet18', 'resnet34', '--initial-checkpoint', 'x'], '--initial-checkpoint is for one model'),
     (['resnet18', 'resnet18', '--dataset', 'digits_lt'], 'a model is named twice'),

@@ -5,11 +5,15 @@ import shlex
 from pathlib import Path
 
 import pytest
+import timm
+from accelerate.state import AcceleratorState
+from safetensors.torch import save_file
 
-from timm_longtail.cli import COMMANDS
+from timm_longtail.cli import COMMANDS, compare, validate
 from timm_longtail.config.train_options import parse_train_args
 
 from ..support import forks
+from ..support.data_sets import write_classes
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md')))
@@ -87,6 +91,26 @@ def test_tested_blocks_run(page, tmp_path):
             # the last of several counts
             shorter = ['--epochs', '1'] if argv[0] == 'train' else []
             run(tmp_path, '-m', 'timm_longtail', *argv, *shorter)
+
+
+def test_your_photos_leads_to_an_export_in_three_commands(tmp_path, monkeypatch):
+    """The first block with our commands, run on a folder of photographs by a small model with weights from a file."""
+    page = ROOT / 'docs' / 'tutorials' / 'your-photos.md'
+    text = next(text for language, text in blocks(page) if 'timm-longtail' in text)
+    compare_line, validate_line, push_line = command_lines(text)
+
+    monkeypatch.chdir(tmp_path)
+    write_classes(Path('my_photos/train'), {'cat': 8, 'dog': 5, 'owl': 3})
+    write_classes(Path('my_photos/test'), dict.fromkeys(('cat', 'dog', 'owl'), 2))
+    save_file(timm.create_model('resnet10t').state_dict(), 'weights.safetensors')
+    AcceleratorState._reset_state(reset_partial_state=False)
+
+    words = shlex.split(compare_line)[3:]  # after the model
+    compare.main(['resnet10t', '--initial-checkpoint', 'weights.safetensors', '--img-size', '32', '-j', '0', *words])
+    validate.main([*shlex.split(validate_line)[2:], '-j', '0'])
+
+    export = Path(shlex.split(push_line)[2])
+    assert (export / 'model.safetensors').is_file()
 
 
 def run(folder: Path, *argv: str):

@@ -13,6 +13,7 @@ from timm_longtail.retraining.cross_validation import (
     difference,
     hold_out,
     stratified_folds,
+    variance_factor,
 )
 from timm_longtail.utils.errors import UserError
 
@@ -186,3 +187,14 @@ def test_of_one_setting_nothing_is_chosen():
     _, recall = corrected_recalls([only])
 
     assert recall.tolist() == [0.5, 1, 1]
+
+
+@pytest.mark.parametrize('repeats', [1, 3])
+def test_the_factor_of_five_folds(repeats):
+    """1 + 5 / 4, however often the folds are dealt."""
+    splits = cross_validation([0] * 50 + [1] * 50, num_folds=5, num_repeats=repeats)
+    assert variance_factor(splits, repeats) == pytest.approx(2.25)
+
+
+def test_the_factor_of_a_hold_out():
+    assert variance_factor(hold_out(80, 20)) == 1.25

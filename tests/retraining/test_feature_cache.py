@@ -66,6 +66,9 @@ def test_a_damaged_file_counts_as_none(tmp_path, content):
 
 
 def test_the_folder_follows_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv('TIMM_LONGTAIL_CACHE')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-
     assert default_cache_folder() == tmp_path / 'timm_longtail' / 'features'
+
+    monkeypatch.setenv('TIMM_LONGTAIL_CACHE', str(tmp_path / 'kept'))
+    assert default_cache_folder() == tmp_path / 'kept'

@@ -7,23 +7,26 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from ..config.data_options import add_data_options
-from ..config.parser import BATCH_SIZE, IMG_SIZE, SEED, WORKERS, Parser
+from ..config.parser import BATCH_SIZE, IMG_SIZE, SEED, SHARE, WORKERS, Parser
 from ..evaluation.report.page import write_page_of_run
 from ..evaluation.report.reading import PREDICTIONS, UNCALIBRATED
 from ..retraining.classifier import Classifier
 from ..retraining.compare import Compared, Result, calibrate, choose, compare_families, evaluate, finish
 from ..retraining.comparison_report import comparison_json, cross_validated_table, recommendation, test_table
 from ..retraining.families import FAMILIES, why_not
-from ..retraining.feature_cache import FeatureCache, default_cache_folder
+from ..retraining.feature_cache import add_feature_cache, open_cache
+from ..retraining.figures import draw_comparison
 from ..retraining.report import export_classifier, write_test_predictions
 from ..retraining.representation import Representation
 from ..retraining.source import load_source, open_data
+from ..retraining.trained_model import named_data
 from ..training.accelerator import create_accelerator
-from ..training.provenance import start_of
+from ..training.provenance import validate_command
 from ..utils.errors import UserError, unknown_name
 from ..utils.files import require_place, write_json
 from ..utils.output_lock import hold_folder
 from ..utils.ranges import Number
+from .compare_training import require_trainable, train_methods
 
 __all__ = ['create_parser', 'main']
 
@@ -49,16 +52,28 @@ def create_parser() -> argparse.ArgumentParser:
         '--repeats', type=Number(int, '[1, 100]'), default=2, help='how often it is repeated, with other folds')
     parser.add_argument('--seed', type=SEED, default=0, help='seed of the folds')
 
+    # methods that are trained, to compare with
+    parser.add_argument(
+        '--train', nargs='+', default=[], metavar='METHOD',
+        help='train the one model by these methods too, each for as many images; all is then measured on a hold-out')
+    parser.add_argument(
+        '--train-epochs', type=Number(int, '[1, 1000000]'), default=10,
+        help='epochs of a method with one data stream; one with two, which shows twice the images, has half of them')
+    parser.add_argument(
+        '--train-args', default='--opt adamw --lr 1e-4 --weight-decay 0.05', metavar='OPTIONS',
+        help='other options of train, in quotes')
+    parser.add_argument(
+        '--val-fraction', type=SHARE,
+        help='share of each class that is held out and measured on, in place of cross-validation; default 0.2 with '
+             '--train')
+
     # images
     parser.add_argument(
         '--img-size', type=IMG_SIZE, help='side of the models\' input; default: that of the model')
     parser.add_argument(
         '-vb', '--validation-batch-size', type=BATCH_SIZE, default=256, help='images at once')
     parser.add_argument('-j', '--workers', type=WORKERS, help='decoding processes')
-    parser.add_argument(
-        '--feature-cache', default=str(default_cache_folder()),
-        help='folder that keeps features, so that the next call with the same weights and images starts at once; '
-             '\'\' keeps none')
+    add_feature_cache(parser)
 
     # what is written
     parser.add_argument(
@@ -79,16 +94,23 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         raise UserError('--initial-checkpoint is for one model; name the others as folders of their own')
     if len(set(args.sources)) < len(args.sources):
         raise UserError('a model is named twice')
+    if args.train and len(args.sources) > 1:
+        raise UserError('--train is for one model')
+    if args.train:
+        require_trainable(args, Path(args.output) / 'train')
+        if args.val_fraction is None:
+            args.val_fraction = 0.2
     require_place(Path(args.output))
     return args
 
 
 def _open(source: str, args: argparse.Namespace, accelerator: Accelerator) -> Representation:
     """Load a model and its data."""
-    options = argparse.Namespace(**vars(args), source=source, val_fraction=None, features='cached')
+    options = argparse.Namespace(**vars(args))
+    options.source = source
+    options.features = 'cached'
     representation = open_data(options, load_source(options), accelerator)
-    if args.feature_cache:
-        representation.cache = FeatureCache(args.feature_cache)
+    representation.cache = open_cache(args)
     return representation
 
 
@@ -112,7 +134,12 @@ def _require_same_images(representations: dict[str, Representation]):
             raise UserError(f'{first} and {label} have other test images: name the data for both by --dataset')
 
 
-def _compare(label: str, representation: Representation, args: argparse.Namespace) -> list[Result]:
+def _compare(
+        label: str,
+        representation: Representation,
+        args: argparse.Namespace,
+        prefix: str,
+) -> list[Result]:
     """Cross-validate all classifiers of one model, saying what is left out."""
     names = FAMILIES if 'all' in args.classifiers else args.classifiers
     refused = {name: why_not(FAMILIES[name], representation) for name in names}
@@ -130,7 +157,6 @@ def _compare(label: str, representation: Representation, args: argparse.Namespac
 
     started = time.perf_counter()
     families = {name: FAMILIES[name] for name in FAMILIES if name in refused and refused[name] is None}
-    prefix = f'{label}/' if len(args.sources) > 1 else ''
     results = list(compare_families(compared, families, prefix))
     print(f'{label}: {_how(compared)}; {time.perf_counter() - started:.1f} s', flush=True)
     return results
@@ -139,7 +165,7 @@ def _compare(label: str, representation: Representation, args: argparse.Namespac
 def _how(compared: Compared) -> str:
     """Return what classifiers are measured on."""
     if compared.uses_hold_out:
-        return f'measured on the {len(compared.splits[0].measure)} images that the model\'s training held out'
+        return f'measured on {len(compared.splits[0].measure)} images that are held out'
 
     counts = compared.representation.class_counts
     num_rare = sum(1 < count < compared.num_folds for count in counts)
@@ -191,15 +217,6 @@ def _calibration(result: Result) -> str:
         f'images measured, {test_before:.1f} and {test_after:.1f} on the test set')
 
 
-def _validate_command(folder: Path, args: argparse.Namespace) -> str:
-    words = [start_of('validate'), f'--model local-dir:{folder}/export']
-    if args.dataset:
-        words.append(f'--dataset {args.dataset}')
-    if args.data_dir:
-        words.append(f'--data-dir {args.data_dir}')
-    return ' '.join(words)
-
-
 def main(argv: list[str] | None = None):
     """Compare classifiers, choose one, test and export it.
 
@@ -220,12 +237,18 @@ def main(argv: list[str] | None = None):
     folder = Path(args.output)
     hold_folder(folder)
 
+    # methods to compare with become models of their own, named by the method
+    if args.train:
+        start = representations[labels[0]].trained_model
+        for run in train_methods(args, start, folder / 'train'):
+            representations[run.name] = _open(str(run), args, accelerator)
+        hold_folder(folder)  # each run held its own
+
     # the choice, which the test images have no part in
-    results = [
-        result
-        for label, representation in representations.items()
-        for result in _compare(label, representation, args)
-    ]
+    results = []
+    for label, representation in representations.items():
+        prefix = f'{label}/' if len(representations) > 1 else ''
+        results += _compare(label, representation, args, prefix)
     chosen = choose(results)
     print(f'\n{cross_validated_table(results)}\n\n{recommendation(results, chosen)}', flush=True)
 
@@ -244,9 +267,19 @@ def main(argv: list[str] | None = None):
     _report(chosen, folder)
     if reason:
         raise UserError(reason)
+    _draw(folder, results, chosen)
 
+    data = named_data(args, chosen.compared.representation.trained_model)
     print(f'\nall results are in {folder}, and the model for timm in its folder export; to evaluate that model again:')
-    print(f'    {_validate_command(folder, args)}')
+    print(f'    {validate_command(folder / "export", *data)}')
     print('to use it in Python:')
     print('    import timm, timm_longtail')
     print(f"    model = timm.create_model('local-dir:{folder}/export', pretrained=True)", flush=True)
+
+
+def _draw(folder: Path, results: list[Result], chosen: Result):
+    """Draw figures, without which all else is there."""
+    try:
+        draw_comparison(folder, results, chosen)
+    except UserError as e:
+        print(e)

@@ -11,6 +11,7 @@ from ..evaluation.report.reading import PREDICTIONS
 from ..methods import check_options
 from ..retraining.classifier import JOINT, Classifier
 from ..retraining.classifiers import CLASSIFIERS, TRAINED, choose_classifiers, make_classifiers
+from ..retraining.feature_cache import add_feature_cache, open_cache
 from ..retraining.figures import draw_figures
 from ..retraining.report import (
     export_classifier,
@@ -22,6 +23,7 @@ from ..retraining.report import (
 )
 from ..retraining.representation import Representation
 from ..retraining.source import load_source, open_data
+from ..retraining.trained_model import named_data
 from ..training import provenance
 from ..training.accelerator import create_accelerator
 from ..training.outputs import note_changed_file
@@ -96,6 +98,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '-vb', '--validation-batch-size', type=BATCH_SIZE, default=256, help='images at once')
     parser.add_argument('-j', '--workers', type=WORKERS, help='decoding processes')
+    add_feature_cache(parser)
 
     # what is written
     parser.add_argument('--output', default='output', help='folder of all runs')
@@ -190,6 +193,7 @@ def main(argv: list[str] | None = None):
 
     # what is retrained, on which data, and how
     representation = open_data(args, load_source(args), accelerator)
+    representation.cache = open_cache(args)
     _check_rates(args, representation)
     names, refused = choose_classifiers(args.classifier, representation)
     row_path = results_path(representation)
@@ -232,6 +236,9 @@ def main(argv: list[str] | None = None):
         print(f'not all figures could be drawn: {one_line(e) or type(e).__name__}')
     write_page_of_run(folder, representation.train_set, representation.test_set)
 
-    validate = provenance.start_of('validate')
-    print(f'\nall results are in {folder}; to evaluate one of the classifiers again:')
-    print(f'    {validate} --model local-dir:{folder}/{made[0].name}/export', flush=True)
+    print(f'\nall results are in {folder}', flush=True)
+    exported = [classifier.name for classifier in made if (folder / classifier.name / 'export').is_dir()]
+    if exported:
+        data = named_data(args, representation.trained_model)
+        print('to evaluate one of the classifiers again:')
+        print(f'    {provenance.validate_command(folder / exported[0] / "export", *data)}', flush=True)

@@ -6,7 +6,7 @@ from ..data import list_datasets
 from ..utils.ranges import Number
 from .parser import SEED
 
-__all__ = ['add_data_options', 'dataset_options']
+__all__ = ['add_data_options', 'data_words', 'dataset_options']
 
 # options that `create_dataset` has by the same name
 _SAME_NAME = (
@@ -21,6 +21,10 @@ _SAME_NAME = (
     'test_split',
     'train_split',
 )
+
+
+# words of the command line for arguments of another name
+_OTHER_NAME = {'seed': 'data-seed', 'profile': 'imbalance-profile'}
 
 
 def add_data_options(parser: argparse.ArgumentParser):
@@ -81,3 +85,24 @@ def dataset_options(args: argparse.Namespace) -> dict[str, Any]:
     options['seed'] = args.data_seed
     options['profile'] = args.imbalance_profile
     return options
+
+
+def data_words(dataset: str, options: dict[str, Any]) -> list[str]:
+    """Return the words of a command line that name a data set to another command.
+
+    Args:
+        dataset: Name of the data set.
+        options: From `dataset_options`; those at their defaults are left out.
+    """
+    parser = argparse.ArgumentParser()
+    add_data_options(parser)
+    defaults = dataset_options(parser.parse_args([]))
+
+    words = ['--dataset', dataset]
+    for name, value in options.items():
+        if value == defaults[name]:
+            continue
+        words.append(f'--{_OTHER_NAME.get(name, name.replace("_", "-"))}')
+        if value is not True:
+            words.append(f'{value:g}' if isinstance(value, float) else str(value))
+    return words

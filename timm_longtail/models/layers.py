@@ -13,7 +13,6 @@ from ..utils.errors import UserError
 __all__ = [
     'BatchNormGroups',
     'CosineLinear',
-    'NearestMean',
     'linear_classifier',
     'projection_mlp',
     'refuse_sync_batch_norm',
@@ -103,34 +102,6 @@ class CosineLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f'in_features={self.in_features}, out_features={self.out_features}, scale={self.scale}'
-
-
-class NearestMean(nn.Module):
-    """Classifier by the nearest mean of centred, L2-normalised features.
-
-    Logits are -|u - m_c|^2 / 2 with u = (x - m) / |x - m|.
-
-    The means are not normalised again. Used by the released code of Kang et al., ICLR 2020,
-    https://arxiv.org/abs/1910.09217.
-    """
-
-    def __init__(self, centre: torch.Tensor, means: torch.Tensor):
-        """Args:
-            centre: Mean m of all training features [D].
-            means: Mean m_c of the normalised features of each class [C, D].
-        """
-        super().__init__()
-        self.centre: torch.Tensor
-        self.means: torch.Tensor
-        self.register_buffer('centre', centre)
-        self.register_buffer('means', means)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map features [..., D] to logits [..., C]."""
-        u = unit_rows(x - self.centre)
-
-        # -|u - m_c|^2 / 2 = u m_c - |m_c|^2 / 2 - |u|^2 / 2, where |u| = 1
-        return F.linear(u, self.means, -self.means.square().sum(dim=1) / 2) - 0.5
 
 
 class BatchNormGroups(TorchFunctionMode):

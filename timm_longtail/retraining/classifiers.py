@@ -15,6 +15,7 @@ from ..models.layers import CosineLinear
 from ..utils.errors import UserError, unknown_name
 from .classifier import Classifier
 from .closed_form import fit_logit_adjust, fit_nearest_means, fit_tau_norm
+from .cross_validated import fit_cross_validated, is_cross_validated
 from .gradient import train_classifier
 from .representation import Representation
 
@@ -38,8 +39,8 @@ CLASSIFIERS = tuple(_FITS)
 # those that need the features of the training images
 _ON_TRAINING_FEATURES = (*TRAINED, 'ncm')
 
-# what they do to the classifier of stage 1, and so why that must be linear and of the data's
-# classes
+# what they do to the classifier of stage 1, and so why that must be linear; for images that the
+# model has not seen, and whose classes may be others, they start from a `linear` that is fitted first
 _FROM_STAGE_1 = {
     'lws': 'scales the class weights',
     'max_norm': 'bounds the class weights',
@@ -87,9 +88,9 @@ def _why_not(name: str, representation: Representation) -> str | None:
 
     if name in _FROM_STAGE_1:
         does = _FROM_STAGE_1[name]
-        if not trained_model.has_classes:
+        if not trained_model.has_classes and representation.seen:
             return f'it {does} of the trained classifier, and this model has none'
-        if not representation.same_classes:
+        if not representation.same_classes and representation.seen:
             num_classes = trained_model.model.num_classes
             return (
                 f'it {does} of the trained classifier, which has {num_classes} classes and the '
@@ -116,7 +117,13 @@ def make_classifiers(name: str, representation: Representation) -> list[Classifi
         _ = representation.train
 
     started = time.perf_counter()
-    made = _FITS[name](representation)
+    if name in _FROM_STAGE_1 and not representation.same_classes and representation.linear is None:
+        representation.linear = fit_cross_validated('linear', representation).module
+
+    if is_cross_validated(name, representation):
+        made = [fit_cross_validated(name, representation)]
+    else:
+        made = _FITS[name](representation)
     for classifier in made:
         classifier.seconds = (time.perf_counter() - started) / len(made)
     return made

@@ -6,7 +6,7 @@ features.
 """
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import islice
 from typing import Any
 
 import torch
@@ -26,15 +26,18 @@ from .cross_validation import (
     difference,
     hold_out,
     mean_recall,
+    variance_factor,
 )
-from .families import Family, LinearRule, TrainingFeatures
+from .families import FAMILIES, REFERENCE, Family, LinearRule, TrainingFeatures
 from .representation import Features, Representation
 
 __all__ = [
     'Compared',
     'Result',
+    'Setting',
     'calibrate',
     'choose',
+    'choose_setting',
     'compare_families',
     'evaluate',
     'finish',
@@ -143,6 +146,11 @@ class Compared:
         """Whether the model was trained on the images that its classifiers are measured on."""
         return self.representation.seen and not self.uses_hold_out
 
+    @property
+    def variance_factor(self) -> float:
+        """Factor of squared errors of differences, since the classifiers of all folds share images."""
+        return variance_factor(self.splits, 1 if self.uses_hold_out else self.num_repeats)
+
     def log_prior(self, family: Family, fit_on: TrainingFeatures) -> torch.Tensor:
         """Return the log prior that a classifier was trained under [C]: of its own stage 1, or of the features."""
         sampler = self.representation.stage_1_sampler() if family.own else None
@@ -168,43 +176,62 @@ def compare_families(compared: Compared, families: dict[str, Family], prefix: st
     """
     for name, family in progress(families.items(), 'cross-validation', len(families), unit='classifier'):
         settings = list(_measure(compared, family))
-        setting = _simplest(settings)
-        count, recall = corrected_recalls([one.accuracy for one in settings])
+        setting, rivals = choose_setting(settings, family.usual_tau, compared.variance_factor)
+        count, recall = corrected_recalls([one.accuracy for one in rivals])
         yield Result(
             prefix + name, family, compared, setting.options, setting.accuracy, count, recall, setting.position)
 
 
 @dataclass
-class _Setting:
+class Setting:
     """A setting of a family, with its place on the path and its accuracy."""
     position: int
     options: dict[str, Any]
     accuracy: Accuracy
 
 
-def _simplest(settings: list[_Setting]) -> _Setting:
-    """Return the most regularised setting that is within one standard error of the best one.
+def choose_setting(
+        settings: list[Setting],
+        usual_tau: float | None,
+        factor: float = 1.0,
+) -> tuple[Setting, list[Setting]]:
+    """Return the best setting, by the one-standard-error rule for the adjustment.
 
-    At each step of the path the best strength of the adjustment stands for the step: it makes
-    nothing simpler.
+    Theory names a strength of the adjustment: with it the classifier tends to the best one for
+    balanced classes. What is measured differs from it by chance, and by the images that rare
+    classes miss in each fold, which ask for more. So the usual strength stays unless another one is
+    better by more than the standard error of the difference. No simpler setting is taken otherwise:
+    a stronger penalty is worth no points.
 
     Args:
-        settings: All settings of a family, in the order of its path.
+        settings: All settings of a family.
+        usual_tau: Strength that theory names; None where there is none.
+        factor: See `variance_factor`.
+
+    Returns:
+        The setting, and those that it was the best of.
     """
     best = max(settings, key=_measured)
-    for _, step in groupby(settings, key=lambda setting: setting.position):
-        setting = max(step, key=_measured)
-        gap, error = difference(best.accuracy, setting.accuracy)
-        if gap <= error:
-            return setting
-    return best
+    usual = [setting for setting in settings if setting.options.get('tau') == usual_tau]
+    if usual_tau is None or not usual:
+        return best, settings
+
+    best_usual = max(usual, key=_measured)
+    if _may_be_chance(*difference(best.accuracy, best_usual.accuracy, factor)):
+        return best_usual, usual
+    return best, settings
 
 
-def _measured(setting: _Setting) -> float:
+def _may_be_chance(gap: float, error: float) -> bool:
+    """Whether a difference is within its standard error; that of a single image is equal to it, but for rounding."""
+    return gap <= error + 1e-9
+
+
+def _measured(setting: Setting) -> float:
     return setting.accuracy.balanced
 
 
-def _measure(compared: Compared, family: Family) -> Iterator[_Setting]:
+def _measure(compared: Compared, family: Family) -> Iterator[Setting]:
     """Yield the settings of a family, until they get worse and worse."""
     data, splits = compared.data, compared.splits
     all_targets = data.targets.cpu()
@@ -223,24 +250,27 @@ def _measure(compared: Compared, family: Family) -> Iterator[_Setting]:
 
         found = [Accuracy(row[rows] / times[rows], all_targets[rows]) for row in correct]
         for rule, accuracy in zip(steps[0], found):
-            yield _Setting(position, rule.options, accuracy)
+            yield Setting(position, rule.options, accuracy)
 
         step_best = max(found, key=lambda accuracy: accuracy.balanced)
         if best is None or step_best.balanced > best.balanced:
             best, num_worse = step_best, 0
         else:
-            gap, error = difference(best, step_best)
-            num_worse += gap > error
+            num_worse += not _may_be_chance(*difference(best, step_best))
         if num_worse == _PATIENCE:
             return
 
 
 def choose(results: list[Result]) -> Result:
-    """Return the simplest family whose accuracy is within one standard error of the best one's.
+    """Return logistic regression, or what is better by more than one standard error; of several
+    models the best one is taken first.
 
-    The error is that of the difference, which is small for classifiers that err on the same images.
-    Results stand in order of complexity, within each model; of several models the best one is taken
-    first.
+    This is the one-standard-error rule with logistic regression, adjusted for the prior, in the
+    place of the simplest classifier. All families end as one linear layer, so that a simple one is
+    worth no points; but the best of many measured accuracies is partly luck, and this family is the
+    best one known beforehand. Where it is not there, the best accuracy decides.
+
+    The error is that of the difference on the same images.
 
     Args:
         results: Of all families and models.
@@ -253,11 +283,8 @@ def choose(results: list[Result]) -> Result:
 
     best = max(results, key=lambda result: result.balanced)
     for result in results:
-        if result.compared is not best.compared:
-            continue
-        gap, error = lead(best, result)
-        if gap <= error:
-            return result
+        if result.compared is best.compared and result.family is FAMILIES[REFERENCE]:
+            return result if _may_be_chance(*lead(best, result)) else best
     return best
 
 
@@ -268,7 +295,8 @@ def lead(better: Result, other: Result) -> tuple[float, float]:
         better: One result.
         other: Another one.
     """
-    _, error = difference(better.accuracy, other.accuracy)
+    factor = max(better.compared.variance_factor, other.compared.variance_factor)
+    _, error = difference(better.accuracy, other.accuracy, factor)
     return better.balanced - other.balanced, error
 
 

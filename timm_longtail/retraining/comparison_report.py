@@ -84,17 +84,16 @@ def recommendation(results: list[Result], chosen: Result) -> str:
     lines = [
         f'Use {chosen.name}, {chosen.family.title}{settings}: balanced accuracy {mean:.1f} ± {error:.1f} {how}.']
 
-    best = max(results, key=lambda result: result.balanced)
     others = [result for result in results if result is not chosen]
-    if best is not chosen:
-        gap, error = lead(best, chosen)
-        lines.append(
-            f'{best.name} is {gap:.1f} above it, no more than the standard error {error:.1f} of that difference: the '
-            'simpler one is taken.')
-    elif others:
+    if others:
         second = max(others, key=lambda result: result.balanced)
-        gap, error = lead(best, second)
-        lines.append(f'The next, {second.name}, is {gap:.1f} ± {error:.1f} below it.')
+        gap, error = lead(second, chosen)
+        if gap <= 0:
+            lines.append(f'The next, {second.name}, is {-gap:.1f} ± {error:.1f} below it.')
+        else:
+            lines.append(
+                f'{second.name} is {gap:.1f} ± {error:.1f} above it, which may be luck: another classifier must be '
+                'better by more than the standard error.')
 
     if chosen.compared.is_optimistic:
         lines.append(

@@ -23,6 +23,7 @@ __all__ = [
     'mean_recall',
     'hold_out',
     'stratified_folds',
+    'variance_factor',
 ]
 
 ALWAYS_TRAINED = -1
@@ -203,7 +204,23 @@ def _measured(count: torch.Tensor, classes: Sequence[int] | None) -> torch.Tenso
     return torch.tensor(rows, dtype=torch.int64)
 
 
-def difference(better: Accuracy, other: Accuracy) -> tuple[float, float]:
+def variance_factor(splits: Sequence[Split], num_repeats: int = 1) -> float:
+    """Return by how much the squared error of a difference is larger than images alone tell.
+
+    Classifiers of different folds are fitted on nearly the same images, and what they have in
+    common is in no spread between the images that are measured: 1 + J n2 / n1, for J folds of n2
+    measured and n1 fitted images (Nadeau and Bengio, Machine Learning 2003,
+    https://doi.org/10.1023/A:1024068626366). That is 2.25 of five folds.
+
+    Args:
+        splits: All splits.
+        num_repeats: How many repeats they are of; each measures every image once.
+    """
+    ratios = [len(split.measure) / len(split.fit) for split in splits]
+    return 1 + sum(ratios) / num_repeats
+
+
+def difference(better: Accuracy, other: Accuracy, factor: float = 1.0) -> tuple[float, float]:
     """Return by how much one balanced accuracy is above another in percent, and the standard error
     of that.
 
@@ -215,11 +232,12 @@ def difference(better: Accuracy, other: Accuracy) -> tuple[float, float]:
         better: Accuracy of one classifier.
         other: Accuracy of another. Where it was measured on other images, the squared errors of
             both are added.
+        factor: Factor of the squared error, see `variance_factor`.
     """
     gap = better.balanced - other.balanced
     if not torch.equal(better.targets, other.targets):
         (_, first), (_, second) = better.of_classes(), other.of_classes()
-        return gap, math.hypot(first, second)
+        return gap, math.sqrt(factor) * math.hypot(first, second)
 
     differences = better.correct - other.correct  # in [-1, 1]
     count, mean = class_means(differences, better.targets)
@@ -228,7 +246,7 @@ def difference(better: Accuracy, other: Accuracy) -> tuple[float, float]:
     is_measured = count > 0
     count, mean, square = count[is_measured], mean[is_measured], square[is_measured]
     variance = (square - mean.square()).clamp(min=0) / (count - 1).clamp(min=1)
-    return gap, 100 * math.sqrt(float(variance.sum())) / len(count)
+    return gap, 100 * math.sqrt(factor * float(variance.sum())) / len(count)
 
 
 def corrected_recalls(

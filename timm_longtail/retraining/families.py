@@ -22,7 +22,7 @@ from .closed_form.discriminant import linear_discriminants
 from .logistic import logistic_path
 from .representation import Representation
 
-__all__ = ['FAMILIES', 'Family', 'LinearRule', 'TrainingFeatures', 'why_not']
+__all__ = ['FAMILIES', 'REFERENCE', 'Family', 'LinearRule', 'TrainingFeatures', 'why_not']
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 """Strengths C of logistic regression, on features of mean norm 1."""
@@ -115,8 +115,7 @@ Fit = Callable[[TrainingFeatures], Iterator[LinearRule]]
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of classifier, in order of complexity: of two that are as good, the earlier one is
-    taken.
+    """A kind of classifier.
 
     Attributes:
         title: What it is, for a reader of the table.
@@ -124,6 +123,9 @@ class Family:
         taus: Strengths of the adjustment for the prior to choose from; () for none. Regression that weighs
             classes equally gains too: its penalty is felt most by the classes with few images. The logits
             of a discriminant analysis are of another order of size, which no prior moves.
+        usual_tau: Strength of the adjustment that theory names, see `choose_setting`; None for none.
+            Logits of the training distribution need all of the prior taken off (Menon et al., ICLR
+            2021), those of a loss that weighs classes equally nothing.
         own: Whether it is made of the model's own classifier, and so needs one of the data's
             classes.
         fitted: Whether it learns from the features.
@@ -131,6 +133,7 @@ class Family:
     title: str
     fit: Fit
     taus: tuple[float, ...] = ()
+    usual_tau: float | None = None
     own: bool = False
     fitted: bool = True
 
@@ -210,16 +213,20 @@ def _logistic_path(data: TrainingFeatures, **options) -> Iterator[LinearRule]:
 FAMILIES = {
     'joint': Family('its own classifier', _joint, own=True, fitted=False),
     'logit_adjust': Family(
-        'its own classifier, adjusted for the prior', _joint, taus=PRIOR_TAUS[1:], own=True, fitted=False),
+        'its own classifier, adjusted for the prior', _joint, taus=PRIOR_TAUS[1:], usual_tau=1.0, own=True,
+        fitted=False),
     'tau_norm': Family('its own classifier, tau-normalised', _tau_norm, own=True, fitted=False),
     'ncm_l2': Family('nearest class mean', _ncm_l2),
     'ncm_cosine': Family('nearest class mean by the cosine', _ncm_cosine),
     'ncm_centred': Family('nearest class mean by the cosine, centred', _ncm_centred),
     'lda': Family('linear discriminant analysis, shrunk', _discriminant),
-    'logistic': Family('logistic regression, adjusted for the prior', _logistic, taus=PRIOR_TAUS),
-    'crt': Family('logistic regression, classes weighted equally', _weighted_logistic, taus=PRIOR_TAUS),
+    'logistic': Family('logistic regression, adjusted for the prior', _logistic, taus=PRIOR_TAUS, usual_tau=1.0),
+    'crt': Family('logistic regression, classes weighted equally', _weighted_logistic, taus=PRIOR_TAUS, usual_tau=0.0),
 }
-"""What `compare` tries, by name, in order of complexity."""
+"""What `compare` tries, by name, in the order of the table."""
+
+REFERENCE = 'logistic'
+"""What another family must be better than to be recommended."""
 
 
 def why_not(family: Family, representation: Representation) -> str | None:

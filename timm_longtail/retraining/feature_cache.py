@@ -2,6 +2,7 @@
 
 N images, D width of the features.
 """
+import argparse
 import hashlib
 import json
 import os
@@ -16,15 +17,44 @@ from ..data import LongTailDataset, Preprocessing
 from ..utils.errors import UserError
 from ..utils.files import reading, writing
 
-__all__ = ['FeatureCache', 'default_cache_folder', 'features_digest']
+__all__ = ['FeatureCache', 'add_feature_cache', 'default_cache_folder', 'features_digest', 'open_cache']
 
 _FORMAT = '1'  # of the digest and the file; another one finds none of the old files
 
 
 def default_cache_folder() -> Path:
-    """Return where features are kept: `timm_longtail/features` in $XDG_CACHE_HOME, or else in ~/.cache."""
+    """Return where features are kept.
+
+    $TIMM_LONGTAIL_CACHE, or else `timm_longtail/features` in $XDG_CACHE_HOME or ~/.cache.
+    """
+    named = os.environ.get('TIMM_LONGTAIL_CACHE')
+    if named:
+        return Path(named)
     root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     return Path(root) / 'timm_longtail' / 'features'
+
+
+def add_feature_cache(parser: argparse.ArgumentParser):
+    """Add the option that says where features are kept.
+
+    Args:
+        parser: Parser of a command.
+    """
+    parser.add_argument(
+        '--feature-cache', metavar='FOLDER',
+        help='where features are kept, so that the next call with the same weights and images starts at once; default '
+             '$TIMM_LONGTAIL_CACHE or ~/.cache/timm_longtail/features; \'\' keeps none')
+
+
+def open_cache(args: argparse.Namespace) -> 'FeatureCache | None':
+    """Return the cache that the option names, or None.
+
+    Args:
+        args: Option `feature_cache`.
+    """
+    if args.feature_cache is None:
+        return FeatureCache(default_cache_folder())
+    return FeatureCache(args.feature_cache) if args.feature_cache else None
 
 
 def features_digest(

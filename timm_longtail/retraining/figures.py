@@ -15,9 +15,11 @@ from ..evaluation.plots.figures import (
 )
 from ..utils.errors import UserError
 from .classifier import JOINT, Classifier
+from .compare import Result
+from .families import FAMILIES
 from .representation import Representation
 
-__all__ = ['draw_figures']
+__all__ = ['draw_comparison', 'draw_figures']
 
 # classifiers whose weight norms can be compared; those of others mean something else, or are the
 # same
@@ -49,7 +51,7 @@ def draw_figures(
     except UserError as e:
         print(e)
         return
-    shot_counts = representation.train_set.shot_counts
+    shot_counts, class_names = representation.train_set.shot_counts, representation.train_set.class_names
 
     weights = _weights(made, representation, with_joint=JOINT in figures)
     if weights:
@@ -59,14 +61,14 @@ def draw_figures(
     for name, metrics in figures.items():
         if name not in _NEXT_TO_ANOTHER or len(figures) < _MANY:
             accuracies[name] = metrics['class_accuracy']
-    plot_class_accuracy(folder / 'class_accuracy.png', accuracies, shot_counts)
+    plot_class_accuracy(folder / 'class_accuracy.png', accuracies, shot_counts, class_names=class_names)
 
     # before and after
     compared = [made[0].name]
     if JOINT in figures:
         compared.insert(0, JOINT)
     shown = {name: confusions[name] for name in compared}
-    plot_confusion(folder / 'confusion.png', shown, shot_counts)
+    plot_confusion(folder / 'confusion.png', shown, shot_counts, class_names=class_names)
 
     probabilities = _class_probabilities(made, representation)
     if probabilities:
@@ -81,6 +83,32 @@ def draw_figures(
                 classifier.options['tau'],
                 title=f'Accuracy on the {classifier.curve_on}',
             )
+
+
+def draw_comparison(folder: Path, results: list[Result], chosen: Result):
+    """Draw accuracy by class and confusion on the test set, of the model's own classifier and the one chosen.
+
+    Args:
+        folder: Folder for the PNG files.
+        results: All results, each after `evaluate`.
+        chosen: The one that was chosen.
+
+    Raises:
+        UserError: There is no matplotlib.
+    """
+    require_matplotlib()
+    shown = [result for result in results if result.compared is chosen.compared and result.family is FAMILIES[JOINT]]
+    if chosen.family is not FAMILIES[JOINT]:
+        shown.append(chosen)
+
+    train_set = chosen.compared.representation.train_set
+    shot_counts, class_names = train_set.shot_counts, train_set.class_names
+    accuracies = {result.name: result.test['class_accuracy'] for result in shown}
+    plot_class_accuracy(folder / 'class_accuracy.png', accuracies, shot_counts, class_names=class_names)
+
+    features = chosen.compared.representation.test
+    confusions = {result.name: features.confusion(result.module) for result in shown}
+    plot_confusion(folder / 'confusion.png', confusions, shot_counts, class_names=class_names)
 
 
 def _weights(

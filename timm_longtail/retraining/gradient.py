@@ -118,7 +118,7 @@ def train_options(
 def _starting_head(representation: Representation) -> nn.Module:
     """Return the classifier of stage 1, or a fresh one of its kind for other classes."""
     model = FeatureClassifier(representation.head)
-    if not representation.same_classes:
+    if not representation.same_classes and representation.linear is None:
         model.reset_classifier(representation.train_set.num_classes)
     return model.get_classifier()
 

@@ -90,6 +90,7 @@ class Representation:
         seen: Whether stage 1 was trained on these very images.
         bad_images: Names of images that could not be read, and why.
         cache: Where features are kept on disk, or None.
+        linear: Classifier of the data's classes that others start from, where the model has none.
     """
     args: Namespace
     accelerator: Accelerator
@@ -101,6 +102,7 @@ class Representation:
     seen: bool = False
     bad_images: dict[str, str] = field(default_factory=dict)
     cache: FeatureCache | None = None
+    linear: nn.Linear | None = None
 
     @property
     def same_classes(self) -> bool:
@@ -120,8 +122,9 @@ class Representation:
 
     @property
     def head(self) -> nn.Module:
-        """A copy of the classifier of stage 1, on the CPU in fp32."""
-        return copy.deepcopy(self.trained_model.model.get_classifier()).cpu().float()
+        """A copy of the classifier of stage 1, or of `linear` in its place, on the CPU in fp32."""
+        head = self.linear or self.trained_model.model.get_classifier()
+        return copy.deepcopy(head).cpu().float()
 
     def stage_1_sampler(self) -> EpochSampler | None:
         """Return the sampler that stage 1 ended with; None if it was not trained on these images."""

@@ -42,6 +42,7 @@ __all__ = [
     'load_model',
     'load_run_export',
     'load_timm_model',
+    'named_data',
     'trained_data',
 ]
 
@@ -329,4 +330,20 @@ def trained_data(
 
     if options['loader'] == 'auto' and provenance.get('resident') is False:
         options['loader'] = 'worker'
+    return name, options
+
+
+def named_data(args: argparse.Namespace, trained_model: TrainedModel) -> tuple[str, dict[str, Any]]:
+    """Return the data of a command as the next one is told of it.
+
+    Args:
+        args: Options of `add_data_options`.
+        trained_model: Model, and what it states of its training.
+
+    Returns:
+        Name of the data set, and its options: those that were given, and where its images are.
+    """
+    name, found = trained_data(args, trained_model)
+    options = dataset_options(args)
+    options.update({key: found[key] for key in _STORAGE})
     return name, options

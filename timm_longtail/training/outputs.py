@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ..config.data_options import dataset_options
 from ..data import LongTailDataset
 from ..data.file_state import first_changed_file
 from ..evaluation.evaluators import LongTailEvaluator
@@ -24,7 +25,7 @@ from .accelerator import memory_format
 from .checkpoint import read_checkpoint
 from .loaders import create_eval_loader
 from .loop import evaluate
-from .provenance import command_line, environment, peak_memory, start_of
+from .provenance import command_line, environment, peak_memory, start_of, validate_command
 from .rows import data_columns, experiment_of, published_columns, results_path
 from .run import Run
 from .start import counted_words
@@ -341,8 +342,9 @@ def _print_table(run: Run, row: dict[str, Any]):
 
     print(f'\nall results are in {run.output_dir}, and the model for timm in its folder export', flush=True)
     if 'class_correct' in last:
+        command = validate_command(run.output_dir / 'export', run.options.dataset, dataset_options(run.options))
         print('to evaluate that model again:')
-        print(f'    {start_of("validate")} --model local-dir:{run.output_dir / "export"}', flush=True)
+        print(f'    {command}', flush=True)
     elif run.eval_model.num_classes == 0:
         print('to train a linear classifier on its features:')
         print(f'    {start_of("retrain")} {run.output_dir} --classifier linear', flush=True)

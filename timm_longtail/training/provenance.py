@@ -15,6 +15,7 @@ import psutil
 import timm
 import torch
 
+from ..config.data_options import data_words
 from ..utils.errors import UserError
 from ..utils.program import COMMAND, MODULE
 from ..utils.version import __version__
@@ -30,6 +31,7 @@ __all__ = [
     'start_of',
     'tree_files',
     'tree_hash',
+    'validate_command',
     'working_tree_hash',
 ]
 
@@ -154,6 +156,18 @@ def start_of(command: str) -> str:
         *before, _ = _program()
         return shlex.join([*before, command])
     return f'python {command}.py'
+
+
+def validate_command(export: Path, dataset: str, options: dict[str, Any]) -> str:
+    """Return the command that evaluates an export on the data of this process.
+
+    Args:
+        export: Folder of the export.
+        dataset: Name of the data set.
+        options: From `dataset_options`.
+    """
+    words = ['--model', f'local-dir:{export}', *data_words(dataset, options)]
+    return f'{start_of("validate")} {shlex.join(words)}'
 
 
 def _is_command() -> bool:

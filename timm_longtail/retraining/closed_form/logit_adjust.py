@@ -51,6 +51,8 @@ def fit_logit_adjust(representation: Representation) -> list[Classifier]:
     if sampler is None:
         prior, name = representation.train_set.class_counts, 'data'
         note = 'stage 1 may have had another prior than that of this data'
+        if representation.linear is not None:
+            note = 'adjusts a linear classifier that was fitted to this data'
     else:
         provenance = representation.trained_model.provenance
         prior, name = sampler.class_probabilities, provenance.get('sampler') or 'instance'

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...models.layers import CosineLinear, NearestMean, linear_classifier
+from ...models.layers import linear_classifier
 from ...utils.errors import UserError
 from ..classifier import Classifier
 from ..representation import Representation
@@ -24,16 +24,19 @@ def nearest_class_mean(
         target: torch.Tensor,
         num_classes: int,
         metric: str = 'l2',
-) -> nn.Module:
+) -> nn.Linear:
     """Classify by the nearest mean of the training features; each class weighs the same.
 
     Args:
         features: Training features [N, D].
         target: Class of each feature, int64 [N].
         num_classes: Number of classes C.
-        metric: `l2`, an `nn.Linear` whose logits are -|x - mu_c|^2 / 2 but for a term that all
-            classes share; `cosine`, a `CosineLinear`; `centred`, a `NearestMean`, which the
-            released code does under the name cl2n.
+        metric: `l2`, by the distance: the logits are -|x - mu_c|^2 / 2 but for a term that all
+            classes share. `cosine`: the rows are unit vectors, and the length of x, which scales
+            all logits, moves no maximum. `centred`, by the cosine of x - m with the mean of the
+            centred, normalised features of a class, m the mean of all features: W (x - m), with
+            unit rows of W. (The released code measures the distance to means that are not
+            normalised again, which is no linear classifier.)
 
     Raises:
         UserError: An unknown metric, or a class without features.
@@ -54,13 +57,14 @@ def nearest_class_mean(
     sums = wide.new_zeros(num_classes, wide.shape[1]).index_add_(0, target, wide)
     means = sums / counts[:, None]  # [C, D]
 
+    if metric == 'l2':
+        return linear_classifier(means, -means.square().sum(dim=1) / 2).to(features)
+
+    weight = F.normalize(means, dim=1)
+    bias = None
     if metric == 'centred':
-        return NearestMean(centre, means).to(features)
-    if metric == 'cosine':
-        head = CosineLinear(means.shape[1], num_classes)
-        head.weight.copy_(F.normalize(means, dim=1))
-        return head.to(features)
-    return linear_classifier(means, -means.square().sum(dim=1) / 2).to(features)
+        bias = -(weight @ centre)
+    return linear_classifier(weight, bias).to(features)
 
 
 def fit_nearest_means(representation: Representation) -> list[Classifier]:

@@ -1,0 +1,57 @@
+"""Classifiers of `retrain` that are fitted as `compare` fits them: on scaled features, with an L2 penalty whose
+strength is chosen by cross-validation.
+"""
+from dataclasses import replace
+
+from .classifier import Classifier
+from .compare import Compared, calibrate, compare_families, finish
+from .families import FAMILIES
+from .representation import Representation
+
+__all__ = ['CROSS_VALIDATED', 'fit_cross_validated', 'is_cross_validated']
+
+CROSS_VALIDATED = {
+    'crt': FAMILIES['crt'],
+    'linear': replace(FAMILIES['logistic'], taus=(), usual_tau=None),
+}
+"""Families by the name of the classifier; `linear` takes the long tail as it is."""
+
+
+def is_cross_validated(name: str, representation: Representation) -> bool:
+    """Return whether a classifier is fitted by cross-validation, and not by the schedule of its method.
+
+    That is so on features of a model that was trained elsewhere, whose length no published rate
+    fits. Features of images that the model was trained on say nothing about new ones: there, and
+    where an option of the schedule is given, the method trains as published.
+
+    Args:
+        name: Name of the classifier.
+        representation: Model and data, with the options of `retrain.py`.
+    """
+    args = representation.args
+    given = (args.epochs, args.lr, args.weight_decay)
+    has_schedule = any(value is not None for value in given) or bool(args.classifier_kwargs)
+    return (
+        name in CROSS_VALIDATED and args.features == 'cached' and not representation.seen and not has_schedule)
+
+
+def fit_cross_validated(name: str, representation: Representation) -> Classifier:
+    """Choose the settings of a classifier on images that it was not fitted on, and calibrate it.
+
+    Args:
+        name: One of `CROSS_VALIDATED`.
+        representation: Model and data.
+    """
+    compared = Compared(representation.trained_model.name, representation)
+    result, = compare_families(compared, {name: CROSS_VALIDATED[name]})
+    finish(result)
+    calibrate(result)
+
+    mean, error = result.cross_validated()['balanced']
+    how = 'on the hold-out' if compared.uses_hold_out else 'by cross-validation'
+    return Classifier(
+        name,
+        result.module,
+        options={**result.options, 'temperature': result.temperature},
+        note=f'settings chosen {how}, balanced accuracy {mean:.1f} ± {error:.1f}',
+    )
