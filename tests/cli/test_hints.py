@@ -41,7 +41,7 @@ def trained(photos, tmp_path_factory) -> Path:
 
 def found_again(printed: str, capsys) -> str:
     """Run the last hint in this process; returns how many images it says are correct."""
-    hint = [line for line in printed.splitlines() if line.startswith('python validate.py ')][-1]
+    hint = [line for line in map(str.strip, printed.splitlines()) if line.startswith('python validate.py ')][-1]
     capsys.readouterr()
     validate.main([*shlex.split(hint)[2:], '-j', '0'])
     return re.search('([0-9]+ of [0-9]+) images correct', capsys.readouterr().out)[1]
