@@ -26,6 +26,7 @@ from torch import nn
 from ..export.checks import CONFIG, WEIGHTS
 from ..export.checksums import read_config, verify_weights
 from ..models import deployed_state_dict
+from ..models.tuning import frozen_names, trained_state_dict
 from ..utils.errors import UserError, one_line
 from ..utils.files import LAST, PREVIOUS, reading, require_regular_file, writing
 
@@ -401,7 +402,8 @@ def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 def method_state(method: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
     """Return a method's state in two parts, `state_dict` and `method_state`.
 
-    The first is the deployed model's, the second all the rest.
+    The first is the deployed model's, without the parameters that its tuning leaves as they are;
+    the second is all the rest.
 
     Args:
         method: The method.
@@ -411,7 +413,7 @@ def method_state(method: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
     for name, value in method.state_dict().items():
         if name.removeprefix('model.') not in deployed:
             rest[name] = value
-    return {'state_dict': deployed, 'method_state': rest}
+    return {'state_dict': trained_state_dict(method.model), 'method_state': rest}
 
 
 def load_method_state(method: nn.Module, state: dict[str, Any], source: str):
@@ -427,8 +429,12 @@ def load_method_state(method: nn.Module, state: dict[str, Any], source: str):
     """
     deployed = {f'model.{name}': value for name, value in state['state_dict'].items()}
     merged = {**deployed, **state.get('method_state', {})}
-    check_architecture(method.state_dict(), merged, source, state.get('arch', 'unknown'))
-    method.load_state_dict(merged)
+
+    # what is frozen is not in the file: it is that of the run, which the protocol compares
+    frozen = {f'model.{name}' for name in frozen_names(method.model)}
+    own = {name: value for name, value in method.state_dict().items() if name not in frozen}
+    check_architecture(own, merged, source, state.get('arch', 'unknown'))
+    method.load_state_dict(merged, strict=False)
 
 
 def check_architecture(

@@ -11,6 +11,7 @@ import torch
 from ...utils.errors import UserError
 from ..dataset import LongTailDataset
 from ..samplers import EpochSampler, UniformSampler
+from ..views.steps import PLACES
 from ..views.view import View, create_view
 from .loader import Loader
 from .resident import DeviceLoader
@@ -43,6 +44,16 @@ class Preprocessing:
     def eval_view(self) -> str:
         """Name of the view that is evaluated."""
         return f'eval(crop_pct={self.crop_pct:g}, interpolation={self.interpolation!r})'
+
+    def test_views(self, tta: str | None = None) -> tuple[str, ...]:
+        """Return the names of the views whose logits are averaged in an evaluation.
+
+        Args:
+            tta: `five_crop` for the corners and the centre of an image file; None for one view.
+        """
+        if tta is None:
+            return (self.eval_view,)
+        return tuple(f'corner(place={place!r}, interpolation={self.interpolation!r})' for place in PLACES)
 
 
 def create_loader(
