@@ -137,7 +137,7 @@ def adapters_of(model: nn.Module) -> list[Adapter]:
 @register_model
 def adaptformer(
         pretrained: bool = False,
-        backbone: str = 'vit_base_patch16_clip_224',
+        backbone: str = 'vit_base_patch16_clip_quickgelu_224',
         bottleneck: int | None = None,
         cosine_scale: float | None = None,
         **kwargs,

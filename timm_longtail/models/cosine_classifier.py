@@ -13,7 +13,7 @@ __all__: list[str] = []
 @register_model
 def cosine_classifier(
         pretrained: bool = False,
-        backbone: str = 'vit_base_patch16_clip_224',
+        backbone: str = 'vit_base_patch16_clip_quickgelu_224',
         cosine_scale: float | None = 25.,
         **kwargs,
 ) -> nn.Module:

@@ -145,7 +145,7 @@ def _checkpoint_gradients(model: nn.Module):
     try:
         timm_model.set_grad_checkpointing(True)
     except (AssertionError, AttributeError) as e:
-        raise UserError(f'--grad-checkpointing: {type(model).__name__} of timm does not offer it') from e
+        raise UserError(f'--grad-checkpointing: {type(model).__name__} does not offer it') from e
 
 
 def check_input(model: nn.Module, img_size: int):

@@ -309,6 +309,14 @@ def _find_weights(content: Any) -> tuple[str, dict[str, torch.Tensor]] | None:
     return None
 
 
+def _is_tuned(content: Any) -> bool:
+    """Return whether a file's content is a training checkpoint that names frozen weights and does not hold them."""
+    if not isinstance(content, dict):
+        return False
+    protocol = content.get('protocol')
+    return isinstance(protocol, dict) and 'backbone' in protocol
+
+
 def read_part(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
     """Read a model's weights and say where in the file they are.
 
@@ -323,7 +331,8 @@ def read_part(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
         Name of the part, '' where the file is nothing but weights, and the tensors.
 
     Raises:
-        UserError: No such file, or not one of these; an export with other weights than it states.
+        UserError: No such file, or not one of these; an export with other weights than it states; a
+            checkpoint of a tuned model, which has a part of its weights.
     """
     if path.suffix == '.safetensors':
         from safetensors.torch import load_file
@@ -333,6 +342,9 @@ def read_part(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
             return '', load_file(path)
 
     content = _read(path)
+    if _is_tuned(content):
+        raise UserError(
+            f'{path} holds the tuned part of a model only, without its frozen weights: take the export of the run')
     found = _find_weights(content)
     if found is not None:
         return found
