@@ -133,8 +133,8 @@ def train(
 ) -> Run:
     """Train a model as `train.py` does; it is evaluated after the last epoch."""
     parsed = parse_train_args([
-        '--model', args.model, '--img-size', '32', '--no-recipe', '--opt', 'momentum', '--weight-decay', '5e-4', '--sched', 'cosine',
-        '--val-interval', '100000', '--log-interval', '1000', *options])
+        '--model', args.model, '--img-size', '32', '--no-recipe', '--opt', 'momentum', '--weight-decay', '5e-4',
+        '--sched', 'cosine', '--val-interval', '100000', '--log-interval', '1000', *options])
     run = build_run(resolve_options(parsed, accelerator), accelerator, train_set, eval_set, model)
     initialise_classifier(run, train_set)
     fit(run, parsed.epochs)
