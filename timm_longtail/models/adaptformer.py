@@ -61,7 +61,7 @@ class AdaptedBlock(Block):
     adapter: Adapter
 
     @staticmethod
-    def adapt(block: Block, bottleneck: int):
+    def adapt(block: Any, bottleneck: int):
         """Add an adapter to a block, in place: the names of its parameters stay.
 
         Args:

@@ -132,7 +132,7 @@ def set_classifier(model: nn.Module, cosine_scale: float | None) -> nn.Module:
         describe_on_backbone(model, 'cosine_classifier')
         timm_model.cosine_scale = None
 
-    dd = {'device': own.weight.device, 'dtype': own.weight.dtype}
+    dd: dict[str, Any] = {'device': own.weight.device, 'dtype': own.weight.dtype}
     classifier: nn.Module
     if cosine_scale is None:
         classifier = nn.Linear(own.in_features, own.out_features, **dd)

@@ -150,10 +150,11 @@ def _model_lines(run: Run) -> list[str]:
 
     tuning = tuning_name(method.model)
     tuned = f' ({tuning})' if tuning else ''
+    trained = f'{num_trained / 1e6:.3g}' if tuning else f'{num_trained / 1e6:.2f}'
     method_words = ' '.join([options.method, *(f'{name}={value}' for name, value in options.method_kwargs.items())])
     samplers = '; then '.join(loader.sampler.name or type(loader.sampler).__name__ for loader in run.loaders)
     return [
-        f'model: {options.model}, {num_deployed / 1e6:.2f} M parameters; {num_trained / 1e6:.2f} M are trained{tuned}',
+        f'model: {options.model}, {num_deployed / 1e6:.2f} M parameters; {trained} M are trained{tuned}',
         f'method: {method_words}, views {" ".join(method.views)}',
         f'sampler: {samplers}, {run.loaders[0].num_samples} samples an epoch',
     ]

@@ -153,6 +153,12 @@ class CornerCrop:
         self.shares = _SHARES[place]
         self.interpolation = F.InterpolationMode(interpolation)
 
+    def sample(self, uniforms: np.ndarray) -> Any:
+        raise NotImplementedError('images in memory have their final size, and no corners to choose from')
+
+    def apply(self, images: torch.Tensor, params: Any) -> torch.Tensor:
+        raise NotImplementedError('images in memory have their final size, and no corners to choose from')
+
     def place(self, image: Image.Image, uniforms: np.ndarray) -> Image.Image:
         image = F.resize(image, self.size * 31 // 28, self.interpolation)
         vertical, horizontal = self.shares

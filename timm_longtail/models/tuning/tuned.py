@@ -148,7 +148,7 @@ def frozen_digest(model: nn.Module) -> str | None:
             continue
         value = parameter.detach().cpu().contiguous()
         digest.update(f'{name} {value.dtype} {list(value.shape)}\0'.encode())
-        digest.update(value.flatten().view(torch.uint8).numpy())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
