@@ -17,12 +17,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 
-from timm_longtail.data.calls import parse_call
 from timm_longtail.methods import create_method
 from timm_longtail.training.run import Run
 from timm_longtail.training.timing import Clock, Timing
 from timm_longtail.training.weights import create_task_model
 from timm_longtail.utils import rng
+from timm_longtail.utils.calls import parse_call
 from timm_longtail.utils.errors import UserError, unknown_name
 
 Steps = tuple[list[Callable], list[Callable]]

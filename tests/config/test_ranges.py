@@ -13,9 +13,10 @@ import pytest
 from timm_longtail.__main__ import usage
 from timm_longtail.cli import COMMANDS
 from timm_longtail.config.parser import Parser
-from timm_longtail.data import calls, create_sampler, create_view, list_views
+from timm_longtail.data import create_sampler, create_view, list_views
 from timm_longtail.data.views.view import _REGISTRY as VIEWS
 from timm_longtail.methods import check_options, default_options, list_methods, method_class
+from timm_longtail.utils import calls
 from timm_longtail.utils.errors import UserError
 from timm_longtail.utils.ranges import LIMIT, Number
 

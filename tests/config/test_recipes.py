@@ -14,9 +14,10 @@ from timm_longtail.config.train_options import parse_train_args
 from timm_longtail.data import default_imbalance_factor, list_datasets, long_tail_counts
 from timm_longtail.export import export_model, load_exported
 from timm_longtail.methods import create_method, list_methods
+from timm_longtail.models.heads import set_head
 from timm_longtail.training.optim import create_optimizers
 
-from ..support.recipes import build_method, every_recipe, recipe_options, small_network, split_name
+from ..support.recipes import RECIPES, build_method, every_recipe, recipe_options, small_network, split_name
 
 
 def parse(path, argv):
@@ -62,7 +63,7 @@ def test_the_command_of_a_header_trains_by_the_recipe(path, tmp_path, monkeypatc
     assert (args.imbalance_factor or default_imbalance_factor(dataset)) in (factor, factor or 1)
 
 
-@every_recipe
+@pytest.mark.parametrize('path', [path for path in RECIPES if not path.stem.startswith('vit_')], ids=lambda p: p.stem)
 def test_no_block_starts_as_the_identity(path):
     """The published codes leave every BatchNorm at 1; timm's ResNets start the last of a block at 0."""
     network = small_network(path)
@@ -109,7 +110,7 @@ def test_the_optimizer_decays_all_weights_and_is_no_nesterov(path):
 
     names = {name: id(p) for name, p in method.named_parameters() if p.requires_grad}
     assert decayed == set(names.values())
-    assert method.needs_weights or any(name.endswith('bn1.bias') for name in names)  # biases and BatchNorm too
+    assert method.needs_weights or any(name.endswith(('bn1.bias', 'norm.bias')) for name in names)  # norms too
 
 
 @pytest.mark.parametrize('name, branch, widths', [
@@ -182,3 +183,17 @@ def test_bcl_from_moco_differs_in_its_weights_alone():
     # the run that its weights come from is that of a recipe
     assert Path(started.pop('initial_checkpoint')).parent.name.removesuffix('.s0') in list_recipes()
     assert started == plain
+
+
+@pytest.mark.parametrize('dataset, num_classes, thousands', [
+    ('cifar100_lt_if100', 100, 101), ('places_lt', 365, 175), ('imagenet_lt', 1000, 618), ('inat2018', 8142, 4749)])
+def test_lift_trains_adapters_and_a_cosine_classifier(dataset, num_classes, thousands):
+    options = recipe_options(f'vit_base_patch16_clip_quickgelu_224.openai.balanced_softmax-lift.{dataset}')
+
+    network = timm.create_model(options.model, num_classes=num_classes, device='meta', **options.model_kwargs)
+    set_head(network, options.head)
+    create_method(options.method, network, [2] * num_classes, tune=options.tune, **options.method_kwargs)
+
+    trained = {name: p.numel() for name, p in network.named_parameters() if p.requires_grad}
+    assert trained.pop('head.weight') == 768 * num_classes and network.head.scale == 25
+    assert round(sum(trained.values()) / 1000) == thousands

@@ -231,7 +231,7 @@ def test_every_view_of_an_image_file(name, size):
     batch = rest.apply(as_batch(*placed), rest.sample(numbers[:, view.num_place_uniforms:]))
 
     assert batch.shape == (6, 3, SIZE, SIZE) and batch.dtype == torch.uint8
-    assert len(batch.flatten(1).unique(dim=0)) == {'eval': 1, 'flip': 2}.get(name, 6)
+    assert len(batch.flatten(1).unique(dim=0)) == {'corner': 1, 'eval': 1, 'flip': 2}.get(name, 6)
     assert equal(pickle.loads(pickle.dumps(view)).place(image, numbers[0, :view.num_place_uniforms]), placed[0])
 
 
@@ -305,7 +305,7 @@ def test_rand_is_refused_on_resident_images():
     view = create_view('rand', SIZE)
     with pytest.raises(UserError, match='view rand works on image files only; take another for resident images'):
         view.sample(np.zeros((1, view.num_uniforms)))
-    assert [name for name in list_views() if create_view(name, SIZE).files_only] == ['rand']
+    assert [name for name in list_views() if create_view(name, SIZE).files_only] == ['corner', 'rand']
 
 
 # ------------------------------------------------------------------------ ImageNet views

@@ -308,7 +308,7 @@ def test_rates_and_offsets():
 # ------------------------------------------------------------------------ views by name
 
 def test_the_views_are_listed():
-    assert list_views() == sorted([*VIEWS, 'rand'])
+    assert list_views() == sorted([*VIEWS, 'corner', 'rand'])
 
 
 @pytest.mark.parametrize('name', VIEWS)

@@ -12,6 +12,7 @@ from timm_longtail.data import create_view
 from timm_longtail.methods import check_options, create_method, default_options, list_methods, method_class
 from timm_longtail.methods._frozen import FrozenBackbone
 from timm_longtail.models import deployed_state_dict
+from timm_longtail.models.tuning import frozen_names
 from timm_longtail.training.checkpoint import method_state
 from timm_longtail.training.loop import _train_phase, fit
 from timm_longtail.training.outputs import _cost_columns
@@ -122,7 +123,9 @@ def test_the_deployed_state_dict_stays_plain(name):
     plain = timm.create_model(args.model, num_classes=run.method.model.num_classes, **args.model_kwargs)
 
     state = method_state(run.method)
-    assert state['state_dict'].keys() == plain.state_dict().keys()
+    frozen = frozen_names(run.method.model)
+    assert state['state_dict'].keys() == plain.state_dict().keys() - frozen
+    assert issubclass(method_class(name.split()[0]), FrozenBackbone) == bool(frozen) if name != 'toy' else not frozen
     assert not {k.removeprefix('model.') for k in state['method_state']} & plain.state_dict().keys()
 
     plain.load_state_dict(deployed_state_dict(run.method.model))

@@ -15,8 +15,7 @@ from timm_longtail.config.train_options import parse_train_args
 from timm_longtail.data.loaders.features import FeatureLoader
 from timm_longtail.data.samplers import create_sampler
 from timm_longtail.methods import Method, create_method
-from timm_longtail.methods._frozen import _trained_parameters
-from timm_longtail.models import FeatureClassifier, replace_classifier
+from timm_longtail.models import FeatureClassifier, replace_classifier, tune_model
 from timm_longtail.models.layers import CosineLinear
 from timm_longtail.retraining.classifiers import TRAINED
 from timm_longtail.retraining.gradient import train_options
@@ -196,17 +195,17 @@ def test_the_backbone_stays_as_it_is(bn):
 
 def test_how_much_is_trained():
     trained = {}
-    for train in ('classifier', 'last_block', 'all'):
-        model, method = model_and_method(train=train)
-        trained[train] = {name for name, p in model.named_parameters() if p.requires_grad}
+    for tune in ('classifier', 'last_block', 'all'):
+        model, method = model_and_method(tune=tune)
+        trained[tune] = {name for name, p in model.named_parameters() if p.requires_grad}
         method.train()
-        assert model.bn1.training is (train == 'all') and model.layer3[0].bn1.training is (train != 'classifier')
+        assert model.bn1.training is (tune == 'all') and model.layer3[0].bn1.training is (tune != 'classifier')
     assert trained['classifier'] == {'fc.weight', 'fc.bias'}
     assert all(name.startswith(('layer3.', 'fc.')) for name in trained['last_block'])
     assert any(name.startswith('layer3.') for name in trained['last_block'])
     assert trained['all'] == {name for name, _ in model.named_parameters()}
-    with pytest.raises(UserError, match="'train' is one of classifier, last_block, all"):
-        model_and_method(train='head')
+    with pytest.raises(UserError, match="unknown tuning 'head'"):
+        model_and_method(tune='head')
     with pytest.raises(UserError, match="'bn' is one of eval, train"):
         model_and_method(bn='frozen')
 
@@ -219,8 +218,8 @@ def test_how_much_is_trained():
 ])
 def test_the_last_block_of_other_networks(name, prefixes):
     model = timm.create_model(name, num_classes=C, device='meta')
-    trained = _trained_parameters(model, 'last_block')
-    names = [name for name, p in model.named_parameters() if id(p) in trained]
+    tune_model(model, 'last_block')
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
     for prefix in prefixes:
         assert any(name.startswith(prefix) for name in names), prefix
     assert all(name.startswith(prefixes) for name in names)

@@ -201,7 +201,7 @@ def test_a_cosine_classifier(cosine, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize('options, changed_part', [
     (['--bn', 'train'], 'running_'),
-    (['--train', 'last_block', '--view', 'flip'], 'layer3.'),
+    (['--tune', 'last_block', '--view', 'flip'], 'layer3.'),
 ])
 def test_on_images(options, changed_part, stage_1, tmp_path, capsys, monkeypatch):
     """What changes more than the classifier is measured and exported as a whole."""

@@ -21,10 +21,12 @@ every_recipe = pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.st
 def split_name(path: Path) -> tuple[str, str | None, str, float | None]:
     """Return model, method (or None), data set and factor (None for natural counts) of a recipe's file name.
 
-    Behind the method a variant may stand: `ce-sqrt`.
+    Behind the method a variant may stand: `ce-sqrt`; behind the model the tag of its weights.
     """
     names, factor = re.fullmatch(r'(.+?)(?:_if([0-9.]+))?', path.stem).groups()
     model, *method, dataset = names.split('.')
+    if method and timm.models.is_model_pretrained(f'{model}.{method[0]}'):
+        model = f'{model}.{method.pop(0)}'
     assert len(method) <= 1, path.stem
     return model, (method[0].partition('-')[0] if method else None), dataset, (float(factor) if factor else None)
 
@@ -40,7 +42,7 @@ def recipe_options(name: str):
 def build_method(options):
     """Return the recipe's method for four classes, on no device: what it holds matters, not its weights."""
     network = timm.create_model(options.model, num_classes=4, device='meta', **options.model_kwargs)
-    return create_method(options.method, network, [4, 3, 2, 1], **options.method_kwargs)
+    return create_method(options.method, network, [4, 3, 2, 1], tune=options.tune, **options.method_kwargs)
 
 
 def small_network(path: Path) -> torch.nn.Module:

@@ -28,7 +28,8 @@ PROTOCOL = {
 }
 # since the first rows
 ADDED = {'hub_id', 'imbalance_profile', 'img_size', 'pretrained', 'initial_checkpoint', 'resident',
-         'dataset_name', 'sampler', 'epoch_length', 'experiment', 'model_kwargs'}
+         'dataset_name', 'sampler', 'epoch_length', 'experiment', 'model_kwargs', 'tune', 'head', 'init_classifier',
+         'tta'}
 PROTOCOL |= ADDED
 CODE = {'recipe', 'tree_hash', 'dirty'}
 COST = {'images_seen', 'forward_passes', 'seconds', 'train_seconds_per_epoch', 'peak_rss_gb'}

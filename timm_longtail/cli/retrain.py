@@ -9,6 +9,7 @@ from ..config.parser import BATCH_SIZE, IMG_SIZE, SEED, SHARE, WORKERS, Pairs, P
 from ..evaluation.report.page import write_page_of_run
 from ..evaluation.report.reading import PREDICTIONS
 from ..methods import check_options
+from ..models.tuning import create_tuning, list_tunings
 from ..retraining.classifier import JOINT, Classifier
 from ..retraining.classifiers import CLASSIFIERS, TRAINED, choose_classifiers, make_classifiers
 from ..retraining.feature_cache import add_feature_cache, open_cache
@@ -63,8 +64,9 @@ def create_parser() -> argparse.ArgumentParser:
         '--features', choices=('cached', 'augmented'), default='cached',
         help='train on features computed once, in seconds, or on augmented images, as published')
     parser.add_argument(
-        '--train', type=_underscored, default='classifier', choices=('classifier', 'last_block', 'all'),
-        help='how much is trained (crt, linear, max-norm; augmented)')
+        '--tune', type=_underscored, default='classifier',
+        help=f'what is trained of the model (crt, linear, max-norm; augmented): one of {", ".join(list_tunings())}, '
+             'as in train')
     parser.add_argument(
         '--bn', choices=('eval', 'train'), default='eval',
         help='BatchNorm of the frozen part (augmented): train is what the published code does')
@@ -120,11 +122,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         UserError: Options that contradict each other.
     """
     args = create_parser().parse_args(argv)
+    create_tuning(args.tune)
     _check_classifier_kwargs(args)
 
-    is_default = args.train == 'classifier' and args.bn == 'eval' and args.view == 'crop_flip'
+    is_default = args.tune == 'classifier' and args.bn == 'eval' and args.view == 'crop_flip'
     if args.features == 'cached' and not is_default:
-        raise UserError('--train, --bn and --view act on images: add --features augmented')
+        raise UserError('--tune, --bn and --view act on images: add --features augmented')
     if args.choose_lr_on_test and len(args.lr or ()) < 2:
         raise UserError('--choose-lr-on-test: there is nothing to choose from; give several --lr')
     return args
@@ -137,7 +140,7 @@ def _check_classifier_kwargs(args: argparse.Namespace):
     name = _underscored(args.classifier[0])
     if len(args.classifier) > 1 or name not in TRAINED:
         raise UserError('--classifier-kwargs are for one classifier that is trained: name it by --classifier')
-    for option in ('bn', 'train', 'view'):
+    for option in ('bn', 'view'):
         if option in args.classifier_kwargs:
             raise UserError(f'--classifier-kwargs: {option} is an option of its own, --{option}')
     check_options(name, args.classifier_kwargs)

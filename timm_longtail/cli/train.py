@@ -9,6 +9,7 @@ from ..config.train_options import parse_train_args, train_parser
 from ..data import LongTailDataset
 from ..training.accelerator import check_agreement, create_accelerator, wait_for_main
 from ..training.build import build_run, create_datasets
+from ..training.initial_classifier import check_initial_classifier, initialise_classifier
 from ..training.loop import fit
 from ..training.options import Options, resolve_options
 from ..training.output_folder import enter_output_folder, run_name
@@ -46,6 +47,8 @@ def main(argv: list[str] | None = None):
     """
     args = parse_train_args(argv)
     check_trackers(args.tracker)
+    if args.init_classifier is not None:
+        check_initial_classifier(args.init_classifier)
 
     # the code, now: files may change while the run trains
     recipe = relative_to_root(args.recipe)
@@ -81,6 +84,8 @@ def _train(args: Namespace, accelerator: Accelerator, code: dict[str, Any]) -> d
     checkpoint = enter_output_folder(run, run_name(options, train_set))
     if options.results and len(run.tree_hashes) > 1:
         raise UserError('--results: the run was begun by other code; a row is of one state of the code')
+    if checkpoint is None:
+        initialise_classifier(run, train_set)
     if accelerator.is_main_process:
         rehearse(run, train_set, test_set, code)
 

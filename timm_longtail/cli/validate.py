@@ -7,7 +7,7 @@ import torch
 
 from ..config.data_options import add_data_options
 from ..config.names import check_dataset, check_model
-from ..config.parser import BATCH_SIZE, IMG_SIZE, WORKERS, Parser
+from ..config.parser import BATCH_SIZE, IMG_SIZE, TTA_HELP, WORKERS, Parser
 from ..data import LongTailDataset
 from ..evaluation.evaluators import KNNEvaluator
 from ..evaluation.plots.figures import plot_class_accuracy, plot_confusion
@@ -61,6 +61,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--crop-pct', type=Number(float, '(0, 1]'),
         help='share of the shorter side to look at; default: the model\'s')
+    parser.add_argument('--tta', choices=('five_crop',), help=TTA_HELP)
     parser.add_argument('-b', '--batch-size', type=BATCH_SIZE, default=256, help='images at once')
     parser.add_argument(
         '-j', '--workers', type=WORKERS, default=2, help='decoding processes for a data set of files')
@@ -238,6 +239,8 @@ def main(argv: list[str] | None = None):
 
         if data.train_set is not None:
             label = f'{label}, {KNNEvaluator.counted}'
+        if args.tta is not None:
+            label = f'{label}, {args.tta}'
         measured[label], recorder = measure(args, trained_model, data, confusion=bool(args.figures))
         if args.known_prior:
             measured[label]['shifted_known_prior'] = _known_prior(args, label, trained_model, data, recorder)

@@ -15,6 +15,7 @@ __all__ = [
     'Parser',
     'SEED',
     'SHARE',
+    'TTA_HELP',
     'WORKERS',
     'option_from_yaml',
     'plain',
@@ -27,6 +28,8 @@ IMG_SIZE = Number(int, '[1, 4096]')
 SEED = Number(int, '[0, 4294967295]')
 SHARE = Number(float, '[0, 1)')
 WORKERS = Number(int, '[0, 1024]')
+
+TTA_HELP = 'five_crop: evaluate the mean logits of the corners and the centre of an image file; default: the centre'
 
 _FLAG_WORDS = {'true': True, 'yes': True, 'on': True, 'false': False, 'no': False, 'off': False}
 

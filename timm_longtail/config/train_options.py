@@ -7,12 +7,14 @@ from typing import Any
 from ..data import create_sampler, list_samplers
 from ..methods import check_options, list_methods, method_class
 from ..models.factory import default_method
+from ..models.heads import check_head
+from ..models.tuning import create_tuning, list_tunings
 from ..utils.errors import UserError
 from ..utils.ranges import Number, shown
 from .data_options import add_data_options
 from .names import check_dataset, check_model
 from .optim_options import check_optimizer, check_schedule
-from .parser import BATCH_SIZE, IMG_SIZE, SEED, SHARE, WORKERS, Pairs, Parser
+from .parser import BATCH_SIZE, IMG_SIZE, SEED, SHARE, TTA_HELP, WORKERS, Pairs, Parser
 from .recipe import RECIPES, default_recipe, find_recipe, read_recipe, scale_schedule
 
 __all__ = ['parse_train_args', 'train_parser']
@@ -64,7 +66,19 @@ def _add_model(parser: argparse.ArgumentParser):
         '--initial-checkpoint', default='',
         help='weights to start from: those that fit are taken, the others are named')
 
+    group.add_argument(
+        '--head',
+        help='classifier: linear or cosine, of which "cosine(scale=25)" is the default; default: the model\'s own')
+    group.add_argument(
+        '--init-classifier', metavar='START',
+        help='where a cosine classifier starts: class_means of the training images, "class_means(images=100)" of '
+             'so many a class, or text:FILE.safetensors, see the guide on fine-tuning')
+
     # how it is trained
+    group.add_argument(
+        '--tune',
+        help=f'what is trained of the model: one of {", ".join(list_tunings())}, perhaps with options, '
+             '"adaptformer(bottleneck=16)", "lora(r=8)"; default: the method\'s, mostly all')
     group.add_argument(
         '--method', help=f'one of {", ".join(list_methods())}; default: the model\'s own, else ce')
     group.add_argument(
@@ -157,10 +171,15 @@ def _add_run(parser: argparse.ArgumentParser):
         '--channels-last', action=argparse.BooleanOptionalAction,
         help='memory format of the weights; default: where it was measured to be faster, on a CPU')
     group.add_argument('--torchcompile', action='store_true', help='compile the backbone')
+    group.add_argument(
+        '--grad-checkpointing', action='store_true',
+        help='compute the blocks again in the backward pass: less memory, more time')
 
     # evaluation, and what is seen of the run
     group.add_argument(
         '-vb', '--validation-batch-size', type=BATCH_SIZE, default=256, help='per process')
+    group.add_argument(
+        '--tta', choices=('five_crop',), help=TTA_HELP)
     group.add_argument(
         '--val-interval', type=_COUNT, default=1, help='evaluate every so many epochs, and after the last')
     group.add_argument(
@@ -242,6 +261,11 @@ def parse_train_args(argv: list[str] | None = None, recipe_folder: Path = RECIPE
     check_options(args['method'], args['method_kwargs'])
     args['sampler'] = args['sampler'] or method_class(args['method']).sampler
     create_sampler(args['sampler'], [0], args['epochs'])  # of one image: is there such a sampler?
+
+    if args['tune'] is not None:
+        create_tuning(args['tune'])
+    if args['head'] is not None:
+        check_head(args['head'])
 
     for name in ('num_classes', 'pretrained'):
         if name in args['model_kwargs']:

@@ -49,15 +49,13 @@ class GivenImages(EncodedImages):
         """Yield (width, height) of each image, without those that cannot be read."""
         for position, row in enumerate(self.rows):
             if _is_path(self.items[row]):
-                yield from self.take(np.array([position]))._header()
+                one = self.take(np.array([position]))
+                yield from super(GivenImages, one).image_sizes()  # from its header
                 continue
             try:
                 yield self.image(position).size
             except UserError:
                 continue
-
-    def _header(self) -> Iterator[tuple[int, int]]:
-        yield from super().image_sizes()
 
     def _read(self, rows: np.ndarray) -> list[bytes | None]:
         return [read_file(Path(self.items[row])) for row in rows]

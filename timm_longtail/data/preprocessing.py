@@ -6,6 +6,7 @@ from timm.data import resolve_data_config
 from torchvision.transforms import InterpolationMode
 
 from ..utils.errors import UserError, one_line
+from .views.steps import PLACES
 
 __all__ = ['Preprocessing', 'check_preprocessing', 'read_preprocessing']
 
@@ -35,6 +36,16 @@ class Preprocessing:
     def eval_view(self) -> str:
         """Name of the view that is evaluated."""
         return f'eval(crop_pct={self.crop_pct:g}, interpolation={self.interpolation!r})'
+
+    def test_views(self, tta: str | None = None) -> tuple[str, ...]:
+        """Return the names of the views whose logits are averaged in an evaluation.
+
+        Args:
+            tta: `five_crop` for the corners and the centre of an image file; None for one view.
+        """
+        if tta is None:
+            return (self.eval_view,)
+        return tuple(f'corner(place={place!r}, interpolation={self.interpolation!r})' for place in PLACES)
 
 
 def read_preprocessing(cfg: dict[str, Any], source: str) -> Preprocessing:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from ..utils.calls import call_by_name
 from ..utils.errors import UserError
 from ..utils.rng import generator
-from .calls import call_by_name
 
 __all__ = [
     'ClassSampler',

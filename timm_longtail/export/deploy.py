@@ -4,11 +4,15 @@ import copy
 import torch
 from torch import nn
 
+from ..models.tuning import deploy_tuned
+
 __all__ = ['deploy', 'unwrap']
 
 
 def deploy(model: nn.Module) -> nn.Module:
     """Return a copy of a model as it is deployed: without branches, fp32 on the CPU, in eval mode.
+
+    Low-rank updates are merged into the weights; nothing is frozen any more.
 
     Args:
         model: timm model; `torch.compile`, DistributedDataParallel, Accelerate and moving averages
@@ -34,6 +38,7 @@ def deploy(model: nn.Module) -> nn.Module:
     model_args = dict(getattr(model, '_model_args', {}))
     model_args.pop('branches', None)
     deployed._model_args = model_args
+    deploy_tuned(deployed)
     return deployed
 
 

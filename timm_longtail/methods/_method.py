@@ -4,7 +4,7 @@ Shapes: B batch of this process, C classes, D width of the features, H x W image
 """
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -12,11 +12,15 @@ from torch import nn
 
 from ..data import Batch
 from ..evaluation.evaluators import LongTailEvaluator
+from ..models.tuning import hold_frozen
 
 __all__ = ['Batch', 'Batches', 'ClassCounts', 'Method']
 
 # training images of each class, [C]
 ClassCounts: TypeAlias = Sequence[float] | np.ndarray | torch.Tensor
+
+
+AnyMethod = TypeVar('AnyMethod', bound='Method')
 
 
 class Batches(Protocol):
@@ -63,6 +67,12 @@ class Method(nn.Module):
     needs_weights: bool = False
     """Whether training from random weights makes no sense: a run that starts so is warned."""
 
+    tune: str = 'all'
+    """What is trained of the model unless `--tune` names another part: see `models.tuning`.
+
+    The model is tuned before the method is built. What the method adds is always trained.
+    """
+
     idle_phases: tuple[str, ...] = ()
     """Phases, never the first, that this epoch leaves out: no forward, no step, no weight decay.
 
@@ -90,6 +100,17 @@ class Method(nn.Module):
         self.register_buffer('class_counts', counts, persistent=False)
 
         self._run_backbone = self._backbone
+
+    def train(self: AnyMethod, mode: bool = True) -> AnyMethod:
+        """Set the mode of trained modules; what is frozen in the model stays in eval mode.
+
+        Dropout that the model applies to its features in a function of its own belongs to the
+        classifier, and is on.
+        """
+        super().train(mode)
+        if mode:
+            hold_frozen(self.model)
+        return self
 
     @classmethod
     def num_outputs(cls, num_classes: int) -> int:

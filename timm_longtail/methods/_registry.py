@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ..models.tuning import tune_model
 from ..utils.errors import UserError, near_names, unknown_name
 from ..utils.ranges import check_option
 from ._method import ClassCounts, Method
@@ -87,19 +88,28 @@ def tells_classes(method: str | None, num_outputs: int) -> bool:
     return _METHODS[method].num_outputs(num_classes) == num_classes
 
 
-def create_method(name: str, model: nn.Module, class_counts: ClassCounts, /, **kwargs) -> Method:
+def create_method(
+        name: str,
+        model: nn.Module,
+        class_counts: ClassCounts,
+        /,
+        tune: str | None = None,
+        **kwargs,
+) -> Method:
     """Build a method around a model.
 
     Args:
         name: Registered name, see `list_methods`.
         model: timm model with `num_outputs(num_classes)` outputs.
         class_counts: Training images of each class, [C].
+        tune: What is trained of the model, such as `classifier` or `lora(r=16)`, see
+            `timm_longtail.models.list_tunings`; None is what the method wants.
         **kwargs: The method's hyper-parameters; its constructor has the defaults of its paper on
             CIFAR.
 
     Raises:
-        UserError: Unknown method or hyper-parameter, one of another kind or out of range; a class
-            without images.
+        UserError: Unknown method, tuning or hyper-parameter, one of another kind or out of range; a
+            class without images.
     """
     check_options(name, kwargs)
 
@@ -107,7 +117,10 @@ def create_method(name: str, model: nn.Module, class_counts: ClassCounts, /, **k
     if smallest < 1:
         raise UserError(f'class_counts must be at least 1 for every class, got {smallest:g}')
 
-    return method_class(name)(model, class_counts, **kwargs)
+    # before the method is built, which may copy the model or replace its classifier
+    cls = method_class(name)
+    tune_model(model, tune or cls.tune)
+    return cls(model, class_counts, **kwargs)
 
 
 def default_options(cls: type[Method]) -> dict[str, Any]:

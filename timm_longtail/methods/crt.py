@@ -19,7 +19,6 @@ class ClassifierRetraining(FrozenBackbone):
     Args:
         model: timm model with C outputs, trained; its classifier is replaced by a new one.
         class_counts: Training images of each class, [C].
-        train: See `FrozenBackbone`.
         bn: See `FrozenBackbone`.
         view: View of each image.
     """

@@ -40,7 +40,6 @@ class MaxNorm(FrozenBackbone):
             training starts with.
         beta: Number in (0, 1) of the class-balanced loss (Cui et al., CVPR 2019), whose weights are
             (1 - beta) / (1 - beta^n_c), scaled to a mean of 1.
-        train: See `FrozenBackbone`.
         bn: See `FrozenBackbone`.
         view: View of each image.
     """
@@ -59,11 +58,10 @@ class MaxNorm(FrozenBackbone):
             loss: str = 'bce',
             radius: float | None = None,
             beta: float = 0.9999,
-            train: str = 'classifier',
             bn: str = 'eval',
             view: str = 'crop_flip',
     ):
-        super().__init__(model, class_counts, train=train, bn=bn, view=view)
+        super().__init__(model, class_counts, bn=bn, view=view)
         if loss not in ('bce', 'ce'):
             raise UserError(f'max_norm: loss is one of bce, ce, got {loss!r}')
         self.loss = loss

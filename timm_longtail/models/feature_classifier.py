@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn as nn
 
+from ..utils.errors import UserError
 from .layers import CosineLinear
+from .on_backbone import describe_on_backbone
 
-__all__ = ['FeatureClassifier', 'replace_classifier']
+__all__ = ['FeatureClassifier', 'replace_classifier', 'set_classifier']
 
 
 class FeatureClassifier(nn.Module):
@@ -98,3 +100,42 @@ def replace_classifier(model: nn.Module, classifier: nn.Module) -> nn.Module:
         recorded['num_classes'] = timm_model.num_classes
         timm_model._model_args = {**getattr(model, '_model_args', {}), **recorded}
     return model
+
+
+def set_classifier(model: nn.Module, cosine_scale: float | None) -> nn.Module:
+    """Give a model a fresh classifier of another kind; one of this kind stays as it is.
+
+    A model of timm that has no cosine classifier of its own becomes the architecture
+    `cosine_classifier` of this package.
+
+    Args:
+        model: timm model with one `nn.Linear` or `CosineLinear` as its classifier; changed in
+            place.
+        cosine_scale: Scale of a `CosineLinear`; None is an `nn.Linear`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: A model with a classifier of another kind.
+    """
+    timm_model: Any = model  # timm has no class that declares what its models share
+    own = timm_model.get_classifier()
+    if not isinstance(own, (nn.Linear, CosineLinear)):
+        raise UserError(
+            f'{type(model).__name__} has a classifier of the kind {type(own).__name__}: '
+            'only an nn.Linear can be replaced')
+    if getattr(own, 'scale', None) == cosine_scale:
+        return model
+
+    if not hasattr(model, 'cosine_scale'):
+        describe_on_backbone(model, 'cosine_classifier')
+        timm_model.cosine_scale = None
+
+    dd: dict[str, Any] = {'device': own.weight.device, 'dtype': own.weight.dtype}
+    classifier: nn.Module
+    if cosine_scale is None:
+        classifier = nn.Linear(own.in_features, own.out_features, **dd)
+    else:
+        classifier = CosineLinear(own.in_features, own.out_features, cosine_scale, **dd)
+    return replace_classifier(model, classifier)

@@ -100,7 +100,7 @@ def _why_not(name: str, representation: Representation) -> str | None:
                 f'it {does}, and a cosine classifier has no bias and ignores the length of its '
                 'weights')
 
-    if name == 'lws' and representation.args.train != 'classifier':
+    if name == 'lws' and representation.args.tune != 'classifier':
         return 'it trains one scale a class and nothing else'
     return None
 

@@ -161,9 +161,7 @@ def _feature_run(args: Options, representation: Representation, model: FeatureCl
 def _train_on_images(name: str, representation: Representation, lr: float | None) -> Classifier:
     given, trained_model = representation.args, representation.trained_model
     method_kwargs = {**given.classifier_kwargs, 'bn': given.bn, 'view': given.view}
-    if name != 'lws':
-        method_kwargs['train'] = given.train
-    args = train_options(name, representation, lr, method_kwargs)
+    args = train_options(name, representation, lr, method_kwargs).replace(tune=given.tune)
 
     rng.seed_torch(args.seed, purpose='init')
     model = replace_classifier(deploy(trained_model.model), _starting_head(representation))
@@ -179,12 +177,12 @@ def _train_on_images(name: str, representation: Representation, lr: float | None
     representation.bad_images.update(run.bad_images)
 
     trained = deploy(run.method.model)
-    more_has_changed = given.bn == 'train' or given.train != 'classifier'
+    more_has_changed = given.bn == 'train' or given.tune != 'classifier'
     return Classifier(
         name,
         copy.deepcopy(trained.get_classifier()),
         model=trained if more_has_changed else None,
-        options={**_shown_options(args), 'images': 'augmented'},
+        options={**_shown_options(args), 'tune': given.tune, 'images': 'augmented'},
     )
 
 

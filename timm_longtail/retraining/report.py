@@ -232,7 +232,7 @@ def results_row(
         'stage_1': _stage_1_columns(representation),
         'experiment': args.experiment,
         'features': args.features,
-        'train': args.train,
+        'tune': args.tune,
         'bn': args.bn,
         'command': provenance.command_line(1),
         'environment': provenance.environment(device),

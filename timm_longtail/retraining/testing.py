@@ -132,8 +132,8 @@ def measure(
     """Evaluate a model in fp32.
 
     Args:
-        args: Options `img_size` and `crop_pct`, None for those of the model; `batch_size`, `workers` and
-            `skip_bad_images`.
+        args: Options `img_size` and `crop_pct`, None for those of the model; `tta`, `batch_size`,
+            `workers` and `skip_bad_images`.
         trained_model: The model; it is moved to the device.
         data: What it is evaluated on.
         confusion: Count which classes are predicted as which.
@@ -152,7 +152,7 @@ def measure(
     if torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator()
     options: dict[str, Any] = {
-        'views': (preprocessing.eval_view,),
+        'views': preprocessing.test_views(args.tta),
         'batch_size': args.batch_size,
         'training': False,
         'device': device,
@@ -162,6 +162,8 @@ def measure(
         'num_workers': args.workers,
         'skip_bad_images': args.skip_bad_images,
     }
+    if args.tta is not None and data.train_set is not None:
+        raise UserError(f'--tta averages logits, and {trained_model.name} has no classes')
     loader = create_loader(data.test_set, **options)
 
     if data.train_set is None:

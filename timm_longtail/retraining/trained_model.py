@@ -11,6 +11,7 @@ from ..config.data_options import dataset_options
 from ..config.names import check_dataset, check_model
 from ..data import Preprocessing
 from ..export.checks import CONFIG, WEIGHTS, stored_tensors
+from ..export.deploy import deploy
 from ..export.loading import load_exported
 from ..methods import tells_classes
 from ..models.factory import create_timm_model, pretrained_config
@@ -22,6 +23,7 @@ from ..training.checkpoint import (
     restoring,
 )
 from ..training.weights import (
+    create_tuned_model,
     initial_weights_path,
     is_export,
     load_initial_weights,
@@ -209,8 +211,12 @@ def load_checkpoint(path: str | Path) -> TrainedModel:
     names = ('dataset', 'method', 'sampler', 'val_fraction', 'seed', 'epochs')
     names += (*_STORAGE, *_SUBSET.values())
     about, options = state['about'], state['args']
+    is_tuned = 'backbone' in state['protocol']
     with restoring(str(path)):
-        model = create_timm_model(state['arch'], **about['model_args'])
+        if is_tuned:
+            model = deploy(create_tuned_model(state, str(path)))
+        else:
+            model = _create_whole_model(state, str(path))
         preprocessing = Preprocessing(**about['preprocessing'])
         provenance = {
             **about,
@@ -219,10 +225,16 @@ def load_checkpoint(path: str | Path) -> TrainedModel:
         }
     _check_provenance(provenance, str(path))
 
-    weights = state.get('state_dict_ema', state['state_dict'])
-    check_architecture(model.state_dict(), weights, str(path), state['arch'])
-    model.load_state_dict(weights)
     return TrainedModel(model.eval(), state['arch'], preprocessing, provenance)
+
+
+def _create_whole_model(state: dict[str, Any], source: str) -> nn.Module:
+    """Build the model of a checkpoint that holds all of its weights."""
+    model = create_timm_model(state['arch'], **state['about']['model_args'])
+    weights = state.get('state_dict_ema', state['state_dict'])
+    check_architecture(model.state_dict(), weights, source, state['arch'])
+    model.load_state_dict(weights)
+    return model
 
 
 def load_timm_model(name: str, initial_checkpoint: str = '') -> TrainedModel:

@@ -42,6 +42,13 @@ def create_accelerator(mixed_precision: str | None = None, dist_timeout: float =
     on_cpu = not torch.accelerator.is_available()
     mixed_precision = mixed_precision or os.environ.get('ACCELERATE_MIXED_PRECISION', 'no')
 
+    # what every process has whole: weights that are evaluated, averaged, saved and compared
+    for name in ('FSDP', 'DEEPSPEED'):
+        if os.environ.get(f'ACCELERATE_USE_{name}', 'false').lower() in ('true', '1', 'yes'):
+            raise UserError(
+                f'accelerate launch with {name} is not supported: methods read whole weights of their model, which it '
+                'cuts up; --tune and --grad-checkpointing save memory under plain accelerate launch')
+
     # what this machine can do
     if not 0 < dist_timeout < 1e6:
         raise UserError(f'--dist-timeout must be a number of minutes above 0, got {dist_timeout:g}')

@@ -13,7 +13,8 @@ from torch import nn
 
 from ..config.data_options import dataset_options
 from ..data import LongTailDataset, Preprocessing, create_splits
-from ..methods import Method, create_method
+from ..methods import Method, create_method, tells_classes
+from ..models.tuning import share_frozen
 from ..utils.errors import UserError
 from .loaders import create_run_data
 from .optim import create_optimizers
@@ -75,7 +76,13 @@ def build_run(
     if model is None:
         model = create_task_model(options, train_set.num_classes, preprocessing.img_size)
     check_input(model, preprocessing.img_size)
-    method = create_method(options.method, model, train_set.class_counts, **options.method_kwargs)
+    if options.grad_checkpointing:
+        _checkpoint_gradients(model)
+    method = create_method(
+        options.method, model, train_set.class_counts, tune=options.tune, **options.method_kwargs)
+
+    if options.tta is not None and not tells_classes(options.method, model.num_classes):
+        raise UserError(f'--tta averages the logits of classes, and {options.method} has others')
 
     # is this batch one to train on?
     batch_size = micro_batch_size(options, accelerator.num_processes)
@@ -125,7 +132,20 @@ def _prepare_method(options: Options, method: Method, accelerator: Accelerator) 
 def _create_ema(options: Options, model: nn.Module) -> ModelEmaV3 | None:
     if not options.model_ema:
         return None
-    return ModelEmaV3(model, decay=options.model_ema_decay, use_warmup=options.model_ema_warmup)
+    ema = ModelEmaV3(model, decay=options.model_ema_decay, use_warmup=options.model_ema_warmup)
+
+    # the average of what does not change is what it is
+    share_frozen(ema.module, model)
+    return ema
+
+
+def _checkpoint_gradients(model: nn.Module):
+    """Let a model of timm compute its blocks again in the backward pass, in place of keeping what is in them."""
+    timm_model: Any = model  # timm has no class that declares what its models share
+    try:
+        timm_model.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError) as e:
+        raise UserError(f'--grad-checkpointing: {type(model).__name__} does not offer it') from e
 
 
 def check_input(model: nn.Module, img_size: int):

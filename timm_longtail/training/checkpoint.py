@@ -26,6 +26,7 @@ from torch import nn
 from ..export.checks import CONFIG, WEIGHTS
 from ..export.checksums import read_config, verify_weights
 from ..models import deployed_state_dict
+from ..models.tuning import frozen_names, trained_state_dict
 from ..utils.errors import UserError, one_line
 from ..utils.files import LAST, PREVIOUS, reading, require_regular_file, writing
 
@@ -308,6 +309,14 @@ def _find_weights(content: Any) -> tuple[str, dict[str, torch.Tensor]] | None:
     return None
 
 
+def _is_tuned(content: Any) -> bool:
+    """Return whether a file's content is a training checkpoint that names frozen weights and does not hold them."""
+    if not isinstance(content, dict):
+        return False
+    protocol = content.get('protocol')
+    return isinstance(protocol, dict) and 'backbone' in protocol
+
+
 def read_part(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
     """Read a model's weights and say where in the file they are.
 
@@ -322,7 +331,8 @@ def read_part(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
         Name of the part, '' where the file is nothing but weights, and the tensors.
 
     Raises:
-        UserError: No such file, or not one of these; an export with other weights than it states.
+        UserError: No such file, or not one of these; an export with other weights than it states; a
+            checkpoint of a tuned model, which has a part of its weights.
     """
     if path.suffix == '.safetensors':
         from safetensors.torch import load_file
@@ -332,6 +342,9 @@ def read_part(path: Path) -> tuple[str, dict[str, torch.Tensor]]:
             return '', load_file(path)
 
     content = _read(path)
+    if _is_tuned(content):
+        raise UserError(
+            f'{path} holds the tuned part of a model only, without its frozen weights: take the export of the run')
     found = _find_weights(content)
     if found is not None:
         return found
@@ -401,7 +414,8 @@ def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 def method_state(method: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
     """Return a method's state in two parts, `state_dict` and `method_state`.
 
-    The first is the deployed model's, the second all the rest.
+    The first is the deployed model's, without the parameters that its tuning leaves as they are;
+    the second is all the rest.
 
     Args:
         method: The method.
@@ -411,7 +425,7 @@ def method_state(method: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
     for name, value in method.state_dict().items():
         if name.removeprefix('model.') not in deployed:
             rest[name] = value
-    return {'state_dict': deployed, 'method_state': rest}
+    return {'state_dict': trained_state_dict(method.model), 'method_state': rest}
 
 
 def load_method_state(method: nn.Module, state: dict[str, Any], source: str):
@@ -427,8 +441,12 @@ def load_method_state(method: nn.Module, state: dict[str, Any], source: str):
     """
     deployed = {f'model.{name}': value for name, value in state['state_dict'].items()}
     merged = {**deployed, **state.get('method_state', {})}
-    check_architecture(method.state_dict(), merged, source, state.get('arch', 'unknown'))
-    method.load_state_dict(merged)
+
+    # what is frozen is not in the file: it is that of the run, which the protocol compares
+    frozen = {f'model.{name}' for name in frozen_names(method.model)}
+    own = {name: value for name, value in method.state_dict().items() if name not in frozen}
+    check_architecture(own, merged, source, state.get('arch', 'unknown'))
+    method.load_state_dict(merged, strict=False)
 
 
 def check_architecture(

@@ -110,7 +110,8 @@ def create_run_data(
 
     return RunData(
         loaders=loaders,
-        eval_loader=create_eval_loader(eval_set, options, preprocessing, accelerator.device, **shard),
+        eval_loader=create_eval_loader(
+            eval_set, options, preprocessing, accelerator.device, tta=options.tta, **shard),
         train_batches=TrainBatches(
             train_set, create_eval_loader(train_set, options, preprocessing, accelerator.device)),
         preprocessing=preprocessing,
@@ -124,8 +125,9 @@ def create_eval_loader(
         device: torch.device,
         rank: int = 0,
         world_size: int = 1,
+        tta: str | None = None,
 ):
-    """Return the loader that shows each image once, in the `eval` view.
+    """Return the loader that shows each image once, in the `eval` view or in those of an ensemble.
 
     Args:
         dataset: Images.
@@ -134,10 +136,11 @@ def create_eval_loader(
         device: Device of the batches.
         rank: Number of the shard.
         world_size: Number of shards.
+        tta: Ensemble of views, see `Preprocessing.test_views`; None is one view.
     """
     return create_loader(
         dataset,
-        (preprocessing.eval_view,),
+        preprocessing.test_views(tta),
         batch_size=options.validation_batch_size,
         training=False,
         rank=rank,

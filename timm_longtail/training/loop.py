@@ -53,7 +53,7 @@ def evaluate(
         train_batches: TrainBatches | None = None,
         reduce: bool = True,
 ) -> dict[str, Any]:
-    """Evaluate a model in full precision.
+    """Evaluate a model in full precision. Where images have several views, logits are the mean over the views.
 
     Args:
         model: Model; back in its former mode afterwards.
@@ -73,8 +73,11 @@ def evaluate(
     model.eval()
 
     evaluator.start(model, train_batches)
-    for (images, *_), target, _ in loader:
-        evaluator.update(model, images, target)
+    for views, target, _ in loader:
+        if len(views) == 1:
+            evaluator.update(model, views[0], target)
+        else:
+            evaluator.add(torch.stack([model(images) for images in views]).mean(dim=0), target)
 
     model.train(was_training)
     return evaluator.compute(reduce=reduce)

@@ -1,4 +1,5 @@
 """The outputs of a run: figures, export, tables and row of results."""
+import copy
 import csv
 import shutil
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from ..evaluation.tables import format_table, interval_words, write_per_class
 from ..export.folder import deploy, export_model
 from ..export.licenses import license_of
 from ..methods import tells_classes
+from ..models.tuning import load_trained_state_dict
 from ..utils.errors import UserError
 from ..utils.files import BEST, create_text, write_json, writing
 from ..utils.progress import progress
@@ -34,9 +36,10 @@ __all__ = ['finish', 'note_changed_file', 'rehearse', 'report', 'write_summary']
 
 # what an export says about its training, of the columns of a row
 _EXPORTED_COLUMNS = (
-    'tag', 'method', 'method_kwargs', 'sampler', 'dataset', 'dataset_name', 'hub_id', 'imbalance_factor',
-    'imbalance_profile', 'subset_hash', 'subset_order', 'class_counts', 'shot_counts', 'resident', 'pretrained',
-    'initial_checkpoint', 'seed', 'data_seed', 'val_fraction', 'epochs', 'recipe', 'command', 'tree_hash',
+    'tag', 'method', 'method_kwargs', 'sampler', 'tune', 'head', 'tta', 'dataset', 'dataset_name', 'hub_id',
+    'imbalance_factor', 'imbalance_profile', 'subset_hash', 'subset_order', 'class_counts', 'shot_counts',
+    'resident', 'pretrained', 'initial_checkpoint', 'seed', 'data_seed', 'val_fraction', 'epochs', 'recipe',
+    'command', 'tree_hash',
 )
 
 
@@ -152,7 +155,8 @@ def _measure(run: Run, test_set: LongTailDataset) -> tuple[dict[str, Any], dict[
 
 def _test_loader(run: Run, test_set: LongTailDataset):
     """Return the loader that shows each test image once, on the device of the run."""
-    return create_eval_loader(test_set, run.options, run.data.preprocessing, run.accelerator.device)
+    return create_eval_loader(
+        test_set, run.options, run.data.preprocessing, run.accelerator.device, tta=run.options.tta)
 
 
 def _shown(loader) -> Iterable:
@@ -186,8 +190,8 @@ def _measure_best(run: Run, loader) -> dict[str, Any]:
 
     state = read_checkpoint(run.output_dir / BEST)
     assert state['epoch'] - 1 == epoch, 'model_best.pth.tar is of another epoch'
-    model = deploy(run.eval_model)
-    model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
+    model = copy.deepcopy(run.eval_model)
+    load_trained_state_dict(model, state.get('state_dict_ema', state['state_dict']))
 
     metrics = _evaluate_as_exported(run, model, _shown(loader), run.evaluator)
     figures = {name: value for name, value in metrics.items() if not isinstance(value, list)}
@@ -206,6 +210,10 @@ def _protocol_columns(run: Run, train_set: LongTailDataset) -> dict[str, Any]:
         'model_kwargs': options.model_kwargs,
         'method': options.method,
         'method_kwargs': options.method_kwargs,
+        'tune': options.tune,
+        'head': options.head,
+        'init_classifier': options.init_classifier,
+        'tta': options.tta,
         'sampler': options.sampler,
         'epoch_length': options.epoch_length,
         'experiment': experiment_of(options),

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..data import LongTailDataset, Preprocessing
 from ..methods import default_options, method_class
+from ..models.tuning import frozen_digest
 from .options import Options
 from .weights import architecture_of
 
@@ -16,7 +17,8 @@ __all__ = ['TRAINING_OPTIONS', 'Protocol', 'create_protocol', 'differences']
 # is resumed with the same ones, and a row with the same ones as its recipe stands beside a
 # published figure.
 TRAINING_OPTIONS = (
-    'epochs', 'model_kwargs', 'method_kwargs', 'sampler', 'epoch_length', 'grad_accum_steps', 'opt', 'lr', 'momentum',
+    'epochs', 'model_kwargs', 'method_kwargs', 'tune', 'head', 'init_classifier', 'tta', 'sampler', 'epoch_length',
+    'grad_accum_steps', 'opt', 'lr', 'momentum',
     'weight_decay', 'layer_decay', 'clip_grad', 'sched', 'sched_on_updates', 'decay_milestones', 'decay_epochs',
     'decay_rate', 'min_lr', 'warmup_epochs', 'warmup_lr', 'pretrained', 'initial_checkpoint', 'val_fraction',
     'model_ema', 'model_ema_decay', 'model_ema_warmup', 'patience',
@@ -72,6 +74,11 @@ def create_protocol(
     }
     # with all defaults: those of a later version may be others
     agreed['method_kwargs'] = {**default_options(method_class(options.method)), **options.method_kwargs}
+
+    # the part of the weights that checkpoints name and do not hold
+    digest = frozen_digest(model)
+    if digest is not None:
+        agreed['backbone'] = digest
 
     return Protocol(
         arch=architecture_of(options.model, model),

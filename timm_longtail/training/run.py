@@ -12,7 +12,7 @@ from torch import nn
 
 from ..evaluation.predictions import Recorder
 from ..methods import Method, default_options
-from ..models import deployed_state_dict
+from ..models.tuning import load_trained_state_dict, trained_state_dict
 from ..utils import rng
 from ..utils.errors import UserError
 from ..utils.files import BEST, LAST
@@ -210,7 +210,7 @@ class Run:
         }
 
         if self.ema is not None:
-            state['state_dict_ema'] = deployed_state_dict(self.ema.module)
+            state['state_dict_ema'] = trained_state_dict(self.ema.module)
         if self.accelerator.scaler is not None:
             state['scaler'] = self.accelerator.scaler.state_dict()
         if self.step:
@@ -257,7 +257,7 @@ class Run:
         for optimizer, saved in zip(self.optimizers, [state['optimizer'], *state['optimizers']], strict=True):
             optimizer.load_state_dict(saved)
         if self.ema is not None:
-            self.ema.module.load_state_dict(state.get('state_dict_ema', state['state_dict']), strict=False)
+            load_trained_state_dict(self.ema.module, state.get('state_dict_ema', state['state_dict']))
         if self.accelerator.scaler is not None and 'scaler' in state:
             self.accelerator.scaler.load_state_dict(state['scaler'])
 

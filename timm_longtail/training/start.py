@@ -8,6 +8,7 @@ import yaml
 from ..data import LongTailDataset
 from ..data.longtail import shot_groups
 from ..evaluation.evaluators import GROUPS
+from ..models.tuning import tuning_name
 from ..utils.files import create_text, write_json
 from .options import plain
 from .provenance import relative_to_root
@@ -36,6 +37,11 @@ def start_lines(run: Run, train_set: LongTailDataset, checkpoint: Path | None) -
     ]
 
     starts_from_weights = options.pretrained or options.initial_checkpoint
+    tuning = tuning_name(method.model)
+    if tuning and not method.needs_weights and not starts_from_weights:
+        lines.append(
+            f'warning: --tune {tuning} keeps most of the weights as they are, and these are random: '
+            'see --pretrained and --initial-checkpoint')
     if method.needs_weights and not starts_from_weights:
         lines.append(
             f'warning: {options.method} re-trains the classifier of a trained model, and this one is random: '
@@ -142,10 +148,13 @@ def _model_lines(run: Run) -> list[str]:
         if not name.startswith('branches.'):
             num_deployed += parameter.numel()
 
+    tuning = tuning_name(method.model)
+    tuned = f' ({tuning})' if tuning else ''
+    trained = f'{num_trained / 1e6:.3g}' if tuning else f'{num_trained / 1e6:.2f}'
     method_words = ' '.join([options.method, *(f'{name}={value}' for name, value in options.method_kwargs.items())])
     samplers = '; then '.join(loader.sampler.name or type(loader.sampler).__name__ for loader in run.loaders)
     return [
-        f'model: {options.model}, {num_deployed / 1e6:.2f} M parameters; {num_trained / 1e6:.2f} M are trained',
+        f'model: {options.model}, {num_deployed / 1e6:.2f} M parameters; {trained} M are trained{tuned}',
         f'method: {method_words}, views {" ".join(method.views)}',
         f'sampler: {samplers}, {run.loaders[0].num_samples} samples an epoch',
     ]

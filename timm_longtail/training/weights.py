@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import clean_state_dict
+from timm.models import clean_state_dict, split_model_name_tag
 from torch import nn
 
 from ..data import LongTailDataset, Preprocessing
@@ -17,16 +17,19 @@ from ..data.preprocessing import check_preprocessing, read_preprocessing
 from ..export.checks import CONFIG, WEIGHTS
 from ..methods import method_class
 from ..models.factory import create_timm_model, pretrained_config
+from ..models.heads import set_head
+from ..models.tuning import frozen_digest, load_trained_state_dict, trained_state_dict, tune_model
 from ..utils import rng
 from ..utils.errors import UserError, one_line
 from ..utils.files import read_json
 from ..utils.finite import check_finite, trained_tensors
-from .checkpoint import read_input_config, read_part
+from .checkpoint import check_architecture, read_input_config, read_part
 
 __all__ = [
     'architecture_of',
     'choose_preprocessing',
     'create_task_model',
+    'create_tuned_model',
     'initial_weights_path',
     'is_export',
     'load_initial_weights',
@@ -57,14 +60,16 @@ def is_export(source: str) -> bool:
 def architecture_of(name: str, model: nn.Module) -> str:
     """Return the name by which timm builds a model once more.
 
-    Of an export that is the name of its architecture.
+    Of an export that is the name of its architecture, as it is of a model that was given another
+    classifier than timm has for it.
 
     Args:
         name: Name that the model was built by.
         model: The model.
     """
-    if is_export(name):
-        return model.pretrained_cfg['architecture']
+    architecture = model.pretrained_cfg['architecture']
+    if is_export(name) or split_model_name_tag(name)[0] != architecture:
+        return architecture
     return name
 
 
@@ -241,8 +246,36 @@ def create_task_model(args: Namespace, num_classes: int, img_size: int | None = 
 
     if args.pretrained:
         check_finite(trained_tensors(model), f'--model {args.model}')
+    if args.head is not None:
+        set_head(model, args.head)
     if args.initial_checkpoint:
         load_initial_weights(model, path)
+    return model
+
+
+def create_tuned_model(state: dict[str, Any], source: str) -> nn.Module:
+    """Build the model of a checkpoint that names its frozen weights and does not hold them.
+
+    They are found as the run found them: pretrained, in the file that it started from, or by its
+    seed.
+
+    Args:
+        state: Content of the checkpoint; the moving average is taken where there is one.
+        source: Name of the checkpoint, for messages.
+
+    Raises:
+        UserError: The weights that the run started from are not there, or are others now.
+    """
+    options, about = Namespace(**state['args']), state['about']
+    model = create_task_model(options, len(about['class_names']), about['preprocessing']['img_size'])
+    tune_model(model, options.tune or method_class(options.method).tune)
+    if frozen_digest(model) != state['protocol']['backbone']:
+        start = options.initial_checkpoint or options.model
+        raise UserError(f'{source} was trained on other frozen weights than {start} has now')
+
+    weights = state.get('state_dict_ema', state['state_dict'])
+    check_architecture(trained_state_dict(model), weights, source, state['arch'])
+    load_trained_state_dict(model, weights)
     return model
 
 

@@ -7,6 +7,7 @@ from .randaugment import OnImage, RandAugment
 from .steps import (
     CentreCrop,
     ColorJitter,
+    CornerCrop,
     Cutout,
     Flip,
     GaussianBlur,
@@ -110,3 +111,13 @@ def flip(size: int, crop_pct: float = 0.875) -> Steps:
 def eval(size: int, crop_pct: float = 0.875, interpolation: str = 'bilinear') -> Steps:
     """The image as it is; of an image file the centre, `crop_pct` of its shorter side, as in timm."""
     return [CentreCrop(size, crop_pct, interpolation)], []
+
+
+@register_view
+def corner(size: int, place: str = 'centre', interpolation: str = 'bilinear') -> Steps:
+    """One of five crops of an image file, whose shorter side becomes 31/28 of the crop: 248 for 224.
+
+    `place` is `centre`, or a corner such as `top_left`. `--tta five_crop` averages all five (Shi et
+    al., ICML 2024).
+    """
+    return [CornerCrop(size, place, interpolation)], []

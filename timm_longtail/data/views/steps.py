@@ -18,11 +18,13 @@ from . import ops
 __all__ = [
     'CentreCrop',
     'ColorJitter',
+    'CornerCrop',
     'Cutout',
     'Flip',
     'GaussianBlur',
     'GeometryStep',
     'Grayscale',
+    'PLACES',
     'PadCrop',
     'ResizedCrop',
     'Step',
@@ -120,6 +122,49 @@ class CentreCrop:
     def place(self, image: Image.Image, uniforms: np.ndarray) -> Image.Image:
         image = _resize_shorter_side(image, self.size, self.crop_pct, self.interpolation)
         return F.center_crop(image, self.size)
+
+
+# where a crop of an ensemble lies, by its vertical and horizontal share of what is left of the image
+_SHARES = {
+    'top_left': (0., 0.),
+    'top_right': (0., 1.),
+    'bottom_left': (1., 0.),
+    'bottom_right': (1., 1.),
+    'centre': (0.5, 0.5),
+}
+PLACES = tuple(_SHARES)
+
+
+class CornerCrop:
+    """Resize the shorter side of an image file to 31/28 of a crop, and cut the crop out at a corner or the centre.
+
+    Args:
+        size: S.
+        place: One of `PLACES`.
+        interpolation: `bilinear`, `bicubic` or another that torchvision names.
+    """
+    num_uniforms = 0
+    files_only = True
+
+    def __init__(self, size: int, place: str = 'centre', interpolation: str = 'bilinear'):
+        if place not in _SHARES:
+            raise UserError(f'place is one of {", ".join(PLACES)}, got {place!r}')
+        self.size = size
+        self.shares = _SHARES[place]
+        self.interpolation = F.InterpolationMode(interpolation)
+
+    def sample(self, uniforms: np.ndarray) -> Any:
+        raise NotImplementedError('images in memory have their final size, and no corners to choose from')
+
+    def apply(self, images: torch.Tensor, params: Any) -> torch.Tensor:
+        raise NotImplementedError('images in memory have their final size, and no corners to choose from')
+
+    def place(self, image: Image.Image, uniforms: np.ndarray) -> Image.Image:
+        image = F.resize(image, self.size * 31 // 28, self.interpolation)
+        vertical, horizontal = self.shares
+        top = round(vertical * (image.height - self.size))
+        left = round(horizontal * (image.width - self.size))
+        return image.crop((left, top, left + self.size, top + self.size))
 
 
 class Flip:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...utils.calls import call_by_name
 from ...utils.errors import UserError
-from ..calls import call_by_name
 from .steps import GeometryStep, Step
 
 __all__ = ['Steps', 'View', 'create_view', 'list_views', 'register_view']

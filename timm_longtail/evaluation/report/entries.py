@@ -38,7 +38,8 @@ class Figure(NamedTuple):
     interval: tuple[float, float] | None = None
 
 
-class Confused(NamedTuple):
+@dataclass(frozen=True)
+class Confused:
     """Images of one class that were predicted as another one."""
     target: int
     predicted: int
@@ -46,7 +47,8 @@ class Confused(NamedTuple):
     share: float  # of the images of the class, in percent
 
 
-class Cells(NamedTuple):
+@dataclass(frozen=True)
+class Cells:
     """Cells of a confusion that hold an image, one row each.
 
     Attributes:
@@ -61,7 +63,8 @@ class Cells(NamedTuple):
     share: np.ndarray
 
 
-class Bins(NamedTuple):
+@dataclass(frozen=True)
+class Bins:
     """Predictions by their confidence: images, mean confidence and accuracy of each bin, in percent.
 
     Attributes:
@@ -129,7 +132,8 @@ class Entry:
         Args:
             name: Such as `all` or `ece`.
         """
-        values = [run.figures[name] for run in self.runs if run.figures.get(name) is not None]
+        found = [run.figures.get(name) for run in self.runs]
+        values = [value for value in found if value is not None]
         if not values:
             return Figure(None)
         if len(values) == 1:

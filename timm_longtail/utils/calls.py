@@ -4,8 +4,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..utils.errors import UserError, one_line, unknown_name
-from ..utils.ranges import check_option, shown
+from .errors import UserError, one_line, unknown_name
+from .ranges import check_option, shown
 
 __all__ = ['call_by_name', 'parse_call']
 
@@ -24,7 +24,13 @@ _INTERVALS = {
 }
 
 
-def call_by_name(kind: str, text: str, known: Mapping[str, Callable], *args: Any) -> Any:
+def call_by_name(
+        kind: str,
+        text: str,
+        known: Mapping[str, Callable],
+        *args: Any,
+        intervals: Mapping[str, str] = _INTERVALS,
+) -> Any:
     """Call the function that a text names, with the keyword arguments that stand in its brackets.
 
     Args:
@@ -32,6 +38,7 @@ def call_by_name(kind: str, text: str, known: Mapping[str, Callable], *args: Any
         text: Name of a function, perhaps followed by keyword arguments in brackets.
         known: Functions by name.
         *args: Positional arguments of the function, which the text cannot give.
+        intervals: Range of an argument by its name; default those of views and samplers.
 
     Raises:
         UserError: An unknown name or argument, a value of another kind, a value out of range or one
@@ -51,7 +58,7 @@ def call_by_name(kind: str, text: str, known: Mapping[str, Callable], *args: Any
             raise UserError(f'{kind} {name} takes {known_arguments}; got {shown(argument)}')
 
         what = f'{kind} {shown(text)}: {argument}'
-        check_option(what, argument, value, parameters[argument], _INTERVALS)
+        check_option(what, argument, value, parameters[argument], intervals)
 
     try:
         return known[name](*args, **arguments)
@@ -64,7 +71,8 @@ def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
 
     Args:
         kind: What the text names, for messages: `view`.
-        text: A name, or that with keyword arguments in brackets.
+        text: A name, or that with keyword arguments in brackets. They are Python literals, or `auto` for None, which
+            lets the function choose.
 
     Raises:
         UserError: A text that is not a call.
@@ -91,5 +99,7 @@ def _read_keywords(keywords: list[ast.keyword]) -> dict[str, Any]:
     for keyword in keywords:
         if keyword.arg is None or keyword.arg in arguments:
             raise ValueError('each argument has a name of its own')
-        arguments[keyword.arg] = ast.literal_eval(keyword.value)
+
+        is_auto = isinstance(keyword.value, ast.Name) and keyword.value.id == 'auto'
+        arguments[keyword.arg] = None if is_auto else ast.literal_eval(keyword.value)
     return arguments

@@ -1,0 +1,327 @@
+"""Tunings: what they train, where they start, and the model that they are published as."""
+import importlib.util
+import math
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from timm_longtail.export import export_model, load_exported
+from timm_longtail.export.deploy import deploy
+from timm_longtail.methods import create_method
+from timm_longtail.models import attach_branches, set_classifier, tune_model
+from timm_longtail.models.adaptformer import AdaptedBlock, adapters_of, default_bottleneck
+from timm_longtail.models.heads import set_head
+from timm_longtail.models.layers import CosineLinear
+from timm_longtail.models.tuning import frozen_digest, frozen_names, trained_state_dict
+from timm_longtail.utils.errors import UserError
+
+TINY = {'img_size': 16, 'patch_size': 8, 'depth': 2, 'embed_dim': 32, 'num_heads': 2}
+NUM_CLASSES = 20
+COUNTS = list(range(NUM_CLASSES, 0, -1))
+
+has_peft = importlib.util.find_spec('peft') is not None
+ADDED = ['adaptformer', pytest.param('lora', marks=pytest.mark.skipif(not has_peft, reason='needs peft'))]
+
+
+def vit(**kwargs) -> nn.Module:
+    """Build a small vision transformer of timm, with values that no layer starts at."""
+    torch.manual_seed(0)
+    model = timm.create_model('vit_tiny_patch16_224', num_classes=NUM_CLASSES, **{**TINY, **kwargs})
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def images() -> torch.Tensor:
+    return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def trained_names(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def disturb(model: nn.Module):
+    """Change all that is trained, as training would."""
+    torch.manual_seed(2)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.2 * torch.randn_like(parameter))
+
+
+# ------------------------------------------------------------------------------------------- what is trained
+
+@pytest.mark.parametrize('num_classes, millions', [(100, 0.101), (365, 0.175), (1000, 0.618), (8142, 4.75)])
+def test_adapters_of_a_base_model_have_the_published_size(num_classes, millions):
+    model = timm.create_model('vit_base_patch16_224', num_classes=num_classes, device='meta')
+
+    tune_model(model, 'adaptformer')
+
+    size = sum(parameter.numel() for adapter in adapters_of(model) for parameter in adapter.parameters())
+    assert round(size / 1e6, 2 if millions > 1 else 3) == millions
+    classifier = {f'head.{name}' for name, _ in model.head.named_parameters()}
+    assert {name for name in trained_names(model) if '.adapter.' not in name} == classifier
+
+
+@pytest.mark.parametrize('num_classes, num_blocks, width', [
+    (2, 12, 1), (23, 12, 1), (24, 12, 1), (47, 12, 1), (48, 12, 2), (100, 12, 4), (1000, 24, 16), (1000, 12, 32)])
+def test_the_width_of_the_adapters_follows_the_classes(num_classes, num_blocks, width):
+    assert default_bottleneck(num_classes, num_blocks) == width
+
+
+@pytest.mark.parametrize('tuning, parts', [
+    ('classifier', {'head.'}),
+    ('bias', {'head.', 'blocks.0.', 'blocks.1.', 'patch_embed.', 'norm.'}),
+    ('last_block', {'head.', 'blocks.1.', 'norm.'}),
+    ('adaptformer(bottleneck=3)', {'head.', 'blocks.0.adapter.', 'blocks.1.adapter.'}),
+    pytest.param('lora(r=2, layers="qkv,fc1")', {
+        f'blocks.{block}.{layer}.lora_' for block in (0, 1) for layer in ('attn.qkv', 'mlp.fc1')} | {'head.'},
+        marks=pytest.mark.skipif(not has_peft, reason='needs peft')),
+])
+def test_what_a_tuning_trains(tuning, parts):
+    model = attach_branches(vit(), 'bcl')
+
+    tune_model(model, tuning)
+
+    names = trained_names(model)
+    branches = {name for name in names if name.startswith('branches.')}
+    assert len(branches) == len(list(model.branches.parameters()))
+    for part in parts:
+        assert any(name.startswith(part) for name in names), part
+    assert all(name.startswith(tuple(parts)) for name in names - branches)
+    assert tuning != 'bias' or all(name.endswith('bias') or name == 'head.weight' for name in names - branches)
+    assert frozen_names(model) == {name for name, _ in model.named_parameters()} - names
+    assert trained_state_dict(model).keys() == names - branches
+
+
+def test_a_model_that_is_trained_whole_is_left_alone():
+    model = vit()
+    model.pos_embed.requires_grad_(False)  # as some models of timm have theirs
+
+    tune_model(model, 'all')
+
+    assert trained_names(model) == {name for name, _ in model.named_parameters()} - {'pos_embed'}
+    assert frozen_digest(model) is None and trained_state_dict(model).keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize('method', ['ce', 'balanced_softmax', 'bcl', 'glmc'])
+def test_any_method_trains_a_part_of_the_model_and_all_of_its_own(method):
+    model = vit()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    built = create_method(method, model, COUNTS, tune='classifier')
+
+    group, = built.param_groups(built.phases[0])
+    names = {name for name, parameter in built.named_parameters() if any(parameter is p for p in group['params'])}
+    own = {name for name, _ in built.named_parameters() if not name.startswith('model.')}
+    branches = {f'model.{name}' for name, _ in model.named_parameters() if name.startswith('branches.')}
+    assert names == {'model.head.weight', 'model.head.bias'} | branches | own
+    assert all(torch.equal(before[name], model.state_dict()[name]) for name in frozen_names(model))
+
+
+def test_frozen_batch_norm_keeps_its_statistics():
+    model = timm.create_model('resnet20_cifar', num_classes=4, layers=(1, 1, 1))
+    method = create_method('ce', model, COUNTS[:4], tune='bias').train()
+    before = {name: value.clone() for name, value in model.named_buffers()}
+
+    method.features(torch.randn(2, 3, 16, 16))
+
+    assert all(torch.equal(before[name], value) for name, value in model.named_buffers())
+    assert model.bn1.bias.requires_grad and not model.bn1.weight.requires_grad and not model.bn1.training
+
+
+def test_the_frozen_part_has_no_dropout():
+    model = vit(drop_path_rate=0.5, proj_drop_rate=0.5)
+    method = create_method('ce', model, COUNTS, tune='last_block').train()
+    x = images()
+
+    assert torch.equal(method.features(x), method.features(x))
+    assert model.blocks[1].training and not model.blocks[0].training
+
+
+# -------------------------------------------------------------------------------------------------- adapters
+
+@pytest.mark.parametrize('tuning', ADDED)
+@pytest.mark.parametrize('options', [{}, {'init_values': 0.1, 'qk_norm': True, 'global_pool': 'avg'}])
+def test_what_is_added_starts_as_nothing(tuning, options):
+    model = vit(**options).eval()
+    before = model(images())
+
+    tune_model(model, tuning)
+
+    assert torch.equal(model(images()), before)
+    disturb(model)
+    assert not torch.allclose(model(images()), before)
+
+
+def by_loops(block: AdaptedBlock, x: torch.Tensor) -> torch.Tensor:
+    """Return a block's output [N, D] for one image, token by token and head by head."""
+    def norm(layer: nn.LayerNorm, row: torch.Tensor) -> torch.Tensor:
+        centred = row - row.mean()
+        return layer.weight * centred / (centred.square().mean() + layer.eps).sqrt() + layer.bias
+
+    attn, adapter = block.attn, block.adapter
+    num_tokens, dim = x.shape
+    width = dim // attn.num_heads
+    tokens = [attn.qkv.weight @ norm(block.norm1, row) + attn.qkv.bias for row in x]
+
+    attended = torch.zeros_like(x)
+    for head in range(attn.num_heads):
+        part = slice(head * width, (head + 1) * width)
+        query, key, value = ([token[i * dim:(i + 1) * dim][part] for token in tokens] for i in range(3))
+        for i in range(num_tokens):
+            scores = torch.stack([query[i] @ key[j] / math.sqrt(width) for j in range(num_tokens)])
+            weights = scores.exp() / scores.exp().sum()
+            attended[i, part] = sum(weights[j] * value[j] for j in range(num_tokens))
+
+    output = torch.zeros_like(x)
+    for i in range(num_tokens):
+        h = x[i] + attn.proj.weight @ attended[i] + attn.proj.bias
+        hidden = block.mlp.fc1.weight @ norm(block.norm2, h) + block.mlp.fc1.bias
+        hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+        mlp = block.mlp.fc2.weight @ hidden + block.mlp.fc2.bias
+
+        middle = adapter.down.weight @ norm(adapter.norm, h) + adapter.down.bias
+        added = adapter.up.weight @ middle.clamp(min=0) + adapter.up.bias
+        output[i] = h + mlp + adapter.scale * added
+    return output
+
+
+@torch.no_grad()
+def test_a_block_is_its_equation():
+    model = tune_model(vit().double(), 'adaptformer(bottleneck=5)')
+    disturb(model)
+    block = model.blocks[0].eval()
+    x = torch.randn(4, 32, dtype=torch.float64)
+
+    torch.testing.assert_close(block(x[None])[0], by_loops(block, x))
+
+
+@pytest.mark.parametrize('build, tuning, words', [
+    (lambda: timm.create_model('resnet20_cifar', layers=(1, 1, 1)), 'adaptformer',
+     "adaptformer needs a vision transformer of timm's Block, and ResNetCifar has no blocks"),
+    (lambda: timm.create_model('vit_tiny_patch16_224', block_fn=timm.models.vision_transformer.ResPostBlock, **TINY),
+     'adaptformer', 'has blocks of the kind ResPostBlock'),
+    (lambda: timm.create_model('adaptformer', backbone='vit_tiny_patch16_224', **TINY), 'adaptformer',
+     'VisionTransformer has adapters already'),
+    (lambda: tune_model(vit(), 'bias'), 'classifier', 'is tuned by bias already, and cannot be by classifier'),
+    (vit, 'adapter', "unknown tuning 'adapter'; did you mean adaptformer"),
+    (vit, 'adaptformer(bottleneck=0)', 'bottleneck must be in'),
+    (vit, 'adaptformer(width=3)', 'tuning adaptformer takes bottleneck'),
+])
+def test_refused_in_one_line(build, tuning, words):
+    with pytest.raises(UserError, match=words):
+        tune_model(build(), tuning)
+
+
+def test_lora_says_which_package_is_missing(monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+
+    with pytest.raises(UserError, match='tuning lora needs the package peft: pip install'):
+        tune_model(vit(), 'lora')
+
+
+def test_auto_is_the_default():
+    by_default, by_name = tune_model(vit(), 'adaptformer'), tune_model(vit(), 'adaptformer(bottleneck=auto)')
+
+    assert trained_names(by_default) == trained_names(by_name)
+    assert adapters_of(by_name)[0].down.out_features == default_bottleneck(NUM_CLASSES, 2)
+
+
+# ---------------------------------------------------------------------------------------------------- export
+
+@pytest.mark.parametrize('head', ['linear', 'cosine(scale=20)'])
+def test_adapters_are_an_architecture_of_their_own(head, tmp_path):
+    model = tune_model(set_head(vit(), head), 'adaptformer').eval()
+    disturb(model)
+
+    loaded, config = load_exported(export_model(model, tmp_path / 'export'))
+
+    assert config['architecture'] == 'adaptformer' and config['model_args']['backbone'] == 'vit_tiny_patch16_224'
+    assert torch.equal(loaded.eval()(images()), model(images()))
+    built = timm.create_model('adaptformer', **config['model_args'])
+    assert {n: p.shape for n, p in built.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+    assert isinstance(built.get_classifier(), nn.Linear if head == 'linear' else CosineLinear)
+
+    # what is published can be published again, and is trained whole unless it is tuned
+    again, config_again = load_exported(export_model(loaded, tmp_path / 'again'))
+    assert config_again['model_args'] == config['model_args']
+    assert torch.equal(again.eval()(images()), model(images()))
+    assert trained_names(deploy(model)) == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.skipif(not has_peft, reason='needs peft')
+def test_low_rank_updates_are_merged_into_a_model_of_timm(tmp_path):
+    model = tune_model(vit(), 'lora(r=4, alpha=8, layers="qkv,proj,fc1,fc2")').eval()
+    disturb(model)
+    with torch.no_grad():
+        expected = model(images())
+
+    folder = export_model(model, tmp_path / 'export')
+
+    loaded = timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+    assert type(loaded.blocks[0].attn.qkv) is nn.Linear
+    assert loaded.state_dict().keys() == vit().state_dict().keys()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images()), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(not has_peft, reason='needs peft')
+def test_lora_names_layers_that_are_not_there():
+    with pytest.raises(UserError, match='tuning lora: layers query of VisionTransformer: .*[Tt]arget modules'):
+        tune_model(vit(), 'lora(layers="query")')
+
+
+# ---------------------------------------------------------------------------------------------------- heads
+
+@pytest.mark.parametrize('name, kwargs', [
+    ('vit_tiny_patch16_224', TINY),
+    ('convnext_atto', {'depths': (1, 1, 1, 1), 'dims': (8, 8, 8, 8)}),
+    ('resnet20_cifar', {'layers': (1, 1, 1)}),
+])
+def test_any_model_takes_a_cosine_classifier(name, kwargs, tmp_path):
+    model = timm.create_model(name, num_classes=4, **kwargs)
+    x = torch.randn(2, 3, 64, 64) if name == 'convnext_atto' else images()
+
+    set_head(model, 'cosine')
+
+    head = model.eval().get_classifier()
+    assert isinstance(head, CosineLinear) and head.scale == 25 and model(x).shape == (len(x), 4)
+    features = model.forward_head(model.forward_features(x), pre_logits=True)
+    cosines = torch.nn.functional.cosine_similarity(features[:, None], head.weight[None], dim=-1)
+    torch.testing.assert_close(model(x), 25 * cosines)
+
+    loaded, config = load_exported(export_model(model, tmp_path / 'export'))
+    assert torch.equal(loaded.eval()(x), model(x))
+    own = 'resnet20_cifar' if name == 'resnet20_cifar' else 'cosine_classifier'
+    assert config['architecture'] == own and config['model_args']['cosine_scale'] == 25
+
+
+def test_a_fresh_classifier_is_of_the_same_kind():
+    model = set_head(vit(), 'cosine(scale=7)')
+    before = model.head.weight.clone()
+
+    create_method('crt', model, COUNTS)
+
+    assert isinstance(model.head, CosineLinear) and model.head.scale == 7
+    assert not torch.equal(model.head.weight, before) and model.head.weight.requires_grad
+
+
+def test_a_cosine_classifier_can_become_linear_again(tmp_path):
+    model = set_classifier(set_head(vit(), 'cosine'), None).eval()
+
+    loaded, _ = load_exported(export_model(model, tmp_path / 'export'))
+
+    assert isinstance(loaded.head, nn.Linear)
+    assert torch.equal(loaded.eval()(images()), model(images()))
+
+
+@pytest.mark.parametrize('text, words', [
+    ('cosin', "unknown head 'cosin'; did you mean cosine"),
+    ('cosine(scale=0)', 'scale must be in'),
+    ('linear(scale=3)', 'head linear takes no arguments'),
+])
+def test_a_head_is_refused_in_one_line(text, words):
+    with pytest.raises(UserError, match=words):
+        set_head(vit(), text)

@@ -1,0 +1,51 @@
+"""Classifiers that a model can be given, by name: `linear`, `cosine(scale=25)`."""
+from collections.abc import Callable
+
+from torch import nn
+
+from ..utils.calls import call_by_name
+from .feature_classifier import set_classifier
+
+__all__ = ['check_head', 'set_head']
+
+_INTERVALS = {'scale': '(0, 10000]'}
+
+
+def _linear() -> None:
+    return None
+
+
+def _cosine(scale: float = 25.) -> float:
+    return scale
+
+
+# each returns the scale of a cosine classifier; None for a linear one
+_SCALES: dict[str, Callable[..., float | None]] = {'linear': _linear, 'cosine': _cosine}
+
+
+def check_head(text: str) -> float | None:
+    """Return the scale of the cosine classifier that a text names; None for a linear one.
+
+    Args:
+        text: `linear`, `cosine`, or that with its scale in brackets; 25 is LIFT's.
+
+    Raises:
+        UserError: Another name, or a scale that is none.
+    """
+    return call_by_name('head', text, _SCALES, intervals=_INTERVALS)
+
+
+def set_head(model: nn.Module, text: str) -> nn.Module:
+    """Give a model the classifier that a text names; one of this kind stays as it is.
+
+    Args:
+        model: timm model; changed in place.
+        text: See `check_head`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: An unknown classifier, or a model whose classifier is not one linear layer.
+    """
+    return set_classifier(model, check_head(text))

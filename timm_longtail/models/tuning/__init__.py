@@ -1,0 +1,33 @@
+"""What is trained of a model: an option of its own beside the method. One tuning is one file."""
+from . import adaptformer, lora, parts
+from .registry import Tuning, create_tuning, list_tunings, register_tuning
+from .tuned import (
+    deploy_tuned,
+    frozen_digest,
+    frozen_names,
+    hold_frozen,
+    load_trained_state_dict,
+    share_frozen,
+    trained_state_dict,
+    tune_model,
+    tuning_name,
+)
+
+__all__ = [
+    'Tuning',
+    'adaptformer',
+    'create_tuning',
+    'deploy_tuned',
+    'frozen_digest',
+    'frozen_names',
+    'hold_frozen',
+    'list_tunings',
+    'load_trained_state_dict',
+    'lora',
+    'parts',
+    'register_tuning',
+    'share_frozen',
+    'trained_state_dict',
+    'tune_model',
+    'tuning_name',
+]

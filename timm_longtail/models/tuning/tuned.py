@@ -1,0 +1,180 @@
+"""A model of which a part is trained: what stays frozen, and what that means for training, files and export.
+
+A tuned model has its `tuning`; a model without is trained whole. Frozen are the parameters that the
+tuning leaves alone, by name; statistics of BatchNorm are small, and kept with what is trained.
+"""
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...utils.errors import UserError
+from ..two_branch import deployed_state_dict
+from .registry import Tuning, create_tuning
+
+__all__ = [
+    'deploy_tuned',
+    'frozen_digest',
+    'frozen_names',
+    'hold_frozen',
+    'load_trained_state_dict',
+    'share_frozen',
+    'trained_state_dict',
+    'tune_model',
+    'tuning_name',
+]
+
+_BRANCHES = 'branches.'
+
+
+@dataclass(frozen=True)
+class _Tuned:
+    """How a model is tuned.
+
+    Attributes:
+        name: Text that the tuning was created from.
+        tuning: The tuning.
+        frozen: Names of the parameters that stay as they are.
+    """
+    name: str
+    tuning: Tuning
+    frozen: frozenset[str]
+
+
+def tune_model(model: nn.Module, name: str) -> nn.Module:
+    """Choose what is trained of a model: parameters of a tuning, the classifier and train-only branches.
+
+    Args:
+        model: timm model; changed in place.
+        name: A tuning, such as `all`, `classifier` or `lora(r=16)`, see `list_tunings`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: An unknown tuning, a model that it does not know, or one that is tuned in another
+            way.
+    """
+    timm_model: Any = model  # timm has no class that declares what its models share
+    earlier = tuning_name(model)
+    if earlier == name:
+        return model
+    if earlier is not None:
+        raise UserError(f'{type(model).__name__} is tuned by {earlier} already, and cannot be by {name}')
+
+    tuning = create_tuning(name)
+    if not tuning.freezes:
+        return model
+
+    selected = [*tuning.select(model), *timm_model.get_classifier().parameters()]
+    trained = {id(parameter) for parameter in selected}
+
+    frozen = []
+    for key, parameter in model.named_parameters():
+        is_trained = id(parameter) in trained or key.startswith(_BRANCHES)
+        parameter.requires_grad_(is_trained)
+        if not is_trained:
+            frozen.append(key)
+    timm_model.tuning = _Tuned(name, tuning, frozenset(frozen))
+    return model
+
+
+def tuning_name(model: nn.Module) -> str | None:
+    """Return the tuning of a model; None for one that is trained whole."""
+    tuned = getattr(model, 'tuning', None)
+    return None if tuned is None else tuned.name
+
+
+def frozen_names(model: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters that a model's tuning leaves as they are."""
+    tuned = getattr(model, 'tuning', None)
+    return frozenset() if tuned is None else tuned.frozen
+
+
+def hold_frozen(model: nn.Module):
+    """Put what is frozen in eval mode: BatchNorm keeps its statistics, and frozen parts have no dropout.
+
+    Modules without parameters, such as a dropout between frozen layers, are frozen too; the
+    train-only branches are not. A BatchNorm is frozen if one of its two parameters is.
+
+    Args:
+        model: Model in training mode; one that is trained whole stays so.
+    """
+    if tuning_name(model) is None:
+        return
+
+    for name, module in model.named_modules():
+        if f'{name}.'.startswith(_BRANCHES):
+            continue
+
+        trained = [parameter.requires_grad for parameter in module.parameters()]
+        is_partly_frozen_norm = isinstance(module, _BatchNorm) and not all(trained)
+        if not any(trained) or is_partly_frozen_norm:
+            module.eval()
+
+
+def trained_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state dict of the deployed model without what is frozen: all that training can change.
+
+    Args:
+        model: Any model, tuned or not, with branches or without.
+    """
+    frozen = frozen_names(model)
+    return {name: tensor for name, tensor in deployed_state_dict(model).items() if name not in frozen}
+
+
+def load_trained_state_dict(model: nn.Module, state: dict[str, torch.Tensor]):
+    """Load what `trained_state_dict` returned into a model of the same architecture and tuning.
+
+    Args:
+        model: Model; what is frozen in it, and its branches, stay as they are.
+        state: Tensors by name.
+    """
+    model.load_state_dict(state, strict=False)
+
+
+def frozen_digest(model: nn.Module) -> str | None:
+    """Return a sha256 of the frozen parameters by name; None for a model that is trained whole."""
+    frozen = frozen_names(model)
+    if not frozen:
+        return None
+
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if name not in frozen:
+            continue
+        value = parameter.detach().cpu().contiguous()
+        digest.update(f'{name} {value.dtype} {list(value.shape)}\0'.encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def share_frozen(model: nn.Module, source: nn.Module):
+    """Let a copy of a model use the frozen parameters of the original, in place of copies of them.
+
+    Args:
+        model: Copy, such as a moving average.
+        source: The original.
+    """
+    originals = dict(source.named_parameters())
+    copies = dict(model.named_parameters())
+    for name in frozen_names(source):
+        copies[name].data = originals[name].data
+
+
+def deploy_tuned(model: nn.Module):
+    """Bring a tuned model into the form that is published, in place; any other stays as it is.
+
+    Args:
+        model: Model whose training is over.
+    """
+    timm_model: Any = model
+    if tuning_name(model) is None:
+        return
+
+    timm_model.tuning.tuning.deploy(model)
+    del timm_model.tuning
+    model.requires_grad_(True)
