@@ -44,7 +44,7 @@ def options(photos, tmp_path_factory) -> list[object]:
     torch.manual_seed(0)
     save_file(timm.create_model('resnet10t').state_dict(), folder / 'weights.safetensors')
     return ['resnet10t', '--initial-checkpoint', folder / 'weights.safetensors', '--dataset', 'folder',
-            '--data-dir', photos, '--img-size', 32, '-j', 0, '--feature-cache', folder / 'cache']
+            '--data-dir', photos, '--img-size', 32, '-j', 0, '--feature-cache', folder / 'cache', '--repeats', 1]
 
 
 def test_all_are_measured_and_the_one_chosen_is_exported(options, photos, tmp_path, capsys):
