@@ -50,7 +50,7 @@ class GivenImages(EncodedImages):
         for position, row in enumerate(self.rows):
             if _is_path(self.items[row]):
                 one = self.take(np.array([position]))
-                yield from super(GivenImages, one).image_sizes()  # from its header
+                yield from EncodedImages.image_sizes(one)  # from its header
                 continue
             try:
                 yield self.image(position).size

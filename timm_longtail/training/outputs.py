@@ -352,7 +352,9 @@ def _print_table(run: Run, row: dict[str, Any]):
     if 'class_correct' in last:
         command = validate_command(run.output_dir / 'export', run.options.dataset, dataset_options(run.options))
         print('to evaluate that model again:')
-        print(f'    {command}', flush=True)
+        print(f'    {command}')
+        print('to classify other images, a folder or single files:')
+        print(f'    {start_of("predict")} {run.output_dir} PATH', flush=True)
     elif run.eval_model.num_classes == 0:
         print('to train a linear classifier on its features:')
         print(f'    {start_of("retrain")} {run.output_dir} --classifier linear', flush=True)

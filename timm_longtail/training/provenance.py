@@ -155,7 +155,9 @@ def start_of(command: str) -> str:
     if _is_command():
         *before, _ = _program()
         return shlex.join([*before, command])
-    return f'python {command}.py'
+    if f'{command}.py' in ENTRY_POINTS:
+        return f'python {command}.py'
+    return f'{MODULE} {command}'
 
 
 def validate_command(export: Path, dataset: str, options: dict[str, Any]) -> str:

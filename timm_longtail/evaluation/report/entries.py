@@ -211,11 +211,11 @@ class Entry:
         """Pairs of classes that were confused, those with most images first."""
         if self.cells is None:
             return []
-        pairs = [
-            Confused(int(target), int(predicted), int(count), float(share))
-            for target, predicted, count, share in zip(*self.cells)
-            if target != predicted
-        ]
+        cells = self.cells
+        pairs = []
+        for target, predicted, count, share in zip(cells.target, cells.predicted, cells.count, cells.share):
+            if target != predicted:
+                pairs.append(Confused(int(target), int(predicted), int(count), float(share)))
         return sorted(pairs, key=lambda pair: (-pair.count, -pair.share, pair.target, pair.predicted))
 
     @cached_property

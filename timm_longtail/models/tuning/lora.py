@@ -38,7 +38,8 @@ class LoRA(Tuning):
     def select(self, model: Any) -> list[nn.Parameter]:
         from peft import LoraConfig, inject_adapter_in_model
 
-        config = LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules=self.layers)
+        # peft declares a whole number and takes any
+        config = LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules=self.layers)  # type: ignore[arg-type]
         try:
             inject_adapter_in_model(config, model)
         except ValueError as e:
