@@ -76,16 +76,18 @@ def read_csv(text: str) -> list[dict[str, str]]:
 
 # ------------------------------------------------------------------------------- as `validate` does
 
-@pytest.mark.parametrize('resident, size', [(True, (8, 8)), (True, (20, 26)), (False, (8, 8))])
-def test_the_answers_are_those_of_validate(resident, size, tmp_path, capsys):
+@pytest.mark.parametrize('resident, size, options', [
+    (True, (8, 8), ()), (True, (20, 26), ()), (False, (8, 8), ()), (False, (40, 26), ('--tta', 'five_crop')),
+])
+def test_the_answers_are_those_of_validate(resident, size, options, tmp_path, capsys):
     folder = export(tmp_path / 'export', ['ant', 'bee', 'cow'], seed=1, resident=resident)
     write_classes(tmp_path / 'data' / 'test', {'ant': 9, 'bee': 7, 'cow': 8}, size=size)
 
     validate.main([
         '--model', f'local-dir:{folder}', '--dataset', 'folder', '--data-dir', str(tmp_path / 'data'), '-j', '0',
-        '--predictions', str(tmp_path / 'validated.csv')])
+        '--predictions', str(tmp_path / 'validated.csv'), *options])
     num_correct = int(capsys.readouterr().out.splitlines()[-1].split()[0])
-    predict.main([str(folder), str(tmp_path / 'data'), '-o', str(tmp_path / 'predicted.csv'), '-b', '5'])
+    predict.main([str(folder), str(tmp_path / 'data'), '-o', str(tmp_path / 'predicted.csv'), '-b', '5', *options])
 
     validated = read_csv((tmp_path / 'validated.csv').read_text())
     predicted = read_csv((tmp_path / 'predicted.csv').read_text())

@@ -13,7 +13,7 @@ from typing import TextIO
 import torch
 from tqdm import tqdm
 
-from ..config.parser import BATCH_SIZE, IMG_SIZE, WORKERS, Parser
+from ..config.parser import BATCH_SIZE, IMG_SIZE, TTA_HELP, WORKERS, Parser
 from ..data.image_paths import find_images
 from ..data.images import FileImages
 from ..evaluation.predict import Predictor, class_names_of
@@ -71,6 +71,8 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument('-b', '--batch-size', type=BATCH_SIZE, default=64, help='images at once')
     parser.add_argument(
         '-j', '--workers', type=WORKERS, help='decoding processes; default: the cores, at most 8, none for few images')
+
+    parser.add_argument('--tta', choices=('five_crop',), help=TTA_HELP)
 
     # what is written
     parser.add_argument('-o', '--output', help='file to write; without it stdout')
@@ -140,6 +142,7 @@ def _predictor(
         args.batch_size,
         num_workers,
         in_memory=trained_model.provenance.get('resident') is True,
+        tta=args.tta,
     )
 
 

@@ -91,6 +91,8 @@ class Predictor:
         batch_size: B, images at once.
         num_workers: Processes that decode; 0 decodes in this one.
         in_memory: Whether the model was trained on images in memory.
+        tta: Ensemble of views whose logits are averaged, see `Preprocessing.test_views`; None is
+            one view.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Predictor:
             batch_size: int = 64,
             num_workers: int = 0,
             in_memory: bool = False,
+            tta: str | None = None,
     ):
         self.model = model
         self.preprocessing = preprocessing
@@ -111,6 +114,7 @@ class Predictor:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.in_memory = in_memory
+        self.views = preprocessing.test_views(tta)
 
         self.device = next(model.parameters()).device
         self.log_shift = None if log_shift is None else log_shift.double().to(self.device)
@@ -148,7 +152,7 @@ class Predictor:
         preprocessing = self.preprocessing
         loader = create_loader(
             dataset,
-            (preprocessing.eval_view,),
+            self.views,
             batch_size=self.batch_size,
             training=False,
             device=self.device,
@@ -161,8 +165,8 @@ class Predictor:
 
         # the loader leaves out what it cannot read: each gap is filled before the image behind it
         done = 0
-        for (batch, *_), _, index in loader:
-            for position, (classes, probabilities) in zip(kept[index.cpu().numpy()], self._rows(batch), strict=True):
+        for views, _, index in loader:
+            for position, (classes, probabilities) in zip(kept[index.cpu().numpy()], self._rows(views), strict=True):
                 yield from _unreadable(images, done, position)
                 names = tuple(self.class_names[label] for label in classes)
                 yield Prediction(images.describe(position), tuple(classes), names, tuple(probabilities))
@@ -170,9 +174,13 @@ class Predictor:
         yield from _unreadable(images, done, len(images))
 
     @torch.no_grad()
-    def _rows(self, batch: torch.Tensor) -> list[tuple[list[int], list[float]]]:
-        """Return classes and probabilities of each image of a batch [B, 3, S, S], the most probable first."""
-        logits = self.model(batch).double()  # [B, C]
+    def _rows(self, views: Sequence[torch.Tensor]) -> list[tuple[list[int], list[float]]]:
+        """Return classes and probabilities of each image of a batch, the most probable first.
+
+        Args:
+            views: Views of the images, [B, 3, S, S] each.
+        """
+        logits = torch.stack([self.model(view).double() for view in views]).mean(dim=0)  # [B, C]
         if not logits.isfinite().all():
             raise NotFinite('the outputs of the model are not finite, NaN or infinity')
         if self.log_shift is not None:
