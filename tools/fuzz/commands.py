@@ -53,6 +53,14 @@ SUITABLE = {
     'view': ['crop_flip', 'eval', 'sim', 'rand', '"rrc(size=3)"', 'rrc(', 'crop_flip()'],
     'packed': ['new.safetensors', '../place/packed.safetensors', 'new/deep.safetensors'],
     'tracker': ['tensorboard', 'wandb'],
+    'tune': ['all', 'classifier', 'last_block', 'bias', 'lora', 'lora(r=0)', 'lora(layers=conv1)', 'adaptformer',
+             'bias('],
+    'head': ['linear', 'cosine', 'cosine(scale=0)', 'cosine(scale=nan)', 'cosine()', 'sphere'],
+    'init_classifier': ['class_means', 'class_means(images=0)', 'text:../place/run/export/model.safetensors', 'text:',
+                        'text:../place/fifo'],
+    'prior': ['train', 'balanced', '../place/text.txt', '../place/rows/row.json', '../place/zero'],
+    'model_prior': ['train', 'balanced', '../place/text.txt', '../place/rows/row.json'],
+    'train': ['ce', 'balanced_softmax', 'moco'],
     'figures': ['figures'], 'figure': ['figure.png'], 'predictions': ['predictions.csv'], 'per_class': ['classes.csv'],
 }
 
@@ -106,7 +114,19 @@ class Program:
 def programs() -> list[Program]:
     """Return all entry points."""
     from recipes import run
-    from timm_longtail.cli import benchmark, flags, pack, push, recipes, retrain, train, validate
+    from timm_longtail.cli import (
+        benchmark,
+        compare,
+        flags,
+        pack,
+        predict,
+        push,
+        recipes,
+        report,
+        retrain,
+        train,
+        validate,
+    )
 
     def module(name, *works, of, share=2):
         return Program(
@@ -124,6 +144,9 @@ def programs() -> list[Program]:
         script('recipes/run.py', '--list', '--queue', f'{place}/queue.txt', of=run, share=2),
         module('pack', '--dataset', 'folder', '--data-dir', f'{place}/photos', '--packed', 'new.safetensors', of=pack),
         module('push', f'{place}/run/export', '--repo-id', 'user/name', of=push),
+        module('compare', f'{place}/run', '--output', 'new', '--folds', '2', of=compare, share=3),
+        module('predict', f'{place}/run/export', f'{place}/photos', of=predict, share=4),
+        module('report', f'{place}/run', '-o', 'new.html', of=report),
         module('flags', f'{place}/flags.safetensors', of=flags),
         module('recipes', 'show', 'bcl_resnet20.digits_lt_if20', of=recipes, share=1),
     ]

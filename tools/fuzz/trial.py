@@ -38,7 +38,8 @@ FILE_SIZE = 2 ** 30
 
 _MODULES = (
     *(f'timm_longtail.cli.{name}' for name in (
-        'benchmark', 'compare', 'flags', 'pack', 'push', 'recipes', 'retrain', 'train', 'validate')),
+        'benchmark', 'compare', 'flags', 'pack', 'predict', 'push', 'recipes', 'report', 'retrain', 'train',
+        'validate')),
     'accelerate', 'datasets', 'matplotlib.pyplot', 'sklearn.datasets', 'tools.fuzz.place', 'tools.fuzz.reads',
 )
 
