@@ -183,7 +183,7 @@ def _command(reader: str | tuple[str, ...], path: str, place: Path) -> tuple[lis
         is_there = rest not in ('', '.') and (place / rest.split('/')[0]).exists() and not word.startswith('-')
         words.append(f'{scheme}{colon}{place / rest}' if is_there else word)
     if words[0] == '-m':
-        return words, f'python -m {words[1]}'
+        return words, f'timm-longtail {words[2]}: error: '
     return [str(ROOT / words[0]), *words[1:]], f'{Path(words[0]).name}: error: '
 
 
