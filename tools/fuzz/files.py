@@ -179,6 +179,9 @@ def _command(reader: str | tuple[str, ...], path: str, place: Path) -> tuple[lis
 
     words = []
     for word in reader:
+        if word == 'folder':  # the data set, not what lies there under this name
+            words.append(word)
+            continue
         scheme, colon, rest = word.rpartition(':')
         is_there = rest not in ('', '.') and (place / rest.split('/')[0]).exists() and not word.startswith('-')
         words.append(f'{scheme}{colon}{place / rest}' if is_there else word)
