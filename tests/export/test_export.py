@@ -115,7 +115,9 @@ def test_stock_timm_loads_a_backbone_with_a_linear_head(tmp_path):
         folders.append(export_model(model, tmp_path / name, PROVENANCE, MEAN, STD, (3, 64, 64), NAMES))
         with torch.no_grad():
             torch.save({'images': x, 'logits': model(x)}, f'{folders[-1]}.pt')
-        assert 'timm_longtail' not in (folders[-1] / 'README.md').read_text().split('## Use')[1].split('## ')[0]
+        # how to load it, before how to predict with this package
+        usage = (folders[-1] / 'README.md').read_text().split('## Use')[1].split('With timm_longtail')[0]
+        assert 'timm.create_model' in usage and 'timm_longtail' not in usage
     done = forks.run('-c', _RELOAD, torch.get_num_threads(), *folders, cwd=tmp_path, server=forks.stock())
     assert done.returncode == 0, done.stderr
 

@@ -68,7 +68,7 @@ def _add_model(parser: argparse.ArgumentParser):
 
     group.add_argument(
         '--head',
-        help='classifier: linear or cosine, of which "cosine(scale=25)" is the default; default: the model\'s own')
+        help='classifier: linear, or cosine, which is "cosine(scale=25)"; default: the model\'s own')
     group.add_argument(
         '--init-classifier', metavar='START',
         help='where a cosine classifier starts: class_means of the training images, "class_means(images=100)" of '
