@@ -172,7 +172,8 @@ def test_memory_table(capsys):
     _, _, *rows = capsys.readouterr().out.splitlines()
     held, most = zip(*((int(cells[2]), int(cells[3])) for cells in (row.split('|') for row in rows)))
     assert rows[0].startswith('| import torch |') and rows[-1].startswith('| 5 steps |')
-    assert 100 < held[0] <= held[-1] <= most[-1] and list(most) == sorted(most)
+    # the kernel counts pages by processor: what is held now may exceed the peak by some of them
+    assert 100 < held[0] <= held[-1] <= 1.01 * most[-1] and list(most) == sorted(most)
 
 
 def test_axes_are_those_of_the_documented_command():
