@@ -187,6 +187,12 @@ def test_mistakes(options, message, model, tmp_path):
         predict.main([str(model), *(option.format(**places) for option in options)])
 
 
+def test_views_of_files_for_a_model_of_images_in_memory(photos, tmp_path):
+    folder = export(tmp_path / 'export', resident=True)
+    with pytest.raises(UserError, match='--tta five_crop: .* was trained on images in memory'):
+        predict.main([str(folder), str(photos), '--tta', 'five_crop'])
+
+
 @pytest.mark.parametrize('name, message', [
     ('nowhere/export', 'nowhere/export: no such file or folder'),
     ('resnet81', "unknown model 'resnet81'"),

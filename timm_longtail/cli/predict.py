@@ -126,6 +126,10 @@ def _predictor(
         preprocessing = replace(preprocessing, img_size=args.img_size)
         check_input(trained_model.model, args.img_size)
 
+    in_memory = trained_model.provenance.get('resident') is True
+    if in_memory and args.tta is not None:
+        raise UserError(f'--tta {args.tta}: {args.model} was trained on images in memory, which are looked at whole')
+
     num_workers = args.workers
     if num_workers is None:
         num_workers = 0 if num_images <= _FEW else min(usable_cores(), _MOST_WORKERS)
@@ -141,7 +145,7 @@ def _predictor(
         log_shift,
         args.batch_size,
         num_workers,
-        in_memory=trained_model.provenance.get('resident') is True,
+        in_memory=in_memory,
         tta=args.tta,
     )
 

@@ -130,7 +130,7 @@ def programs() -> list[Program]:
 
     def module(name, *works, of, share=2):
         return Program(
-            ('-m', 'timm_longtail', name), 'timm-longtail', works, of.create_parser(), share)
+            ('-m', 'timm_longtail', name), f'timm-longtail {name}: error: ', works, of.create_parser(), share)
 
     def script(path, *works, of, share):
         return Program((path,), f'{Path(path).name}: error: ', works, of.create_parser(), share)

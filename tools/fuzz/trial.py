@@ -30,7 +30,7 @@ WRONG_END = 'wrong end'
 FAULTS = (TRACEBACK, HANG, CHANGED, WRONG_END)
 
 # programs whose stdout is read by programs
-_LOGS_TO_STDERR = ('benchmark.py',)
+_LOGS_TO_STDERR = ('benchmark.py', 'timm-longtail predict')
 
 # what a case may take, in bytes: of memory beyond what the server has, of a file
 MEMORY = 3 * 2 ** 30
