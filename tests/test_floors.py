@@ -1,14 +1,13 @@
 """The house: who may import whom, and what importing the package costs."""
 import ast
 import json
-import os
 import statistics
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from .support import forks
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = 'timm_longtail'
@@ -37,6 +36,7 @@ METHOD_PAIRS = {('pnda', 'moco'), ('glmc_clr', 'glmc')}
 DEFERRED = ('datasets', 'huggingface_hub', 'matplotlib', 'sklearn')
 
 
+@cache
 def read_sources():
     """Return the source of every module of the package and every entry point, by module name."""
     paths = [*ROOT.glob(f'{PACKAGE}/**/*.py'), *ROOT.glob('*.py')]
@@ -60,19 +60,26 @@ def is_package(name, sources):
 
 def imports(name, sources):
     """Yield (imported module, whether at module level): ours by full name, down to the file; others by first word."""
+    words = name.split('.')
+    within = words if is_package(name, sources) else words[:-1]
+
     for node, at_module_level in import_statements(sources[name]):
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
         else:
             base = node.module or ''
             if node.level:
-                folder = name.split('.') if is_package(name, sources) else name.split('.')[:-1]
-                folder = folder[:len(folder) - node.level + 1]
+                folder = within[:len(within) - node.level + 1]
                 base = '.'.join([*folder, *filter(None, [node.module])])
             targets = [full if (full := f'{base}.{alias.name}') in sources else base for alias in node.names]
         for target in targets:
             ours = target in sources or target.split('.')[0] == PACKAGE
             yield target if ours else target.split('.')[0], at_module_level
+
+
+@cache
+def violations_of_the_project():
+    return violations(read_sources())
 
 
 def room(name):
@@ -147,7 +154,7 @@ def test_every_import_goes_down():
     expected = {'train', PACKAGE, f'{PACKAGE}.training.loop', f'{PACKAGE}.methods.ce', f'{PACKAGE}.losses'}
 
     assert expected <= sources.keys()
-    assert violations(sources) == []
+    assert violations_of_the_project() == []
 
 
 def test_the_package_has_these_rooms_and_no_other_files():
@@ -192,7 +199,7 @@ def test_a_wrong_import_is_found(name, source, words):
     if name == 'utils.errors':  # rng raises errors, in this test
         sources[f'{PACKAGE}.utils.rng'] = 'from .errors import UserError'
 
-    new = set(violations(sources)) - set(violations(read_sources()))
+    new = set(violations(sources)) - set(violations_of_the_project())
 
     assert any(words in line for line in new)
 
@@ -204,9 +211,9 @@ def test_a_wrong_import_is_found(name, source, words):
     ('losses.x', 'from ..utils.errors import UserError\nfrom ._common import *'),
 ])
 def test_a_right_import_is_not(name, source):
-    sources = read_sources()
+    sources = {**read_sources(), f'{PACKAGE}.{name}': source}
 
-    assert set(violations({**sources, f'{PACKAGE}.{name}': source})) <= set(violations(sources))
+    assert set(violations(sources)) <= set(violations_of_the_project())
 
 
 def test_methods_import_each_other_by_the_two_pairs_only():
@@ -221,14 +228,16 @@ def test_methods_import_each_other_by_the_two_pairs_only():
 _MEASURE = '''
 import json, os, sys, time
 import timm
-before = set(sys.modules)
-for _ in range(3):  # each time in a process of its own that has timm and nothing else
+# as installed, modules are compiled once: the first of the imports does it, of ours and of no others
+sys.pycache_prefix, sys.dont_write_bytecode = sys.argv[1], False
+assert 'timm_longtail' not in sys.modules
+for _ in range(3):  # each time in a process of its own that has timm and nothing of ours
     if os.fork() == 0:
         start = time.process_time()
         import timm_longtail
         seconds = time.process_time() - start  # of this process: the machine may be busy
-        new = sorted(set(sys.modules) - before)
-        print(json.dumps({'seconds': seconds, 'modules': new, 'file': timm_longtail.__file__}), flush=True)
+        measured = {'seconds': seconds, 'modules': sorted(sys.modules), 'file': timm_longtail.__file__}
+        print(json.dumps(measured), flush=True)
         os._exit(0)
     os.wait()
 '''
@@ -236,16 +245,11 @@ for _ in range(3):  # each time in a process of its own that has timm and nothin
 
 @pytest.mark.script
 def test_importing_costs_little_over_timm(tmp_path):
-    # as installed, modules are compiled once: the first of the imports does it
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPYCACHEPREFIX': str(tmp_path)}
-    environment.pop('PYTHONDONTWRITEBYTECODE', None)
+    done = forks.run('-c', _MEASURE, tmp_path, cwd=ROOT, env=forks.ENV, server=forks.stock())
 
-    done = subprocess.run(
-        [sys.executable, '-c', _MEASURE], cwd=ROOT, capture_output=True, text=True, check=True,
-        env=environment)
+    assert done.returncode == 0, done.stderr
     measured = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(measured) == 3 and Path(measured[0]['file']).parent.parent == ROOT
-    new = {name.split('.')[0] for name in measured[0]['modules']}
-    assert PACKAGE in new
-    assert not new & {'accelerate', 'datasets', 'matplotlib', 'pandas', 'scipy', 'sklearn'}
+    imported = {name.split('.')[0] for name in measured[0]['modules']}
+    assert not imported & {'accelerate', 'datasets', 'matplotlib', 'pandas', 'scipy', 'sklearn'}
     assert statistics.median(m['seconds'] for m in measured) <= 0.3

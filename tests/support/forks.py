@@ -10,8 +10,8 @@ What is forked has arguments, environment, working folder, streams, session, sig
 status of its own, one thread, and runs what was registered with `atexit`. It differs from a fresh
 process in what is in `sys.modules`, and in that a library has read those variables that it reads
 when it is imported (`OMP_NUM_THREADS`, `HF_HOME`). And it does not take its modules apart at the
-end, which would copy the memory of the server. So a test of imports, or of the start of an entry
-point, starts a real one.
+end, which would copy the memory of the server. So a test of the start of an entry point starts a
+real one, and a test of imports forks the server that has timm and nothing of ours.
 """
 import atexit
 import gc
