@@ -8,8 +8,8 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -53,12 +53,16 @@ def assert_same_weights(one, other):
         assert not [k for k in one[part] if not torch.equal(one[part][k], other[part][k])]
 
 
+# a process of 1.5 GB that starts the command that follows
+LARGE = 'import subprocess, sys; large = b"1" * 1_500_000_000; sys.exit(subprocess.run(sys.argv[1:]).returncode)'
+
+
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-    """An uninterrupted run: its output folder and what it printed."""
+    """An uninterrupted run, started by a large process: its output folder and what it printed."""
     output = tmp_path_factory.mktemp('finished')
     command = [sys.executable, TRAIN, *SHORT, '--save-steps', '2', '--output', output, '--experiment', 'run']
-    result = subprocess.run(command, capture_output=True, text=True, env=ENV)
+    result = forks.run('-c', LARGE, *command, env=ENV)
     assert result.returncode == 0, result.stderr
     return output / 'run', result.stdout
 
@@ -81,6 +85,12 @@ def test_says_what_it_does_and_leaves_what_it_promises(finished):
     with open(folder / 'per_class.csv') as f:
         rows = list(csv.DictReader(f))
     assert [int(row['correct']) for row in rows] == metrics['last']['class_correct']
+
+
+def test_peak_memory_is_of_this_process_alone(finished):
+    """A process that was started by a large one has not been large itself."""
+    metrics = json.loads((finished[0] / 'metrics.json').read_text())
+    assert 0.1 < metrics['peak_rss_gb'] < 1.3
 
 
 def test_validate_prints_the_same_counts(finished):
@@ -111,7 +121,7 @@ def test_same_seed_same_bits_other_seed_others(finished, tmp_path):
 
 def test_kill_9_and_resume_to_the_same_bits(finished, tmp_path):
     """Killed at five random moments of the training, resumed each time, the run ends at the same weights."""
-    args = [*SHORT, '--save-steps', '2', '--log-interval', '1', '--output', tmp_path, '--experiment', 'run']
+    args = [*SHORT, '--save-steps', '1', '--log-interval', '1', '--output', tmp_path, '--experiment', 'run']
     chosen = random.Random(0)
     num_killed = 0
     for _ in range(5):
@@ -305,26 +315,51 @@ def test_truncated_checkpoint_falls_back(finished, tmp_path):
     assert_same_weights(weights(finished[0]), weights(tmp_path / 'run'))
 
 
-# each starts interpreters
-LAUNCHERS = {
-    'accelerate launch': [
-        '-m', 'accelerate.commands.accelerate_cli', 'launch', '--multi_gpu', '--num_processes', '2',
-        '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0'],
-    'torchrun': [
-        '-m', 'torch.distributed.run', '--standalone', '--local-addr', 'localhost', '--nproc-per-node', '2'],
-}
+# what a launcher starts in place of the command: its rank notes what it was given
+NOTE = """
+import json, os, sys
+from pathlib import Path
+noted = Path(sys.argv[1], os.environ['RANK'] + '.json')
+noted.write_text(json.dumps({'argv': sys.argv[2:], 'env': dict(os.environ)}))
+"""
+ACCELERATE = [
+    '-m', 'accelerate.commands.accelerate_cli', 'launch', '--multi_gpu', '--num_processes', '2',
+    '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0']
+TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--local-addr', 'localhost', '--nproc-per-node', '2']
+
+
+def launched(*command):
+    """Start two processes by torchrun; returns exit status, and what the main process wrote."""
+    result = forks.run(*TORCHRUN, '-m', 'timm_longtail', *command, env=ENV, cwd=ROOT)
+    return [result.returncode], result.stdout, result.stderr
+
+
+def launched_by_accelerate(*command):
+    """Start two processes as `accelerate launch` does: with the words and the environment that it gives to each."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, 'note.py')
+        script.write_text(NOTE)
+        result = forks.run(*ACCELERATE, script, folder, '-m', 'timm_longtail', *command, env=ENV, cwd=ROOT)
+        assert result.returncode == 0, result.stderr
+        noted = [json.loads(Path(folder, f'{rank}.json').read_text()) for rank in range(2)]
+
+    # the launcher is gone, and its store: the main process opens one at that place
+    ranks = [
+        forks.Process(*rank['argv'], cwd=ROOT, env={**rank['env'], 'TORCHELASTIC_USE_AGENT_STORE': 'False'})
+        for rank in noted]
+    (out, error), (other_out, other_error) = [process.communicate() for process in ranks]
+    return [process.returncode for process in ranks], out + other_out, error + other_error
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize('launcher', LAUNCHERS)
-def test_two_processes(launcher, tmp_path):
+@pytest.mark.parametrize('start', [launched, launched_by_accelerate], ids=['torchrun', 'accelerate launch'])
+def test_two_processes(start, tmp_path):
     """Two processes halve the batch of each, see the same images and end at the same figures on every rank."""
-    result = forks.run(
-        *LAUNCHERS[launcher], '-m', 'timm_longtail', 'train', *SHORT, '--output', tmp_path, '--epochs', '1',
-        '--batch-size', '32', '--experiment', 'two', env=ENV, cwd=ROOT)
-    assert result.returncode == 0, result.stderr
-    assert 'batch: 64 images global = 2 processes x 1 accumulated x 32' in result.stdout
-    assert result.stdout.count('| last epoch') == 1
+    statuses, printed, errors = start(
+        'train', *SHORT, '--output', tmp_path, '--epochs', '1', '--batch-size', '32', '--experiment', 'two')
+    assert not any(statuses), errors
+    assert 'batch: 64 images global = 2 processes x 1 accumulated x 32' in printed
+    assert printed.count('| last epoch') == 1
     metrics = json.loads((tmp_path / 'two' / 'metrics.json').read_text())
     assert metrics['num_processes'] == 2
     assert metrics['command'].startswith('torchrun --standalone --nproc-per-node 2 -m timm_longtail train --model')
