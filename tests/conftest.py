@@ -2,6 +2,7 @@
 
 Features of images are kept in a folder of the tests.
 """
+import gc
 import os
 import shutil
 import tempfile
@@ -20,6 +21,8 @@ def pytest_unconfigure(config):
 
 
 def pytest_collection_finish(session):
+    gc.freeze()  # a run collects garbage at its end, and need not look through all modules and tests for it
+
     marks = {mark.name for item in session.items for mark in item.iter_markers()}
     if marks & {'script', 'ddp'} and not session.config.option.collectonly:
         forks.ours()
