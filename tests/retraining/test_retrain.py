@@ -36,8 +36,13 @@ def train_one(output: Path, name: str, *options: str) -> Path:
     return output / name
 
 
-def retrained(capsys, monkeypatch, *options) -> tuple[str, dict[str, Any], Path]:
-    """Run `retrain.py` in this process; returns what it printed, the content of `metrics.json`, and its folder."""
+def retrained(capsys, monkeypatch, *options, figures: bool = False) -> tuple[str, dict[str, Any], Path]:
+    """Run `retrain.py` in this process; returns what it printed, the content of `metrics.json`, and its folder.
+
+    Figures, which take longer than most classifiers, are drawn where they are asked for.
+    """
+    if not figures:
+        monkeypatch.setattr(retrain, 'draw_figures', lambda *_: None)
     argv = [str(option) for option in options]
     monkeypatch.setattr(sys, 'argv', ['retrain.py', *argv])
     AcceleratorState._reset_state(reset_partial_state=False)
@@ -97,7 +102,8 @@ NAMES = [
 
 
 def test_all_classifiers(stage_1, tmp_path, capsys, monkeypatch):
-    printed, row, folder = retrained(capsys, monkeypatch, stage_1, '--epochs', '2', '--output', tmp_path)
+    printed, row, folder = retrained(
+        capsys, monkeypatch, stage_1, '--epochs', '2', '--output', tmp_path, figures=True)
 
     assert list(row['classifiers']) == NAMES
     for name in NAMES:
