@@ -1,6 +1,7 @@
 """`benchmark.py`: what it reports, the reference pipeline it compares with, what it refuses; `benchmarks/gpu.sh`."""
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
+from torch.distributed.run import get_args_parser
 from torch.utils.data import DataLoader
 
 from benchmarks import growth, memory
@@ -21,6 +23,7 @@ from timm_longtail.training import timing as benchmarking
 from timm_longtail.training.timing import Clock, Timing, time_steps
 from timm_longtail.utils.errors import UserError
 
+from ..support import forks
 from ..support.runs import TINY, digits, make_run
 
 ROOT = Path(__file__).parents[2]
@@ -181,7 +184,26 @@ def test_axes_are_those_of_the_documented_command():
     assert {'batch', 'classes'} == set(words.splitlines()[0].split()) <= growth.AXES.keys()
 
 
+def fork_benchmark(command, *, cwd, env, **_):
+    """As `subprocess.run` of the launcher, with two ranks that are forked."""
+    start = command.index('benchmark.py')
+    args = get_args_parser().parse_args(command[3:])
+    assert (args.standalone, args.nproc_per_node) == (True, '2')
+
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = str(probe.getsockname()[1])
+    meet = {'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+    ranks = [
+        forks.Process(*command[start:], cwd=cwd, env={**env, **meet, 'RANK': str(rank), 'LOCAL_RANK': str(rank)})
+        for rank in range(2)]
+    errors = [rank.communicate()[1] for rank in ranks]
+    assert not any(rank.returncode for rank in ranks), errors
+
+
+@pytest.mark.ddp
 def test_growth_table(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(growth.subprocess, 'run', fork_benchmark)
     points = [growth.Point('two', batch_size=4, images=40, classes=10, processes=2)]
     monkeypatch.setattr(growth, 'AXES', {'processes': points})
     monkeypatch.setattr(growth, 'STEPS', ('--steps', '2', '--blocks', '1', '--warmup', '1'))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.run import get_args_parser
 
 from timm_longtail.cli.entry import run_main
 from timm_longtail.utils.files import LAST
@@ -149,9 +150,11 @@ def test_a_host_dies_and_the_run_goes_on_to_the_weights_of_one_host(hosts, start
     assert '2 processes x' in outputs[0][0] and outputs[0][0].count('| last epoch') == 1 and not outputs[1][0]
     assert not (tmp_path / 'host1' / 'output').exists()
 
-    one = subprocess.run([SCRIPT, '2', *SHORT, '--experiment', 'run'], cwd=tmp_path, env=ENV, capture_output=True)
-    assert one.returncode == 0, one.stderr
-    first, second = (torch.load(folder / kept, weights_only=True) for folder in (tmp_path / 'host0', tmp_path))
+    (tmp_path / 'host').mkdir()
+    one = fork_ranks(ROOT / 'train.py', *SHORT, '--experiment', 'run', folders=(tmp_path / 'host',) * 2)
+    errors = [process.communicate()[1] for process in one]
+    assert not any(process.returncode for process in one), errors
+    first, second = (torch.load(folder / kept, weights_only=True) for folder in (tmp_path / 'host0', tmp_path / 'host'))
     for part in ('state_dict', 'method_state'):
         assert first[part].keys() == second[part].keys()
         assert not [k for k, v in first[part].items() if not torch.equal(v, second[part][k])]
@@ -224,6 +227,21 @@ def test_errors_of_collectives_are_told_from_others(error, words, capsys, monkey
         with pytest.raises(SystemExit) as stop:
             run_main(fail)
         assert stop.value.code == 1 and words in capsys.readouterr().err
+
+
+def test_several_processes_of_one_host(tmp_path):
+    """The launcher is started with as many processes as named, and the options as they are."""
+    (tmp_path / 'python').write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / 'python').chmod(0o755)
+    options = [*SHORT, '--experiment', 'of several words']
+    env = {**ENV, 'PATH': f'{tmp_path}:{os.environ["PATH"]}'}
+    started = subprocess.run([SCRIPT, '2', *options], env=env, capture_output=True, text=True, check=True)
+
+    module, launcher, *words = started.stdout.splitlines()
+    assert (module, launcher) == ('-m', 'torch.distributed.run')
+    args = get_args_parser().parse_args(words)
+    assert (args.standalone, args.nproc_per_node) == (True, '2')
+    assert (args.training_script, args.training_script_args) == (str(ROOT / 'train.py'), options)
 
 
 @pytest.mark.parametrize('variables, words', [
