@@ -90,10 +90,10 @@ PYTHON
 }
 
 if [[ -n $tiny ]]; then
-    net=(--model bcl_resnet20 --model-kwargs 'layers=(1,1,1)' 'channels=(8,16,32)' --method bcl)
-    wide=(--model resnet32_w64_cifar --model-kwargs 'layers=(1,1,1)' 'channels=(8,16,32)' --method bcl)
+    net=(--model bcl_resnet20 --model-kwargs 'layers=(1,1,1)' 'channels=(8,16,32)' --method bcl --img-size 16)
+    wide=(--model resnet32_w64_cifar --model-kwargs 'layers=(1,1,1)' 'channels=(8,16,32)' --method bcl --img-size 16)
     photo=(--model resnet10t --method bcl --img-size 48) file_net=(--model resnet10t --method ce --img-size 48)
-    batch=16 large=32 photo_batch=8 epochs=2 every=1 precisions=no compiled=(no)
+    batch=64 large=128 photo_batch=8 epochs=2 every=1 precisions=no compiled=(no)
     blocks=(--steps 1 --warmup 0 --blocks 1) files=(4 48 2)
 else
     net=(--model bcl_resnet32 --method bcl)

@@ -194,7 +194,7 @@ def test_packed_files_serve_the_recipes_of_their_data(runner, tmp_path, capsys):
 @pytest.mark.script
 def test_a_real_run_saves_when_the_runner_is_stopped(tmp_path):
     command = [ROOT / 'recipes' / 'run.py', DIGITS, '--output', tmp_path, '--', *TINY, '--img-size', '16',
-               '--log-interval', '1', '--epochs', '500', '--experiment', 'run']
+               '-b', '256', '--log-interval', '1', '--epochs', '500', '--experiment', 'run']
     process = forks.Process(*command, cwd=tmp_path, env=forks.ENV)
     for line in process.stdout:
         if line.startswith('epoch 2'):
