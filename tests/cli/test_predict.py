@@ -283,6 +283,7 @@ def logits_of(model: Path, photos: Path) -> torch.Tensor:
     ('bcl', {'tau': 0.5}, [n ** 0.5 for n in COUNTS]),
     ('crt', {}, [1, 1, 1]),
     ('logistic', {'C': 3.0, 'tau': 0.75, 'temperature': 0.5}, [1, 1, 1]),  # of `compare`
+    ('linear', {'C': 3.0, 'temperature': 0.5}, [n ** 2 for n in COUNTS]),  # fitted to the long tail as it is
     ('logit_adjust', {'tau': 0.5, 'prior': 'sqrt'}, [n ** 0.25 for n in COUNTS]),
     ('class_balanced', {'beta': 0.5}, [n * (1 - 0.5) / (1 - 0.5 ** n) for n in COUNTS]),
 ])
@@ -330,6 +331,9 @@ def test_a_model_that_does_not_say_its_prior(model, photos, tmp_path, capsys):
     ('p.csv', 'class,weight\ncow,many\n', "the weight of 'cow' is 'many'"),
     ('p.csv', '1\n', 'expected a class and a weight a line'),
     ('p.json', '[1, 2]', 'it holds no object'),
+    ('p.json', '{"class_names": 3, "class_counts": 3}', 'are not two lists of one length'),
+    ('p.json', '{"class_names": ["cow"], "class_counts": [1, 2]}', 'are not two lists of one length'),
+    ('p.json', '{"class_names": [[1]], "class_counts": [1]}', r'\[1\] is no name of a class'),
     ('p.json', json.dumps(dict.fromkeys(NAMES, 0)), 'one above 0'),
     ('p.json', json.dumps(dict.fromkeys(NAMES, -1)), 'at least 0'),
     ('p.json', json.dumps(dict.fromkeys(NAMES, True)), 'is True'),
@@ -393,10 +397,19 @@ def test_what_is_no_image(image, message, model):
     ({'prior': [1, 1]}, 'prior is of 2 classes, the model of 3'),
     ({'model_prior': [1, 1, 1, 1], 'prior': [1, 1, 1]}, 'model_prior is of 4 classes'),
     ({'class_names': ['ant']}, 'class_names is of 1 classes'),
+    ({'prior': [1, 1, 1], 'model_prior': [1, 0, 1]}, 'class 1 does not occur in the distribution that the model'),
 ])
-def test_arguments_of_other_classes(options, message, model, photos):
+def test_arguments_that_do_not_fit(options, message, model, photos):
     with pytest.raises(UserError, match=message):
         timm_longtail.predict(f'local-dir:{model}', photos / '0.png', **options)
+
+
+@pytest.mark.parametrize('learned', [[1, 1, 1], [0, 1, 1]])
+def test_a_class_of_weight_0_has_a_probability_of_0(learned, model, photos):
+    prediction, = timm_longtail.predict(
+        f'local-dir:{model}', photos / '0.png', top_k=3, prior=[0, 1, 2], model_prior=learned)
+    assert prediction.classes[-1] == 0 and prediction.probabilities[-1] == 0
+    assert sum(prediction.probabilities) == pytest.approx(1)
 
 
 def test_outputs_that_are_not_finite(model, photos):

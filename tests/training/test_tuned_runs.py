@@ -17,6 +17,7 @@ from timm_longtail.evaluation.evaluators import LongTailEvaluator
 from timm_longtail.export.deploy import deploy
 from timm_longtail.models import FeatureClassifier
 from timm_longtail.models.tuning import frozen_names
+from timm_longtail.retraining.model_prior import learned_prior
 from timm_longtail.retraining.trained_model import load_checkpoint
 from timm_longtail.training.accelerator import create_accelerator
 from timm_longtail.training.build import _checkpoint_gradients
@@ -112,6 +113,16 @@ def test_a_checkpoint_is_evaluated_as_the_run_was(saved, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(trained.model(x), deploy(run.eval_model)(x), atol=0, rtol=0)
     assert frozen_names(trained.model) == frozenset()
+
+
+def test_a_checkpoint_knows_the_prior_of_its_model(tmp_path):
+    _, run = make_run('balanced_softmax', *VIT, '--method-kwargs', 'tau=0.5')
+    write_checkpoint(run.state_dict(), tmp_path / LAST)
+
+    prior = learned_prior(load_checkpoint(tmp_path / LAST))
+
+    expected = run.method.class_counts.double().sqrt()
+    torch.testing.assert_close(prior.exp(), expected / expected.sum())
 
 
 @pytest.fixture(scope='module')
