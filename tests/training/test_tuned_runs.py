@@ -22,7 +22,7 @@ from timm_longtail.retraining.trained_model import load_checkpoint
 from timm_longtail.training.accelerator import create_accelerator
 from timm_longtail.training.build import _checkpoint_gradients
 from timm_longtail.training.checkpoint import read_checkpoint, read_part, write_checkpoint
-from timm_longtail.training.initial_classifier import initialise_classifier, read_text_features
+from timm_longtail.training.initial_classifier import class_means, initialise_classifier, read_text_features
 from timm_longtail.training.loop import evaluate, fit
 from timm_longtail.utils.errors import UserError
 from timm_longtail.utils.files import LAST
@@ -217,6 +217,17 @@ def test_a_classifier_starts_at_the_class_means():
             for label, row in enumerate(model.get_classifier().weight):
                 mean = features[targets == label][:images].mean(dim=0)
                 torch.testing.assert_close(row, mean / mean.norm(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_class_without_features_keeps_its_weight():
+    _, run = make_run('balanced_softmax', *ADAPTED)
+    before = run.method.model.get_classifier().weight.detach().clone()
+    dataset = digits().subset(np.flatnonzero(digits().targets != 3))
+
+    means = class_means(run, dataset)
+
+    is_kept = (means == before).all(dim=1)
+    assert is_kept.nonzero().flatten().tolist() == [3]
 
 
 NAMES = ['ant', 'bee', 'cow']
