@@ -173,7 +173,11 @@ def _evaluate_as_exported(run: Run, model: nn.Module, batches: Iterable, evaluat
     evaluator.keeps_scores = True
     try:
         metrics = evaluate(deployed, batches, evaluator, run.train_batches, reduce=False)
-        return evaluator.full_figures() if isinstance(evaluator, LongTailEvaluator) else metrics
+        if not isinstance(evaluator, LongTailEvaluator):
+            return metrics
+        metrics = evaluator.full_figures()
+        evaluator.drop_scores()
+        return metrics
     finally:
         evaluator.keeps_scores = False
 
