@@ -256,6 +256,7 @@ def _cost_columns(run: Run) -> dict[str, Any]:
         forwards_per_image = len(method.views)
 
     return {
+        'epochs_trained': num_epochs,  # fewer than `epochs` where --patience has stopped the run
         'images_seen': images_per_epoch * num_epochs,
         'forward_passes': int(images_per_epoch * forwards_per_image * num_phases),
         'seconds': run.stopwatch.seconds,
