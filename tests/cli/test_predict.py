@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 import timm_longtail
 from timm_longtail.cli import predict, validate
+from timm_longtail.data.image_paths import find_images
 from timm_longtail.export.folder import export_model
 from timm_longtail.utils.errors import UserError
 
@@ -148,7 +150,7 @@ def test_the_answer_for_an_image_does_not_depend_on_the_others(model, photos, tm
 def test_images_folders_and_lists(model, photos, tmp_path, capsys, monkeypatch):
     listed = tmp_path / 'list.txt'
     listed.write_text(f'{photos}/3.png\n\n{photos}/nowhere.png\n')
-    monkeypatch.setattr(sys, 'stdin', io.StringIO(f'{photos}/4.png\n'))
+    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(f'{photos}/4.png\n'.encode())))
 
     out, err = run(capsys, model, photos / '5.png', photos, listed, '-')
 
@@ -156,6 +158,11 @@ def test_images_folders_and_lists(model, photos, tmp_path, capsys, monkeypatch):
     in_folder = ['0.png', '1.png', '2.png', '3.png', '4.png', '5.png', 'deep.jpg']
     assert files == ['5.png', *in_folder, '3.png', 'nowhere.png', '4.png']
     assert '1 could not be read' in err and 'left out: 1 files' in err
+
+
+def test_names_on_stdin_need_not_be_utf_8(monkeypatch):
+    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(b'caf\xe9.png\nb.png\n')))
+    assert find_images(['-']).images == [os.fsdecode(b'caf\xe9.png'), 'b.png']
 
 
 def test_an_image_is_known_by_its_content(model, photos, tmp_path, capsys):
