@@ -138,7 +138,7 @@ def test_several_models_are_compared(compared, photos, tmp_path, monkeypatch, ca
         export, f'local-dir:{export}', '--dataset', 'folder', '--data-dir', photos, '-j', 0, '--feature-cache', '',
         '--classifiers', 'joint', 'ncm_l2', '--output', tmp_path / 'both')
 
-    assert [row['name'] for row in content['rows']] == [f'{export}/ncm_l2', f'local-dir:{export}/ncm_l2']
+    assert [row['name'] for row in content['rows']] == ['first (1)/ncm_l2', 'first (2)/ncm_l2']
     assert content['rows'][0]['cv'] == content['rows'][1]['cv']
     assert 'left out: joint: it was trained on the images that it would be measured on' in capsys.readouterr().out
     assert 'all figures but those of the test set are too high' in content['recommendation']
@@ -166,6 +166,18 @@ def test_trained_methods_stand_beside_the_classifiers(options, tmp_path, monkeyp
         run(*options, '--train', 'ce', '--output', tmp_path)
 
 
+@pytest.mark.parametrize('sources, labels', [
+    (['resnet18', 'resnet34'], ['resnet18', 'resnet34']),
+    (['.'], [Path.cwd().name]),
+    (['/home/ada/bcl/export', 'local-dir:ce'], ['bcl', 'ce']),
+    (['/home/ada/old/bcl/export', '/home/ada/new/bcl'], ['old/bcl', 'new/bcl']),
+    (['bcl/checkpoint-last.pth.tar', 'bcl/model_best.pth.tar'], ['checkpoint-last.pth.tar', 'model_best.pth.tar']),
+    (['/home/ada/bcl', 'local-dir:/home/ada/bcl'], ['bcl (1)', 'bcl (2)']),
+])
+def test_models_are_called_apart_without_folders_of_the_machine(sources, labels):
+    assert compare._labels(sources) == labels
+
+
 @pytest.mark.parametrize('words, message', [
     (['resnet18', 'resnet34', '--dataset', 'digits_lt', '--train', 'ce'], '--train is for one model'),
     (['resnet18', '--dataset', 'digits_lt', '--train', 'cee'], "unknown method 'cee'; did you mean ce"),
@@ -174,6 +186,7 @@ def test_trained_methods_stand_beside_the_classifiers(options, tmp_path, monkeyp
     (['resnet18', 'resnet18', '--dataset', 'digits_lt'], 'a model is named twice'),
     (['resnet18'], 'does not say what it is for: add --dataset'),
     (['resnet18', '--folds', '1'], '--folds must be'),
+    (['resnet18', '--dataset', 'digits_lt', '--train', 'ce', '--train-args', '--lr "1'], '--train-args --lr "1: No '),
 ])
 def test_refusals(words, message, tmp_path):
     AcceleratorState._reset_state(reset_partial_state=False)

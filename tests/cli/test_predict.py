@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 import timm_longtail
 from timm_longtail.cli import predict, validate
+from timm_longtail.data.image_paths import find_images
 from timm_longtail.export.folder import export_model
 from timm_longtail.utils.errors import UserError
 
@@ -148,7 +150,7 @@ def test_the_answer_for_an_image_does_not_depend_on_the_others(model, photos, tm
 def test_images_folders_and_lists(model, photos, tmp_path, capsys, monkeypatch):
     listed = tmp_path / 'list.txt'
     listed.write_text(f'{photos}/3.png\n\n{photos}/nowhere.png\n')
-    monkeypatch.setattr(sys, 'stdin', io.StringIO(f'{photos}/4.png\n'))
+    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(f'{photos}/4.png\n'.encode())))
 
     out, err = run(capsys, model, photos / '5.png', photos, listed, '-')
 
@@ -156,6 +158,11 @@ def test_images_folders_and_lists(model, photos, tmp_path, capsys, monkeypatch):
     in_folder = ['0.png', '1.png', '2.png', '3.png', '4.png', '5.png', 'deep.jpg']
     assert files == ['5.png', *in_folder, '3.png', 'nowhere.png', '4.png']
     assert '1 could not be read' in err and 'left out: 1 files' in err
+
+
+def test_names_on_stdin_need_not_be_utf_8(monkeypatch):
+    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(b'caf\xe9.png\nb.png\n')))
+    assert find_images(['-']).images == [os.fsdecode(b'caf\xe9.png'), 'b.png']
 
 
 def test_an_image_is_known_by_its_content(model, photos, tmp_path, capsys):
@@ -283,6 +290,7 @@ def logits_of(model: Path, photos: Path) -> torch.Tensor:
     ('bcl', {'tau': 0.5}, [n ** 0.5 for n in COUNTS]),
     ('crt', {}, [1, 1, 1]),
     ('logistic', {'C': 3.0, 'tau': 0.75, 'temperature': 0.5}, [1, 1, 1]),  # of `compare`
+    ('linear', {'C': 3.0, 'temperature': 0.5}, [n ** 2 for n in COUNTS]),  # fitted to the long tail as it is
     ('logit_adjust', {'tau': 0.5, 'prior': 'sqrt'}, [n ** 0.25 for n in COUNTS]),
     ('class_balanced', {'beta': 0.5}, [n * (1 - 0.5) / (1 - 0.5 ** n) for n in COUNTS]),
 ])
@@ -330,6 +338,9 @@ def test_a_model_that_does_not_say_its_prior(model, photos, tmp_path, capsys):
     ('p.csv', 'class,weight\ncow,many\n', "the weight of 'cow' is 'many'"),
     ('p.csv', '1\n', 'expected a class and a weight a line'),
     ('p.json', '[1, 2]', 'it holds no object'),
+    ('p.json', '{"class_names": 3, "class_counts": 3}', 'are not two lists of one length'),
+    ('p.json', '{"class_names": ["cow"], "class_counts": [1, 2]}', 'are not two lists of one length'),
+    ('p.json', '{"class_names": [[1]], "class_counts": [1]}', r'\[1\] is no name of a class'),
     ('p.json', json.dumps(dict.fromkeys(NAMES, 0)), 'one above 0'),
     ('p.json', json.dumps(dict.fromkeys(NAMES, -1)), 'at least 0'),
     ('p.json', json.dumps(dict.fromkeys(NAMES, True)), 'is True'),
@@ -393,10 +404,19 @@ def test_what_is_no_image(image, message, model):
     ({'prior': [1, 1]}, 'prior is of 2 classes, the model of 3'),
     ({'model_prior': [1, 1, 1, 1], 'prior': [1, 1, 1]}, 'model_prior is of 4 classes'),
     ({'class_names': ['ant']}, 'class_names is of 1 classes'),
+    ({'prior': [1, 1, 1], 'model_prior': [1, 0, 1]}, 'class 1 does not occur in the distribution that the model'),
 ])
-def test_arguments_of_other_classes(options, message, model, photos):
+def test_arguments_that_do_not_fit(options, message, model, photos):
     with pytest.raises(UserError, match=message):
         timm_longtail.predict(f'local-dir:{model}', photos / '0.png', **options)
+
+
+@pytest.mark.parametrize('learned', [[1, 1, 1], [0, 1, 1]])
+def test_a_class_of_weight_0_has_a_probability_of_0(learned, model, photos):
+    prediction, = timm_longtail.predict(
+        f'local-dir:{model}', photos / '0.png', top_k=3, prior=[0, 1, 2], model_prior=learned)
+    assert prediction.classes[-1] == 0 and prediction.probabilities[-1] == 0
+    assert sum(prediction.probabilities) == pytest.approx(1)
 
 
 def test_outputs_that_are_not_finite(model, photos):

@@ -348,3 +348,10 @@ def test_images_that_do_not_fit_into_memory(tmp_path):
     draw(tmp_path / 'a.png', (1000, 1000))
     with pytest.raises(UserError, match='1000000000 images of 1000x1000 pixels do not fit into memory'):
         decode_images(Many(tmp_path, ['a.png']))
+
+
+def test_paths_may_be_absolute(tmp_path):
+    (tmp_path / 'a.png').write_bytes(b'12345')
+    images = FileImages('', [str(tmp_path / 'a.png')])
+    assert images.files() == [str(tmp_path / 'a.png')]
+    assert images.sizes().tolist() == [5]

@@ -14,7 +14,13 @@ from timm_longtail.models import attach_branches, set_classifier, tune_model
 from timm_longtail.models.adaptformer import AdaptedBlock, adapters_of, default_bottleneck
 from timm_longtail.models.heads import set_head
 from timm_longtail.models.layers import CosineLinear
-from timm_longtail.models.tuning import frozen_digest, frozen_names, trained_state_dict
+from timm_longtail.models.tuning import (
+    check_added,
+    frozen_digest,
+    frozen_names,
+    load_trained_state_dict,
+    trained_state_dict,
+)
 from timm_longtail.utils.errors import UserError
 
 TINY = {'img_size': 16, 'patch_size': 8, 'depth': 2, 'embed_dim': 32, 'num_heads': 2}
@@ -131,13 +137,53 @@ def test_frozen_batch_norm_keeps_its_statistics():
     assert model.bn1.bias.requires_grad and not model.bn1.weight.requires_grad and not model.bn1.training
 
 
-def test_the_frozen_part_has_no_dropout():
+@pytest.mark.parametrize('tuning, is_random', [('classifier', False), ('adaptformer', False), ('last_block', True)])
+def test_the_frozen_part_has_no_dropout(tuning, is_random):
     model = vit(drop_path_rate=0.5, proj_drop_rate=0.5)
-    method = create_method('ce', model, COUNTS, tune='last_block').train()
+    method = create_method('ce', model, COUNTS, tune=tuning).train()
     x = images()
 
-    assert torch.equal(method.features(x), method.features(x))
-    assert model.blocks[1].training and not model.blocks[0].training
+    assert torch.equal(method.features(x), method.features(x)) != is_random
+    modes = {module.training for module in model.blocks[1].modules()}
+    assert modes == {True} or not is_random
+    assert not any(module.training for module in model.blocks[0].mlp.modules())
+
+
+def beit() -> nn.Module:
+    return timm.create_model('beit_base_patch16_224', num_classes=NUM_CLASSES, **TINY)
+
+
+def test_biases_of_queries_and_values_are_biases():
+    model = tune_model(beit(), 'bias')
+    trained = {name.rpartition('.')[2] for name in trained_names(model)}
+    assert trained == {'bias', 'q_bias', 'v_bias', 'weight'}  # that of the classifier
+    assert not model.blocks[0].attn.relative_position_bias_table.requires_grad
+
+
+@pytest.mark.parametrize('tuning', ADDED)
+def test_what_is_added_is_used(tuning):
+    model = tune_model(vit(), tuning)
+    model.train()
+
+    check_added(model, 16)
+
+    assert model.training and all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.skipif(not has_peft, reason='needs peft')
+def test_a_layer_that_is_passed_by_is_refused():
+    model = tune_model(beit(), 'lora')
+    with pytest.raises(UserError, match=r'tuning lora: Beit does not use blocks.0.attn.qkv.lora_A.* passes by'):
+        check_added(model, 16)
+    check_added(tune_model(beit(), 'lora(layers="proj,fc1,fc2")'), 16)
+
+
+def test_other_tensors_are_not_loaded():
+    model = tune_model(vit(), 'adaptformer')
+    state = trained_state_dict(model)
+    del state['head.bias']
+    with pytest.raises(UserError, match='not those that are trained of a VisionTransformer: head.bias'):
+        load_trained_state_dict(model, state)
 
 
 # -------------------------------------------------------------------------------------------------- adapters
@@ -206,6 +252,7 @@ def test_a_block_is_its_equation():
     (lambda: timm.create_model('adaptformer', backbone='vit_tiny_patch16_224', **TINY), 'adaptformer',
      'VisionTransformer has adapters already'),
     (lambda: tune_model(vit(), 'bias'), 'classifier', 'is tuned by bias already, and cannot be by classifier'),
+    (lambda: timm.create_model('cait_xxs24_224', device='meta'), 'last_block', 'Cait does not say what its blocks are'),
     (vit, 'adapter', "unknown tuning 'adapter'; did you mean adaptformer"),
     (vit, 'adaptformer(bottleneck=0)', 'bottleneck must be in'),
     (vit, 'adaptformer(width=3)', 'tuning adaptformer takes bottleneck'),

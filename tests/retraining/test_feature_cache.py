@@ -11,9 +11,9 @@ from timm_longtail.retraining.feature_cache import FeatureCache, default_cache_f
 PREPROCESSING = Preprocessing(16, (0.5,), (0.5,))
 
 
-def create_model():
+def create_model(num_classes: int = 3, **kwargs):
     torch.manual_seed(0)
-    return timm.create_model('resnet20_cifar', num_classes=3, layers=(1, 1, 1), channels=(4, 8, 16))
+    return timm.create_model('resnet10t', num_classes=num_classes, **kwargs)
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +25,9 @@ def test_the_digest_repeats_and_leaves_the_classifier_out(digits):
     model, other = create_model(), create_model()
     other.reset_classifier(5)
 
-    assert features_digest(model, PREPROCESSING, digits) == features_digest(other, PREPROCESSING, digits)
+    digest = features_digest(model, PREPROCESSING, digits)
+    assert digest == features_digest(other, PREPROCESSING, digits)
+    assert digest == features_digest(create_model(num_classes=4), PREPROCESSING, digits)
 
 
 def test_the_digest_knows_weights_input_images_and_device(digits):
@@ -40,6 +42,7 @@ def test_the_digest_knows_weights_input_images_and_device(digits):
         features_digest(model, PREPROCESSING, digits.subset(range(50))),
         features_digest(model, PREPROCESSING, digits.subset(range(len(digits))[::-1])),
         features_digest(model, PREPROCESSING, digits, 'cuda'),
+        features_digest(create_model(global_pool='max'), PREPROCESSING, digits),
     ]
     assert len(set(digests)) == len(digests)
 

@@ -52,7 +52,8 @@ def write_run(
 
     folder.mkdir(parents=True)
     row = {
-        'model': 'resnet20_cifar', 'method': method, 'method_kwargs': {}, 'dataset': 'folder', 'dataset_name': 'photos',
+        'model': 'local-dir:/home/ada/runs/first/export',
+        'method': method, 'method_kwargs': {}, 'dataset': 'folder', 'dataset_name': 'photos',
         'subset_hash': '0123456789ab', 'class_counts': counts, 'shot_counts': counts, 'seed': seed, 'epochs': 3,
         'global_batch_size': 64, 'command': f'timm-longtail train --data-dir /home/ada/photos --seed {seed}',
         'environment': {'torch': '2.9.0', 'timm': '1.0.31'}, 'tree_hash': 'f' * 64, 'dirty': False,

@@ -32,7 +32,8 @@ ADDED = {'hub_id', 'imbalance_profile', 'img_size', 'pretrained', 'initial_check
          'tta'}
 PROTOCOL |= ADDED
 CODE = {'recipe', 'tree_hash', 'dirty'}
-COST = {'images_seen', 'forward_passes', 'seconds', 'train_seconds_per_epoch', 'peak_rss_gb'}
+COST = {'epochs_trained', 'images_seen', 'forward_passes', 'seconds', 'train_seconds_per_epoch', 'peak_rss_gb'}
+ADDED |= {'epochs_trained'}
 METRICS = {'all', 'many', 'medium', 'few', 'balanced', 'worst_class', 'macro_f1', 'ece', 'loss', 'num_images'}
 VOTE = {'ece', 'loss'}  # no probabilities
 UNMEASURED = {'moco': VOTE, 'pnda': VOTE, 'rais': {'many', 'medium', 'few', 'macro_f1', 'class_correct'}}

@@ -17,11 +17,12 @@ from timm_longtail.evaluation.evaluators import LongTailEvaluator
 from timm_longtail.export.deploy import deploy
 from timm_longtail.models import FeatureClassifier
 from timm_longtail.models.tuning import frozen_names
+from timm_longtail.retraining.model_prior import learned_prior
 from timm_longtail.retraining.trained_model import load_checkpoint
 from timm_longtail.training.accelerator import create_accelerator
 from timm_longtail.training.build import _checkpoint_gradients
 from timm_longtail.training.checkpoint import read_checkpoint, read_part, write_checkpoint
-from timm_longtail.training.initial_classifier import initialise_classifier, read_text_features
+from timm_longtail.training.initial_classifier import class_means, initialise_classifier, read_text_features
 from timm_longtail.training.loop import evaluate, fit
 from timm_longtail.utils.errors import UserError
 from timm_longtail.utils.files import LAST
@@ -112,6 +113,16 @@ def test_a_checkpoint_is_evaluated_as_the_run_was(saved, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(trained.model(x), deploy(run.eval_model)(x), atol=0, rtol=0)
     assert frozen_names(trained.model) == frozenset()
+
+
+def test_a_checkpoint_knows_the_prior_of_its_model(tmp_path):
+    _, run = make_run('balanced_softmax', *VIT, '--method-kwargs', 'tau=0.5')
+    write_checkpoint(run.state_dict(), tmp_path / LAST)
+
+    prior = learned_prior(load_checkpoint(tmp_path / LAST))
+
+    expected = run.method.class_counts.double().sqrt()
+    torch.testing.assert_close(prior.exp(), expected / expected.sum())
 
 
 @pytest.fixture(scope='module')
@@ -206,6 +217,17 @@ def test_a_classifier_starts_at_the_class_means():
             for label, row in enumerate(model.get_classifier().weight):
                 mean = features[targets == label][:images].mean(dim=0)
                 torch.testing.assert_close(row, mean / mean.norm(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_class_without_features_keeps_its_weight():
+    _, run = make_run('balanced_softmax', *ADAPTED)
+    before = run.method.model.get_classifier().weight.detach().clone()
+    dataset = digits().subset(np.flatnonzero(digits().targets != 3))
+
+    means = class_means(run, dataset)
+
+    is_kept = (means == before).all(dim=1)
+    assert is_kept.nonzero().flatten().tolist() == [3]
 
 
 NAMES = ['ant', 'bee', 'cow']

@@ -114,15 +114,20 @@ def _open(source: str, args: argparse.Namespace, accelerator: Accelerator) -> Re
     return representation
 
 
-def _label(source: str) -> str:
-    """Return what a model is called in the table: of a path the name of its run."""
-    path = Path(source.removeprefix('local-dir:'))
-    return path.parent.name if path.name == 'export' or path.suffix == '.tar' else path.name
-
-
 def _labels(sources: list[str]) -> list[str]:
-    labels = [_label(source) for source in sources]
-    return labels if len(set(labels)) == len(labels) else sources
+    """Return what models are called in the table: of a path the name of its run, with as much before it as tells
+    them apart.
+    """
+    paths = [Path(source.removeprefix('local-dir:')).absolute() for source in sources]
+    runs = [path.parent if path.name == 'export' or path.suffix == '.tar' else path for path in paths]
+
+    # by their runs, or else by their own names: a run has several checkpoints
+    for named in (runs, paths):
+        for length in range(1, 1 + max(len(path.parts) for path in named)):
+            labels = ['/'.join(path.parts[-length:]) for path in named]
+            if len(set(labels)) == len(labels):
+                return labels
+    return [f'{path.name} ({number})' for number, path in enumerate(runs, 1)]
 
 
 def _require_same_images(representations: dict[str, Representation]):

@@ -14,7 +14,7 @@ __all__ = ['require_trainable', 'train_methods']
 
 
 def require_trainable(args: argparse.Namespace, folder: Path):
-    """Raise a `UserError` where methods cannot be trained from the model, or would write over a run.
+    """Raise a `UserError` where methods cannot be trained from the model or by the options, or would write over a run.
 
     Args:
         args: Options of `compare`.
@@ -23,6 +23,10 @@ def require_trainable(args: argparse.Namespace, folder: Path):
     source = args.sources[0]
     if source.startswith('hf-hub:'):
         raise UserError(f'--train: {source} is on the Hub; download it, and name its folder')
+    try:
+        shlex.split(args.train_args)
+    except ValueError as e:
+        raise UserError(f'--train-args {args.train_args}: {e}') from e
     for method in args.train:
         method_class(method)
         if (folder / method).exists():

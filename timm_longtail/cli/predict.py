@@ -18,7 +18,8 @@ from ..data.image_paths import find_images
 from ..data.images import FileImages
 from ..evaluation.predict import Predictor, class_names_of
 from ..evaluation.prediction_formats import FORMATS, UNCERTAIN, create_writer
-from ..retraining.model_prior import describe_prior, learned_prior, log_ratio, read_prior
+from ..evaluation.priors import log_ratio
+from ..retraining.model_prior import describe_prior, learned_prior, read_prior
 from ..retraining.trained_model import TrainedModel, load_model
 from ..training.accelerator import memory_format, usable_cores
 from ..training.build import check_input

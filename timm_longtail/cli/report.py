@@ -13,6 +13,7 @@ from ..evaluation.report.reading import read_reports
 from ..evaluation.report.run_report import RunReport
 from ..utils.errors import UserError
 from ..utils.files import require_place
+from ..utils.private_paths import cut_folders
 
 __all__ = ['create_parser', 'main']
 
@@ -52,7 +53,7 @@ def _add_galleries(reports: Sequence[RunReport], args: argparse.Namespace):
                 read[key] = create_splits(options.dataset, **dataset_options(options))
             add_gallery(report, *read[key])
         except UserError as e:
-            report.no_gallery = f'The images could not be read: {e}'
+            report.no_gallery = f'The images could not be read: {cut_folders(str(e))}'  # the page goes to others
         if report.no_gallery:
             print(f'no images of {report.name}: {report.no_gallery}; --dataset and --data-dir name the data')
 

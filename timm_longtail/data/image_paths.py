@@ -41,7 +41,7 @@ def find_images(paths: Sequence[str]) -> ImagePaths:
     found = ImagePaths()
     for path in paths:
         if path == _STDIN:
-            found.images += _lines(sys.stdin.read())
+            found.images += _lines(os.fsdecode(sys.stdin.buffer.read()))  # names need not be UTF-8
         elif os.path.isdir(path):
             listing = list_files(Path(path))
             found.images += [os.path.join(path, name) for name in listing.images]

@@ -142,7 +142,7 @@ class FileImages(EncodedImages):
 
     Args:
         root: Folder of the files.
-        paths: Paths of the files relative to `root`, [N].
+        paths: Paths of the files, relative to `root` or absolute, [N].
     """
 
     def __init__(self, root: str | Path, paths: Sequence[str]):
@@ -168,7 +168,7 @@ class FileImages(EncodedImages):
     def _full_paths(self, rows: np.ndarray) -> list[str]:
         # text: of half a million files, building `Path`s takes five times as long as looking at them
         root = str(self.root)
-        return [f'{root}/{self.paths[row]}' for row in rows.tolist()]
+        return [os.path.join(root, self.paths[row]) for row in rows.tolist()]
 
 
 def read_file(path: Path) -> bytes:

@@ -93,7 +93,7 @@ class LongTailEvaluator:
                 needs it.
         """
         self._sums = {}
-        self._scores, self._targets = [], []
+        self.drop_scores()
         self._model = model
         self._num_added = 0
 
@@ -291,7 +291,13 @@ class LongTailEvaluator:
         """
         if not self._scores:
             raise UserError('no scores were kept: set keeps_scores before the evaluation')
-        return torch.cat(self._scores), torch.cat(self._targets)
+        if len(self._scores) > 1:  # joined once: they may be a gigabyte
+            self._scores, self._targets = [torch.cat(self._scores)], [torch.cat(self._targets)]
+        return self._scores[0], self._targets[0]
+
+    def drop_scores(self):
+        """Free the scores that were kept."""
+        self._scores, self._targets = [], []
 
     def full_figures(self) -> dict[str, Any]:
         """Return the figures over all batches of this process, and those that an epoch is not asked for.

@@ -20,8 +20,9 @@ from ..data.preprocessing import Preprocessing, read_preprocessing
 from ..models.factory import create_timm_model
 from ..utils.errors import UserError
 from ..utils.finite import NotFinite
+from .priors import log_prior, log_ratio
 
-__all__ = ['Prediction', 'Predictor', 'class_names_of', 'log_prior', 'predict']
+__all__ = ['Prediction', 'Predictor', 'class_names_of', 'predict']
 
 # small images that are decoded at once: 96 x 96 pixels of these are 113 MB
 _BLOCK = 4096
@@ -57,21 +58,6 @@ class Prediction:
     def probability(self) -> float:
         """Probability of the most probable class; 0 for an image that cannot be read."""
         return self.probabilities[0] if self.probabilities else 0.0
-
-
-def log_prior(prior: Sequence[float] | np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Return the logarithm of the share of each class, float64 [C]; -inf for a class that does not occur.
-
-    Args:
-        prior: Weight of each class [C], such as its number of images.
-
-    Raises:
-        UserError: A weight that is negative or not finite, or none above 0.
-    """
-    weights = torch.as_tensor(prior, dtype=torch.float64)
-    if not weights.isfinite().all() or (weights < 0).any() or not weights.sum() > 0:
-        raise UserError('a prior has a weight of at least 0 for each class, and one above 0')
-    return (weights / weights.sum()).log()
 
 
 class Predictor:
@@ -291,7 +277,7 @@ def predict(
 
     Raises:
         UserError: An image that cannot be read or is of another kind; a prior or names for another
-            number of classes.
+            number of classes; a prior with a class that `model_prior` does not have.
     """
     if isinstance(model, str):
         model = create_timm_model(model, pretrained=True)
@@ -305,7 +291,7 @@ def predict(
     shift = None
     if prior is not None:
         learned = [1.0] * timm_model.num_classes if model_prior is None else model_prior
-        shift = log_prior(prior) - log_prior(learned)
+        shift = log_ratio(log_prior(prior), log_prior(learned))
 
     preprocessing = read_preprocessing(timm_model.pretrained_cfg, type(model).__name__)
     predictor = Predictor(model, preprocessing, names, top_k, shift, batch_size, num_workers)

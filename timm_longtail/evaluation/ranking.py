@@ -27,7 +27,6 @@ def ranking_figures(log_probs: torch.Tensor, targets: torch.Tensor) -> dict[str,
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    scores = log_probs.clamp(min=_LOWEST).numpy()
     labels = targets.numpy()
     counts = torch.bincount(targets, minlength=log_probs.shape[1])
     measured = [label for label, count in enumerate(counts.tolist()) if 0 < count < len(labels)]
@@ -35,8 +34,9 @@ def ranking_figures(log_probs: torch.Tensor, targets: torch.Tensor) -> dict[str,
     aurocs, precisions = [], []
     for label in progress(measured, 'ranking', unit='class'):
         is_label = labels == label
-        aurocs.append(roc_auc_score(is_label, scores[:, label]))
-        precisions.append(average_precision_score(is_label, scores[:, label]))
+        scores = log_probs[:, label].clamp(min=_LOWEST).numpy()  # a class at a time: all may be a gigabyte
+        aurocs.append(roc_auc_score(is_label, scores))
+        precisions.append(average_precision_score(is_label, scores))
 
     if not measured:
         return {'macro_auroc': None, 'macro_ap': None}

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import torch
 
+from .priors import log_ratio
+
 __all__ = ['SHIFTS', 'known_prior_accuracies', 'shifted_accuracies', 'shifted_prior']
 
 RATIOS = (50, 25, 10, 5, 2)
@@ -82,6 +84,9 @@ def known_prior_accuracies(
         targets: Class of each image, int64 [N].
         shot_counts: Training images of each class [C].
         log_prior: Log prior that the probabilities follow [C].
+
+    Raises:
+        UserError: A class that does not occur under the prior that the probabilities follow.
     """
     num_classes = len(shot_counts)
     total = torch.bincount(targets, minlength=num_classes).double()
@@ -89,7 +94,8 @@ def known_prior_accuracies(
     accuracies = {}
     for name in SHIFTS:
         prior = shifted_prior(name, shot_counts)
-        predicted = (log_probs + (prior.log() - log_prior).to(log_probs)).argmax(dim=1)
+        shift = log_ratio(prior.log(), log_prior).to(log_probs)
+        predicted = (log_probs + shift).argmax(dim=1)
         correct = torch.bincount(targets[predicted == targets], minlength=num_classes).double()
         accuracies[name] = _weighted(correct / total.clamp(min=1), total, prior)
     return accuracies

@@ -30,7 +30,7 @@ def check_head(text: str) -> float | None:
         text: `linear`, `cosine`, or that with its scale in brackets; 25 is LIFT's.
 
     Raises:
-        UserError: Another name, or a scale that is none.
+        UserError: Another name, or a scale out of range.
     """
     return call_by_name('head', text, _SCALES, intervals=_INTERVALS)
 

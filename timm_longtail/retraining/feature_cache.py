@@ -19,7 +19,10 @@ from ..utils.files import reading, writing
 
 __all__ = ['FeatureCache', 'add_feature_cache', 'default_cache_folder', 'features_digest', 'open_cache']
 
-_FORMAT = '1'  # of the digest and the file; another one finds none of the old files
+_FORMAT = '2'  # of the digest and the file; another one finds none of the old files
+
+# arguments of a model that say nothing about its features
+_OF_THE_CLASSIFIER = ('num_classes', 'cosine_scale', 'pretrained')
 
 
 def default_cache_folder() -> Path:
@@ -65,7 +68,8 @@ def features_digest(
 ) -> str:
     """Return the sha256 of what features follow from.
 
-    The weights of the backbone by name, not those of the classifier; the input; the images by
+    The weights of the backbone by name, not those of the classifier; the arguments that the model
+    was built with, such as its pooling; the input; the images by
     `hash` and order, and of files size and time of change, since the hash of a set of files knows
     no pixels; and the kind of device, which decides the last digits.
 
@@ -75,10 +79,12 @@ def features_digest(
         dataset: Images.
         device_type: `cpu` or `cuda`.
     """
+    arguments = getattr(model, '_model_args', {})
     about = {
         'format': _FORMAT,
         'architecture': type(model).__name__,
-        'arguments': repr(getattr(model, 'default_cfg', {}).get('architecture')),
+        'registered': getattr(model, 'default_cfg', {}).get('architecture'),
+        'arguments': sorted((name, repr(arguments[name])) for name in arguments.keys() - set(_OF_THE_CLASSIFIER)),
         'preprocessing': repr(preprocessing),
         'images': [dataset.hash, dataset.order, len(dataset), dataset.resident],
         'device': device_type,

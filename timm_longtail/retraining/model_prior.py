@@ -2,7 +2,7 @@
 
 The logits of a model that was trained by cross-entropy follow the class distribution of its
 training images: log p(x | y) + log prior(y), up to a constant. Under another prior they are shifted
-by the log of the ratio, see `log_ratio`.
+by the log of the ratio, see `evaluation.priors.log_ratio`.
 
 Shapes: C classes.
 """
@@ -16,26 +16,16 @@ import numpy as np
 import torch
 
 from ..data import create_sampler
-from ..evaluation.predict import log_prior
+from ..evaluation.priors import log_prior
 from ..methods import default_options, list_methods, method_class
 from ..utils.errors import UserError, one_line, unknown_name
 from ..utils.files import read_json, read_text
 from .trained_model import TrainedModel
 
-__all__ = ['describe_prior', 'learned_prior', 'log_ratio', 'read_prior']
+__all__ = ['describe_prior', 'learned_prior', 'read_prior']
 
 # classifiers of `retrain` that treat all classes alike
 _EVEN = ('ncm_l2', 'ncm_cosine', 'ncm_centred')
-
-
-def log_ratio(target: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
-    """Return what is added to logits [C] that follow one prior, for those of another one.
-
-    Args:
-        target: Log prior that is asked for [C].
-        learned: Log prior that the logits follow [C].
-    """
-    return target - learned
 
 
 def describe_prior(log_probabilities: torch.Tensor) -> str:
@@ -62,8 +52,8 @@ def learned_prior(trained_model: TrainedModel) -> torch.Tensor | None:
     class_counts = torch.tensor(counts, dtype=torch.float64)
 
     # `compare` chooses the adjustment and the temperature with equal weights of the classes; the
-    # model's own classifier gets a temperature alone
-    is_compared = 'temperature' in options and name != 'joint'
+    # model's own classifier, and a linear one on the long tail, get a temperature alone
+    is_compared = 'temperature' in options and name not in ('joint', 'linear')
     if is_compared or name in _EVEN:
         return log_prior([1.0] * len(counts))
     if name == 'logit_adjust':
@@ -75,7 +65,11 @@ def learned_prior(trained_model: TrainedModel) -> torch.Tensor | None:
     sampled = _sampled(provenance.get('sampler') or cls.sampler, counts, provenance.get('epochs') or 1)
     known = default_options(cls)
     weights = cls.learned_prior(sampled, class_counts, {**known, **options})
-    return None if weights is None else log_prior(weights)
+    if weights is None:
+        return None
+
+    # a temperature divides all of the logits, the part of the prior too
+    return (log_prior(weights) / options.get('temperature', 1)).log_softmax(dim=0)
 
 
 def _sampled(name: str, counts: Sequence[int], num_epochs: int) -> torch.Tensor:
@@ -143,7 +137,10 @@ def _read_json_weights(path: Path) -> dict[str, float]:
     content = read_json(path, 'prior')
     pairs = list(content.items())
     if 'class_names' in content and 'class_counts' in content:  # `class_counts.json` of a run
-        pairs = list(zip(content['class_names'], content['class_counts']))
+        names, counts = content['class_names'], content['class_counts']
+        if not isinstance(names, list) or not isinstance(counts, list) or len(names) != len(counts):
+            raise UserError(f'{path}: class_names and class_counts are not two lists of one length')
+        pairs = list(zip(names, counts, strict=True))
     return _weights(path, pairs)
 
 
@@ -163,6 +160,8 @@ def _read_csv_weights(path: Path) -> dict[str, float]:
 def _weights(path: Path, pairs: Sequence[tuple[Any, Any]]) -> dict[str, float]:
     weights = {}
     for name, weight in pairs:
+        if not isinstance(name, str):
+            raise UserError(f'{path}: {one_line(repr(name), 60)} is no name of a class')
         if isinstance(weight, bool) or not _is_number(weight):
             raise UserError(f'{path}: the weight of {one_line(repr(name), 60)} is {one_line(repr(weight), 60)}')
         if name in weights:

@@ -71,6 +71,8 @@ _PROVENANCE = {
     'dataset_name': _NAME,
     'hub_id': _NAME,
     'method': _NAME,
+    'method_kwargs': (dict, NoneType),
+    'stage_1': (dict, NoneType),
     'sampler': _NAME,
     'imbalance_factor': _NUMBER,
     'imbalance_profile': _NAME,
@@ -208,7 +210,7 @@ def load_checkpoint(path: str | Path) -> TrainedModel:
     path, state = found
 
     # of the options those that say what the model was trained on
-    names = ('dataset', 'method', 'sampler', 'val_fraction', 'seed', 'epochs')
+    names = ('dataset', 'method', 'method_kwargs', 'sampler', 'val_fraction', 'seed', 'epochs')
     names += (*_STORAGE, *_SUBSET.values())
     about, options = state['about'], state['args']
     is_tuned = 'backbone' in state['protocol']

@@ -14,7 +14,7 @@ from torch import nn
 from ..config.data_options import dataset_options
 from ..data import LongTailDataset, Preprocessing, create_splits
 from ..methods import Method, create_method, tells_classes
-from ..models.tuning import share_frozen
+from ..models.tuning import check_added, share_frozen
 from ..utils.errors import UserError
 from .loaders import create_run_data
 from .optim import create_optimizers
@@ -80,6 +80,7 @@ def build_run(
         _checkpoint_gradients(model)
     method = create_method(
         options.method, model, train_set.class_counts, tune=options.tune, **options.method_kwargs)
+    check_added(method.model, preprocessing.img_size)
 
     if options.tta is not None and not tells_classes(options.method, model.num_classes):
         raise UserError(f'--tta averages the logits of classes, and {options.method} has others')

@@ -91,6 +91,8 @@ def initialise_classifier(run: Run, train_set: LongTailDataset):
 def class_means(run: Run, train_set: LongTailDataset, images: int | None = None) -> torch.Tensor:
     """Return the normalised mean of each class's features, in the `eval` view: float32 [K, D]. A collective call.
 
+    A class without features keeps its weight.
+
     Args:
         run: Run whose model computes the features.
         train_set: Training images.
@@ -115,8 +117,10 @@ def class_means(run: Run, train_set: LongTailDataset, images: int | None = None)
         sums.index_add_(0, target, run.method.features(x).double())
     run.method.train(was_training)
 
-    # the mean and the sum have one direction
-    return F.normalize(all_reduce_sum(sums), dim=1).float()
+    # the mean and the sum have one direction; a class of which no image could be read has none
+    directions = F.normalize(all_reduce_sum(sums), dim=1).float()
+    has_direction = directions.any(dim=1, keepdim=True)
+    return torch.where(has_direction, directions, model.get_classifier().weight)
 
 
 def _first_rows(targets: np.ndarray, images: int) -> np.ndarray:

@@ -173,7 +173,11 @@ def _evaluate_as_exported(run: Run, model: nn.Module, batches: Iterable, evaluat
     evaluator.keeps_scores = True
     try:
         metrics = evaluate(deployed, batches, evaluator, run.train_batches, reduce=False)
-        return evaluator.full_figures() if isinstance(evaluator, LongTailEvaluator) else metrics
+        if not isinstance(evaluator, LongTailEvaluator):
+            return metrics
+        metrics = evaluator.full_figures()
+        evaluator.drop_scores()
+        return metrics
     finally:
         evaluator.keeps_scores = False
 
@@ -252,6 +256,7 @@ def _cost_columns(run: Run) -> dict[str, Any]:
         forwards_per_image = len(method.views)
 
     return {
+        'epochs_trained': num_epochs,  # fewer than `epochs` where --patience has stopped the run
         'images_seen': images_per_epoch * num_epochs,
         'forward_passes': int(images_per_epoch * forwards_per_image * num_phases),
         'seconds': run.stopwatch.seconds,

@@ -96,6 +96,11 @@ def test_runs_that_differ_in_more_than_the_seed_stay_apart(runs):
     reports[1].setting += ', another rate'
     assert [len(entry.runs) for entry in entries_of(reports)] == [2, 1]
 
+    # those of one command and one that was run alone
+    path = runs[2] / 'args.yaml'
+    path.write_text(path.read_text() + 'seeds: [0, 1]\n')
+    assert [len(entry.runs) for entry in entries_of([read_reports(run)[0] for run in runs])] == [3]
+
     # the same seed twice is no second seed
     reports[2].seed = reports[0].seed
     assert [len(entry.runs) for entry in entries_of(reports)] == [1, 1, 1]

@@ -89,6 +89,7 @@ def test_nothing_lies_outside_of_the_page(html):
 def test_folders_of_the_machine_are_not_shown(html):
     assert '/home/ada' not in html
     assert '--data-dir photos' in html
+    assert 'local-dir:first/export, trained with bcl' in html
 
 
 def test_the_figures_of_the_run_are_shown(html, run):

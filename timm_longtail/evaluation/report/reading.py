@@ -23,13 +23,14 @@ UNCALIBRATED = 'predictions_uncalibrated.csv'
 # seeds of one setting
 _NOT_OF_THE_SETTING = (
     'seed', 'output', 'experiment', 'resume', 'results', 'tracker', 'project', 'log_interval', 'save_steps', 'workers',
-    'data_dir', 'dist_timeout', 'no_recipe', 'recipe', 'config', 'license', 'validation_batch_size',
+    'data_dir', 'dist_timeout', 'no_recipe', 'recipe', 'config', 'license', 'validation_batch_size', 'seeds',
 )
 
 # of a row of results, where there are no options
 _ROW_SETTING = (
     'model', 'model_kwargs', 'method', 'method_kwargs', 'sampler', 'tag', 'subset_hash', 'epochs', 'img_size',
-    'pretrained', 'val_fraction', 'global_batch_size', 'experiment', 'features', 'train', 'bn',
+    'pretrained', 'val_fraction', 'global_batch_size', 'experiment', 'tune', 'head', 'init_classifier', 'tta',
+    'features', 'bn',
 )
 
 # how a data set is read again, by what rows and options call it
@@ -115,9 +116,15 @@ def _training_facts(row: dict[str, Any], best: dict[str, Any]) -> dict[str, str]
     if row.get('sampler'):
         facts['Sampler'] = row['sampler']
 
-    facts['Length'] = f'{row["epochs"]} epochs, batches of {row["global_batch_size"]} images'
+    if row.get('tune') or row.get('head'):
+        facts['What is trained'] = ', '.join(filter(None, (row.get('tune'), row.get('head') and f'head {row["head"]}')))
+
+    length = f'{row["epochs"]} epochs'
+    if row.get('epochs_trained', row['epochs']) < row['epochs']:
+        length = f'{row["epochs_trained"]} of {length}, stopped by the hold-out'
+    facts['Length'] = f'{length}, batches of {row["global_batch_size"]} images'
     start = row.get('initial_checkpoint') or ('pretrained weights of timm' if row.get('pretrained') else 'from scratch')
-    facts['Start'] = cut_folders(str(start))
+    facts['Start'] = str(start)
     if row.get('seconds'):
         facts['Time'] = _duration(row['seconds'])
 
@@ -216,7 +223,7 @@ def _how(row: dict[str, Any]) -> str:
 
 
 def _stage_1(stage_1: dict[str, Any]) -> str:
-    words = cut_folders(str(stage_1.get('source', 'not known')))
+    words = str(stage_1.get('source', 'not known'))
     if stage_1.get('method'):
         words += f', trained by {stage_1["method"]}'
     return words
@@ -241,9 +248,11 @@ def _report(
         names: list[str] | None,
         *,
         setting: dict[str, Any],
+        facts: dict[str, str],
+        note: str = '',
         **fields: Any,
 ) -> RunReport:
-    """Build a report of the columns that all kinds of runs share.
+    """Build a report of the columns that all kinds of runs share. Nothing in it names a folder of this machine.
 
     Args:
         folder: Where the files of the model lie.
@@ -252,6 +261,8 @@ def _report(
         figures: From an evaluator.
         names: Name of each class [C]; None where they are not known.
         setting: What seeds of one setting have in common.
+        facts: What was trained on what, as title and text.
+        note: A sentence that stands above the table.
         **fields: Further fields of `RunReport`.
     """
     total = list(figures.get('class_total') or [])
@@ -266,7 +277,9 @@ def _report(
         raise UserError(f'{folder}: figures of {num_classes} classes and counts of {len(counts)} do not fit')
 
     return RunReport(
-        name=name,
+        name=cut_folders(name),
+        facts={title: cut_folders(text) for title, text in facts.items()},
+        note=cut_folders(note),
         setting=json.dumps(setting, sort_keys=True, default=str),
         seed=row.get('seed'),
         command=without_folders(row.get('command') or ''),
@@ -290,7 +303,7 @@ def _facts(row: Mapping[str, Any]) -> dict[str, str]:
         sizes = f'{max(counts):,} to {min(counts):,} each'
         facts['Training images'] = f'{sum(counts):,} in {len(counts):,} classes, {sizes}'
     if row.get('dataset'):
-        facts['Data set'] = cut_folders(str(row.get('dataset_name') or row['dataset']))
+        facts['Data set'] = str(row.get('dataset_name') or row['dataset'])
     if row.get('imbalance_factor', 1) != 1:
         facts['Imbalance factor'] = f'{row["imbalance_factor"]:g}'
     if row.get('subset_hash'):

@@ -2,6 +2,7 @@
 from . import adaptformer, lora, parts
 from .registry import Tuning, create_tuning, list_tunings, register_tuning
 from .tuned import (
+    check_added,
     deploy_tuned,
     frozen_digest,
     frozen_names,
@@ -16,6 +17,7 @@ from .tuned import (
 __all__ = [
     'Tuning',
     'adaptformer',
+    'check_added',
     'create_tuning',
     'deploy_tuned',
     'frozen_digest',

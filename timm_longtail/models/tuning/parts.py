@@ -29,10 +29,14 @@ class Classifier(Tuning):
 
 @register_tuning('bias')
 class Bias(Tuning):
-    """The biases of all layers (Ben Zaken et al., ACL 2022, https://arxiv.org/abs/2106.10199)."""
+    """The biases of all layers (Ben Zaken et al., ACL 2022, https://arxiv.org/abs/2106.10199).
+
+    Attention of BEiT, EVA and Swin V2 has those of its queries and values apart, as `q_bias` and
+    `v_bias`.
+    """
 
     def select(self, model: Any) -> list[nn.Parameter]:
-        return [parameter for name, parameter in model.named_parameters() if name.rpartition('.')[2] == 'bias']
+        return [parameter for name, parameter in model.named_parameters() if name.endswith(('.bias', '_bias'))]
 
 
 @register_tuning('last_block')
@@ -43,11 +47,11 @@ class LastBlock(Tuning):
     """
 
     def select(self, model: Any) -> list[nn.Parameter]:
-        if not hasattr(model, 'group_matcher'):
+        matcher = model.group_matcher(coarse=True) if hasattr(model, 'group_matcher') else None
+        if not isinstance(matcher, Mapping):  # of a few models it is a function of the names
             raise UserError(
                 f'{type(model).__name__} does not say what its blocks are: '
                 'tune the classifier, or all')
-        matcher = model.group_matcher(coarse=True)
         patterns = _patterns(matcher)
         layers = group_parameters(model, matcher, reverse=True)  # number of the block of each parameter
 

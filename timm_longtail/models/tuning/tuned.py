@@ -16,6 +16,7 @@ from ..two_branch import deployed_state_dict
 from .registry import Tuning, create_tuning
 
 __all__ = [
+    'check_added',
     'deploy_tuned',
     'frozen_digest',
     'frozen_names',
@@ -38,10 +39,12 @@ class _Tuned:
         name: Text that the tuning was created from.
         tuning: The tuning.
         frozen: Names of the parameters that stay as they are.
+        added: Names of the parameters that the tuning added.
     """
     name: str
     tuning: Tuning
     frozen: frozenset[str]
+    added: frozenset[str]
 
 
 def tune_model(model: nn.Module, name: str) -> nn.Module:
@@ -69,17 +72,49 @@ def tune_model(model: nn.Module, name: str) -> nn.Module:
     if not tuning.freezes:
         return model
 
+    of_the_model = {id(parameter) for parameter in model.parameters()}
     selected = [*tuning.select(model), *timm_model.get_classifier().parameters()]
     trained = {id(parameter) for parameter in selected}
 
-    frozen = []
+    frozen, added = [], []
     for key, parameter in model.named_parameters():
         is_trained = id(parameter) in trained or key.startswith(_BRANCHES)
         parameter.requires_grad_(is_trained)
         if not is_trained:
             frozen.append(key)
-    timm_model.tuning = _Tuned(name, tuning, frozenset(frozen))
+        if id(parameter) not in of_the_model:
+            added.append(key)
+    timm_model.tuning = _Tuned(name, tuning, frozenset(frozen), frozenset(added))
     return model
+
+
+def check_added(model: nn.Module, img_size: int):
+    """Raise a `UserError` where the outputs of a model do not depend on what its tuning has added.
+
+    Attention that reads the weight of a layer, and does not call it, passes by what was put in the
+    place of the layer: that of BEiT, EVA and Swin V2.
+
+    Args:
+        model: Model on the CPU; back in its former mode afterwards.
+        img_size: Side of its input.
+    """
+    tuned = getattr(model, 'tuning', None)
+    if tuned is None or not tuned.added:
+        return
+
+    was_training = model.training
+    with torch.enable_grad():
+        output = model.eval()(torch.zeros(1, 3, img_size, img_size))
+    model.train(was_training)
+
+    parameters = dict(model.named_parameters())
+    names = sorted(tuned.added)
+    gradients = torch.autograd.grad(output.sum(), [parameters[name] for name in names], allow_unused=True)
+    unused = [name for name, gradient in zip(names, gradients, strict=True) if gradient is None]
+    if unused:
+        raise UserError(
+            f'tuning {tuned.name}: {type(model).__name__} does not use {unused[0]}: its attention reads the weights '
+            'of this layer and passes by the layer; name other layers, or take another tuning')
 
 
 def tuning_name(model: nn.Module) -> str | None:
@@ -97,8 +132,9 @@ def frozen_names(model: nn.Module) -> frozenset[str]:
 def hold_frozen(model: nn.Module):
     """Put what is frozen in eval mode: BatchNorm keeps its statistics, and frozen parts have no dropout.
 
-    Modules without parameters, such as a dropout between frozen layers, are frozen too; the
-    train-only branches are not. A BatchNorm is frozen if one of its two parameters is.
+    Modules without parameters, such as a dropout between frozen layers, are frozen too; those in a
+    part that is trained whole are not, nor are the train-only branches. A BatchNorm is frozen if one
+    of its two parameters is.
 
     Args:
         model: Model in training mode; one that is trained whole stays so.
@@ -106,11 +142,16 @@ def hold_frozen(model: nn.Module):
     if tuning_name(model) is None:
         return
 
+    in_training = [_BRANCHES]
     for name, module in model.named_modules():
-        if f'{name}.'.startswith(_BRANCHES):
+        if f'{name}.'.startswith(tuple(in_training)):
             continue
 
         trained = [parameter.requires_grad for parameter in module.parameters()]
+        if trained and all(trained):
+            in_training.append(f'{name}.')
+            continue
+
         is_partly_frozen_norm = isinstance(module, _BatchNorm) and not all(trained)
         if not any(trained) or is_partly_frozen_norm:
             module.eval()
@@ -132,7 +173,13 @@ def load_trained_state_dict(model: nn.Module, state: dict[str, torch.Tensor]):
     Args:
         model: Model; what is frozen in it, and its branches, stay as they are.
         state: Tensors by name.
+
+    Raises:
+        UserError: Tensors of other names.
     """
+    differing = sorted(state.keys() ^ trained_state_dict(model).keys())
+    if differing:
+        raise UserError(f'these weights are not those that are trained of a {type(model).__name__}: {differing[0]}')
     model.load_state_dict(state, strict=False)
 
 
