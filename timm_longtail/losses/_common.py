@@ -15,6 +15,9 @@ BLOCK_SIZE = 2 ** 22
 
 Loss = TypeVar('Loss', bound=Callable[..., Any])
 
+# asked once, since torch.compile of torch 2.9 cannot trace the question
+_WITHOUT_AUTOCAST = {kind for kind in ('meta', 'mps') if not torch.amp.is_autocast_available(kind)}
+
 
 def full_precision(loss: Loss) -> Loss:
     """Decorate a loss: half tensors become float32, wider ones stay, and autocast is off inside."""
@@ -27,8 +30,8 @@ def full_precision(loss: Loss) -> Loss:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
         device_type = tensors[0].device.type
 
-        # a device without autocast (meta) refuses even to switch it off
-        has_autocast = torch.amp.is_autocast_available(device_type)
+        # a device without autocast refuses even to switch it off
+        has_autocast = device_type not in _WITHOUT_AUTOCAST
         with torch.autocast(device_type, enabled=False) if has_autocast else nullcontext():
             return loss(*args, **kwargs)
 

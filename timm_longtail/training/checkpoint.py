@@ -271,8 +271,7 @@ def _plain_types() -> list:
     NumPy. Where a type has moved between releases, it is listed by the names that files have for
     it.
     """
-    core = np._core if hasattr(np, '_core') else np.core
-    scalar = core.multiarray.scalar
+    scalar = np._core.multiarray.scalar
     return [
         argparse.Namespace,
         (pathlib.PurePosixPath, 'pathlib.PosixPath'),
