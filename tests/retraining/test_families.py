@@ -120,6 +120,21 @@ def test_discriminants_are_shrunk_distances():
         torch.testing.assert_close(logits.softmax(0), (-distances / 2).softmax(0), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize('images, width', [(12, 30), (30, 12)])
+def test_discriminants_of_few_or_many_images(images, width):
+    """Weight S^-1 mu and bias -mu S^-1 mu / 2, by the inverse of the whole covariance."""
+    features = torch.randn(images, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 3
+    targets = torch.arange(images) % 3
+    (weight, bias), = linear_discriminants(features, targets, 3, [0.2])
+
+    means = torch.stack([features[targets == label].mean(dim=0) for label in range(3)])
+    residuals = features - means[targets]
+    covariance = residuals.T @ residuals / images
+    inverse = (0.8 * covariance + 0.2 * covariance.trace() / width * torch.eye(width, dtype=torch.float64)).inverse()
+    expected = F.linear(features, means @ inverse, -((means @ inverse) * means).sum(dim=1) / 2)
+    torch.testing.assert_close(F.linear(features, weight, bias).softmax(1), expected.softmax(1))
+
+
 @pytest.mark.parametrize('shrinkage, classes, words', [
     (0.0, C, r'in \(0, 1\], got 0.0'),
     (0.5, C + 1, f'class {C} has no images'),

@@ -47,19 +47,29 @@ def linear_discriminants(
     # means, from the centre of all images: less is lost to rounding
     centre = wide.mean(dim=0)
     wide = wide - centre
+
+    # of fewer images than dimensions all lies in their span, a basis of which is much smaller
+    width, basis = wide.shape[1], None
+    if len(wide) < width:
+        basis = torch.linalg.qr(wide.T).Q  # [D, N]
+        wide = wide @ basis
+
     means = wide.new_zeros(num_classes, wide.shape[1]).index_add_(0, targets, wide) / counts[:, None]
 
     residuals = wide - means[targets]
     covariance = residuals.T @ residuals / len(residuals)
     variances, axes = torch.linalg.eigh(covariance)
     variances = variances.clamp(min=0)
-    on_axes = means @ axes  # [C, D]
+    mean_variance = variances.sum() / width
+    on_axes = means @ axes  # [C, D], or [C, N] in the span
 
     for shrinkage in shrinkages:
         if not 0 < shrinkage <= 1:
             raise UserError(f'linear discriminant: the shrinkage is in (0, 1], got {shrinkage}')
 
-        shrunk = (1 - shrinkage) * variances + shrinkage * variances.mean()
+        shrunk = (1 - shrinkage) * variances + shrinkage * mean_variance
         weight = (on_axes / shrunk) @ axes.T
+        if basis is not None:
+            weight = weight @ basis.T
         bias = -(on_axes.square() / shrunk).sum(dim=1) / 2 - weight @ centre
         yield weight, bias
