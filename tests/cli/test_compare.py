@@ -1,8 +1,10 @@
 """`compare`: what it chooses by, writes, exports and refuses."""
 import copy
+import csv
 import io
 import json
 import re
+import shutil
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from safetensors.torch import save_file
 
 from timm_longtail.cli import compare
 from timm_longtail.export import load_exported
+from timm_longtail.retraining import source
 from timm_longtail.retraining.representation import Representation
 from timm_longtail.utils.errors import UserError
 
@@ -68,7 +71,7 @@ def test_all_are_measured_and_the_one_chosen_is_exported(compared, photos):
 
     assert [row['name'] for row in content['rows']] == FITTED
     assert f'Use {content["chosen"]}, ' in printed
-    assert 'left out: joint: the model\'s own classifier has 1000 classes, the data 3' in printed
+    assert "left out: joint, logit_adjust, tau_norm: the model's own classifier has 1000 classes, the data 3" in printed
     assert 'classes with fewer images than folds, each image held out once: 1' in printed
     for row in content['rows']:
         assert re.search(rf'\| {row["name"]} +\| +{row["cv"]:.1f} ± {row["cv_se"]:.1f} ', printed)
@@ -88,6 +91,43 @@ def test_all_are_measured_and_the_one_chosen_is_exported(compared, photos):
     assert about['metrics']['cross_validated']['balanced'] == chosen['cv']
     assert about['metrics']['class_correct'] == chosen['test_figures']['class_correct']
     assert str(photos) not in json.dumps(config)
+
+
+def test_weights_that_cannot_be_downloaded_may_come_from_a_file(monkeypatch, tmp_path):
+    def refuse(*_):
+        raise UserError('no network')
+    monkeypatch.setattr(source, 'load_model', refuse)
+
+    with pytest.raises(UserError, match='no network; --initial-checkpoint takes weights from a file'):
+        run('resnet10t', '--dataset', 'digits_lt', '--output', tmp_path)
+
+
+def test_images_that_cannot_be_read_leave_the_report_whole(options, photos, tmp_path, capsys):
+    """One is missing in the training and one in the test images; the predictions are those of the others."""
+    damaged = tmp_path / 'photos'
+    shutil.copytree(photos, damaged)
+    for image in (damaged / 'train' / 'ant' / '03.png', damaged / 'val' / 'ant' / '01.png'):
+        image.write_bytes(b'')
+    place = options.index('--data-dir') + 1
+    words = [*options[:place], damaged, *options[place + 1:], '--classifiers', 'ncm_l2', 'lda', '--skip-bad-images']
+
+    # features are computed in the first call, and found in the second one
+    for folder in (tmp_path / 'first', tmp_path / 'second'):
+        content = run(*words, '--output', folder)
+
+        rows = list(csv.DictReader((folder / 'predictions.csv').open()))
+        names = [f'{name}/{number:02d}.png' for name in COUNTS for number in range(5)]
+        names.remove('ant/01.png')
+        chosen = next(row for row in content['rows'] if row['name'] == content['chosen'])
+        assert [row['image'] for row in rows] == names
+        assert all(row['image'].startswith(row['target_name']) for row in rows)
+        assert sum(row['target'] == row['predicted'] for row in rows) == sum(chosen['test_figures']['class_correct'])
+
+        # the other classifier's predictions are not saved, which is no fault
+        page = (folder / 'report.html').read_text()
+        assert 'were not saved' not in page
+        assert 'saved for the classifier that was chosen alone' in page
+        assert 'features of 26 images, 3 classes of 13 to 4' in capsys.readouterr().out
 
 
 def test_the_second_call_computes_no_features(compared, options, tmp_path, monkeypatch):

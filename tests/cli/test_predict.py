@@ -157,7 +157,7 @@ def test_images_folders_and_lists(model, photos, tmp_path, capsys, monkeypatch):
     files = [Path(row['file']).name for row in read_csv(out)]
     in_folder = ['0.png', '1.png', '2.png', '3.png', '4.png', '5.png', 'deep.jpg']
     assert files == ['5.png', *in_folder, '3.png', 'nowhere.png', '4.png']
-    assert '1 could not be read' in err and 'left out: 1 files' in err
+    assert '1 could not be read' in err and 'left out: 1 file that is no image by name' in err
 
 
 def test_names_on_stdin_need_not_be_utf_8(monkeypatch):
@@ -317,9 +317,9 @@ def test_a_prior_shifts_by_the_ratio(method, options, learned, prior, model, pho
 
 def test_the_prior_of_the_model_is_said(model, photos, capsys):
     _, err = run(capsys, model, photos)
-    assert 'the model answers for the class distribution that it learned: 71.4 % to 4.76 % a class' in err
+    assert 'the model answers for the class distribution that it learned: classes of 71.4 % to 4.76 %' in err
     _, err = run(capsys, model, photos, '--prior', 'balanced')
-    assert 'the model has learned 71.4 % to 4.76 % a class; answers are for balanced' in err
+    assert 'the model has learned classes of 71.4 % to 4.76 %; answers are corrected to balanced' in err
 
 
 def test_a_model_that_does_not_say_its_prior(model, photos, tmp_path, capsys):

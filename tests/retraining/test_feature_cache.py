@@ -6,7 +6,7 @@ import timm
 import torch
 
 from timm_longtail.data import Preprocessing, create_dataset
-from timm_longtail.retraining.feature_cache import FeatureCache, default_cache_folder, features_digest
+from timm_longtail.retraining.feature_cache import FeatureCache, KeptFeatures, default_cache_folder, features_digest
 
 PREPROCESSING = Preprocessing(16, (0.5,), (0.5,))
 
@@ -49,15 +49,17 @@ def test_the_digest_knows_weights_input_images_and_device(digits):
 
 def test_what_was_kept_comes_back(tmp_path):
     cache = FeatureCache(tmp_path / 'new' / 'folder')
-    values, targets, bad_images = torch.randn(4, 3), torch.tensor([0, 1, 1, 2]), {'a.png': 'cut off'}
+    kept = KeptFeatures(
+        torch.randn(4, 3), torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 3, 4]), {'a.png': 'cut off'})
     assert cache.load('abc') is None
 
-    cache.save('abc', values, targets, bad_images)
+    cache.save('abc', kept)
 
-    found_values, found_targets, found_bad = cache.load('abc')
-    assert torch.equal(found_values, values)
-    assert torch.equal(found_targets, targets)
-    assert found_bad == bad_images
+    found = cache.load('abc')
+    assert torch.equal(found.values, kept.values)
+    assert torch.equal(found.targets, kept.targets)
+    assert torch.equal(found.index, kept.index)
+    assert found.bad_images == kept.bad_images
     assert [path.name for path in cache.folder.iterdir()] == ['abc.safetensors']
 
 

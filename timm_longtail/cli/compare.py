@@ -148,16 +148,16 @@ def _compare(
     """Cross-validate all classifiers of one model, saying what is left out."""
     names = FAMILIES if 'all' in args.classifiers else args.classifiers
     refused = {name: why_not(FAMILIES[name], representation) for name in names}
-    for name, reason in refused.items():
-        if reason is not None:
-            print(f'left out: {name}: {reason}')
+    for reason in dict.fromkeys(reason for reason in refused.values() if reason is not None):
+        alike = [name for name in names if refused[name] == reason]
+        print(f'left out: {", ".join(alike)}: {reason}')
 
-    train_set = representation.train_set
     started = time.perf_counter()
     compared = Compared(label, representation, args.folds, args.repeats, args.seed)
+    counts = representation.class_counts
     print(
-        f'{label}: features of {len(compared.data.targets)} images, {train_set.num_classes} classes of '
-        f'{max(train_set.class_counts)} to {min(train_set.class_counts)}; {time.perf_counter() - started:.1f} s',
+        f'{label}: features of {len(compared.data.targets)} images, {len(counts)} classes of '
+        f'{max(counts)} to {min(counts)}; {time.perf_counter() - started:.1f} s',
         flush=True)
 
     started = time.perf_counter()

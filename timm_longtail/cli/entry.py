@@ -39,7 +39,8 @@ def run_main(main: Callable[[], None]):
     atexit.register(_let_signals_end_it)
     with lasting_streams():
         logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format='%(message)s', stream=sys.stdout)
-        logging.getLogger('timm').setLevel(logging.WARNING)
+        for library in ('timm', 'matplotlib'):
+            logging.getLogger(library).setLevel(logging.WARNING)
         # logs of a file what it then raises
         logging.getLogger('datasets.packaged_modules').setLevel(logging.CRITICAL)
         logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # a line for each attempt without a network

@@ -104,7 +104,7 @@ def _log_shift(
             f'--prior {args.prior}: which class distribution the outputs of {trained_model.name} follow is not known; '
             'name it by --model-prior: train, balanced or a file')
     asked = read_prior(args.prior, '--prior', trained_model, class_names)
-    _say(f'prior: the model has learned {has}; answers are for {describe_prior(asked)}')
+    _say(f'prior: the model has learned {has}; answers are corrected to {describe_prior(asked)}')
     return log_ratio(asked, learned)
 
 
@@ -214,7 +214,8 @@ def main(argv: list[str] | None = None):
     args.top_k = min(args.top_k, len(class_names))
     predictor = _predictor(args, trained_model, class_names, len(found.images))
     if found.num_others:
-        _say(f'left out: {found.num_others} files in the folders that are no images by their names')
+        files = 'file that is no image' if found.num_others == 1 else 'files that are no images'
+        _say(f'left out: {found.num_others} {files} by name')
 
     predictions = predictor(FileImages('', found.images))
     is_on_screen = args.output is None and sys.stdout.isatty()

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -17,7 +18,14 @@ from ..data import LongTailDataset, Preprocessing
 from ..utils.errors import UserError
 from ..utils.files import reading, writing
 
-__all__ = ['FeatureCache', 'add_feature_cache', 'default_cache_folder', 'features_digest', 'open_cache']
+__all__ = [
+    'FeatureCache',
+    'KeptFeatures',
+    'add_feature_cache',
+    'default_cache_folder',
+    'features_digest',
+    'open_cache',
+]
 
 _FORMAT = '2'  # of the digest and the file; another one finds none of the old files
 
@@ -103,6 +111,21 @@ def features_digest(
     return digest.hexdigest()
 
 
+class KeptFeatures(NamedTuple):
+    """Content of one file.
+
+    Attributes:
+        values: Features, float32 [N, D].
+        targets: Class of each image, int64 [N].
+        index: Position of each image in its data set, int64 [N].
+        bad_images: Names of images that could not be read, and why.
+    """
+    values: torch.Tensor
+    targets: torch.Tensor
+    index: torch.Tensor
+    bad_images: dict[str, str]
+
+
 class FeatureCache:
     """Features in files of a folder, `<digest>.safetensors`.
 
@@ -113,15 +136,11 @@ class FeatureCache:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
-    def load(self, digest: str) -> tuple[torch.Tensor, torch.Tensor, dict[str, str]] | None:
+    def load(self, digest: str) -> KeptFeatures | None:
         """Return what was kept under a digest, or None. A file that cannot be read counts as none.
 
         Args:
             digest: From `features_digest`.
-
-        Returns:
-            Features, float32 [N, D]; class of each image, int64 [N]; names of images that could not
-            be read, and why.
         """
         path = self._path(digest)
         if not path.is_file():
@@ -129,32 +148,28 @@ class FeatureCache:
 
         try:
             with reading(path, 'file of features'), safe_open(path, 'pt') as file:
-                values = file.get_tensor('values')
-                targets = file.get_tensor('targets')
-                bad_images = json.loads(file.metadata()['bad_images'])
+                tensors = [file.get_tensor(name) for name in ('values', 'targets', 'index')]
+                return KeptFeatures(*tensors, json.loads(file.metadata()['bad_images']))
         except UserError:
             return None  # of a process that was killed, or of a disk that was full: made again
-        return values, targets, bad_images
 
-    def save(self, digest: str, values: torch.Tensor, targets: torch.Tensor, bad_images: dict[str, str]):
+    def save(self, digest: str, kept: KeptFeatures):
         """Keep features so that a crash leaves no half of a file.
 
         Args:
             digest: From `features_digest`.
-            values: Features, float32 [N, D].
-            targets: Class of each image, int64 [N].
-            bad_images: Names of images that could not be read, and why.
+            kept: Features, and which images they are of.
 
         Raises:
             UserError: The disk refuses.
         """
         path = self._path(digest)
         temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-        tensors = {'values': values.contiguous(), 'targets': targets.contiguous()}
+        tensors = {name: getattr(kept, name).contiguous() for name in ('values', 'targets', 'index')}
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                save_file(tensors, temporary, metadata={'bad_images': json.dumps(bad_images)})
+                save_file(tensors, temporary, metadata={'bad_images': json.dumps(kept.bad_images)})
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)

@@ -29,12 +29,12 @@ _EVEN = ('ncm_l2', 'ncm_cosine', 'ncm_centred')
 
 
 def describe_prior(log_probabilities: torch.Tensor) -> str:
-    """Return a prior in words: `balanced`, or its largest and its smallest class in percent."""
+    """Return a prior in words: `balanced`, or the shares of its largest and its smallest class."""
     shares = 100 * log_probabilities.exp()
     smallest, largest = float(shares.min()), float(shares.max())
     if largest - smallest < 1e-6:
         return 'balanced'
-    return f'{largest:.3g} % to {smallest:.3g} % a class'
+    return f'classes of {largest:.3g} % to {smallest:.3g} %'
 
 
 def learned_prior(trained_model: TrainedModel) -> torch.Tensor | None:

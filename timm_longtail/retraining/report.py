@@ -140,9 +140,7 @@ def export_classifier(
 
 
 def write_test_predictions(path: Path, classifier: nn.Module, representation: Representation):
-    """Write what a classifier predicts for each test image, for the report page.
-
-    Nothing is written where images could not be read: features do not say which ones they are of.
+    """Write what a classifier predicts for each test image that can be read, for the report page.
 
     Args:
         path: CSV file; its folder is made where it is missing.
@@ -154,17 +152,13 @@ def write_test_predictions(path: Path, classifier: nn.Module, representation: Re
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # of an earlier call
 
-    features, test_set = representation.test, representation.test_set
-    if len(features.targets) != len(test_set):
-        return
-
+    features = representation.test
     recorder = Recorder(features.shot_counts)
     recorder.start(classifier, lambda: iter(()))
     features.show(classifier, recorder)
-    recorder.index = list(range(len(test_set)))
-    write_predictions(path, test_set, recorder)
+    recorder.index = features.index.tolist()
+    write_predictions(path, representation.test_set, recorder)
 
 
 def _license(representation: Representation) -> str | None:

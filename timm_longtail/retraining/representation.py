@@ -20,7 +20,7 @@ from ..evaluation.evaluators import LongTailEvaluator
 from ..training.accelerator import memory_format
 from ..training.loaders import create_eval_loader
 from ..utils.progress import progress
-from .feature_cache import FeatureCache, features_digest
+from .feature_cache import FeatureCache, KeptFeatures, features_digest
 from .trained_model import TrainedModel
 
 __all__ = ['CHUNK', 'Features', 'Representation']
@@ -36,10 +36,12 @@ class Features:
     Attributes:
         values: Features of the images, float32 [N, D], on the CPU.
         targets: Class of each image, int64 [N].
+        index: Position of each image in the data set, int64 [N]; images that could not be read have none.
         shot_counts: Training images of each class that define the groups [C].
     """
     values: torch.Tensor
     targets: torch.Tensor
+    index: torch.Tensor
     shot_counts: list[int]
 
     def evaluate(self, classifier: nn.Module) -> dict[str, Any]:
@@ -175,18 +177,22 @@ class Representation:
             digest = features_digest(model, preprocessing, dataset, device.type)
             kept = self.cache.load(digest)
             if kept is not None:
-                self.bad_images.update(kept[2])
-                return Features(kept[0], kept[1], self.train_set.shot_counts)
+                return self._noted(kept)
 
-        values, targets = [], []
+        values, targets, positions = [], [], []
         loader = self.loader(dataset)
-        for (images, *_), target, _ in progress(loader, 'features', unit='batch'):
+        for (images, *_), target, index in progress(loader, 'features', unit='batch'):
             features = model.forward_head(model.forward_features(images), pre_logits=True)  # [B, D]
             values.append(features.cpu())
             targets.append(target.cpu())
-        self.bad_images.update(loader.bad_images)
+            positions.append(index.cpu())
 
-        made = Features(torch.cat(values), torch.cat(targets), self.train_set.shot_counts)
+        made = KeptFeatures(torch.cat(values), torch.cat(targets), torch.cat(positions), loader.bad_images)
         if self.cache is not None:
-            self.cache.save(digest, made.values, made.targets, loader.bad_images)
-        return made
+            self.cache.save(digest, made)
+        return self._noted(made)
+
+    def _noted(self, made: KeptFeatures) -> Features:
+        """Return features, with a note of the images that have none."""
+        self.bad_images.update(made.bad_images)
+        return Features(made.values, made.targets, made.index, self.train_set.shot_counts)

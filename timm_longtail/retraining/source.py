@@ -60,7 +60,12 @@ def _load(args: Namespace) -> TrainedModel:
     """Load an export, the output folder of a run, a checkpoint, or a model of timm's for data that is named."""
     if is_timm_model(args.source) and args.dataset is None:
         raise UserError(f'{args.source} does not say what it is for: add --dataset')
-    return load_model(args.source, args.initial_checkpoint)
+    try:
+        return load_model(args.source, args.initial_checkpoint)
+    except UserError as e:
+        if is_timm_model(args.source) and not args.initial_checkpoint:
+            raise UserError(f'{e}; --initial-checkpoint takes weights from a file') from e
+        raise
 
 
 @torch.no_grad()

@@ -234,6 +234,7 @@ def _facts(entries: Sequence[Entry]) -> list[_Fact]:
 def _class_sections(entries: Sequence[Entry]) -> dict[str, Any]:
     """Return what is shown of models that tell classes."""
     confused = [(number, entry) for number, entry in enumerate(entries) if entry.cells is not None]
+    without = [entry for entry in entries if entry.cells is None]
     return {
         'counts': _count_charts(entries),
         'accuracy': _accuracy_chart(entries),
@@ -245,7 +246,9 @@ def _class_sections(entries: Sequence[Entry]) -> dict[str, Any]:
         'norms': _norm_chart(entries),
         'galleries': [entry for entry in entries if entry.first.gallery is not None],
         'no_gallery': next((entry.first.no_gallery for entry in entries if entry.first.no_gallery), ''),
-        'without_predictions': [entry for entry in entries if entry.cells is None],
+        'no_norms': next((entry.first.no_norms for entry in entries if entry.first.no_norms), ''),
+        'without_predictions': [entry for entry in without if entry.first.saves_predictions],
+        'never_saved': [entry for entry in without if not entry.first.saves_predictions],
     }
 
 

@@ -210,8 +210,9 @@ def _read_compared(folder: Path) -> list[RunReport]:
                 setting={'folder': str(folder), 'name': row['name']},
                 data=_part(about, _DATA),
                 weight_norms=None,
+                no_norms='compare makes classifiers of several kinds, whose lengths do not mean the same',
                 note=content['recommendation'] if is_chosen else '',
-                saves_predictions=f'timm-longtail compare MODEL --classifiers {row["name"].rpartition("/")[2]}',
+                saves_predictions=_validate_command(folder.resolve().name) if is_chosen else '',
             ))
     return reports
 

@@ -79,8 +79,10 @@ class RunReport:
         predictions: Prediction for each test image; None where they were not saved.
         weight_norms: Length of the classifier's weight of each class [C]; None where it means
             nothing or is not known.
+        no_norms: Why there are none, where that is known.
         note: A sentence that stands above the table, such as a recommendation.
-        saves_predictions: Command that saves predictions where there are none.
+        saves_predictions: Command that saves predictions where there are none; '' for a classifier
+            whose predictions are never saved.
         gallery: Thumbnails; None without.
         no_gallery: Why there are none.
     """
@@ -100,6 +102,7 @@ class RunReport:
     history: list[dict[str, float]] = field(default_factory=list)
     predictions: Predictions | None = None
     weight_norms: Sequence[float] | None = None
+    no_norms: str = ''
     note: str = ''
     gallery: Gallery | None = None
     no_gallery: str = ''
