@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -322,42 +321,39 @@ from pathlib import Path
 noted = Path(sys.argv[1], os.environ['RANK'] + '.json')
 noted.write_text(json.dumps({'argv': sys.argv[2:], 'env': dict(os.environ)}))
 """
-ACCELERATE = [
-    '-m', 'accelerate.commands.accelerate_cli', 'launch', '--multi_gpu', '--num_processes', '2',
-    '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0']
-TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--local-addr', 'localhost', '--nproc-per-node', '2']
+LAUNCHERS = {
+    'accelerate launch': [
+        '-m', 'accelerate.commands.accelerate_cli', 'launch', '--multi_gpu', '--num_processes', '2',
+        '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0'],
+    'torchrun': [
+        '-m', 'torch.distributed.run', '--standalone', '--local-addr', 'localhost', '--nproc-per-node', '2'],
+}
 
 
-def launched(*command):
-    """Start two processes by torchrun; returns exit status, and what the main process wrote."""
-    result = forks.run(*TORCHRUN, '-m', 'timm_longtail', *command, env=ENV, cwd=ROOT)
-    return [result.returncode], result.stdout, result.stderr
-
-
-def launched_by_accelerate(*command):
-    """Start two processes as `accelerate launch` does: with the words and the environment that it gives to each."""
-    with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder, 'note.py')
-        script.write_text(NOTE)
-        result = forks.run(*ACCELERATE, script, folder, '-m', 'timm_longtail', *command, env=ENV, cwd=ROOT)
-        assert result.returncode == 0, result.stderr
-        noted = [json.loads(Path(folder, f'{rank}.json').read_text()) for rank in range(2)]
+def launched(launcher, folder, *command):
+    """Fork two ranks with the words and the environment that a launcher gives to each."""
+    script = folder / 'note.py'
+    script.write_text(NOTE)
+    result = forks.run(*LAUNCHERS[launcher], script, folder, *command, env=ENV, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
 
     # the launcher is gone, and its store: the main process opens one at that place
+    noted = [json.loads((folder / f'{rank}.json').read_text()) for rank in range(2)]
     ranks = [
         forks.Process(*rank['argv'], cwd=ROOT, env={**rank['env'], 'TORCHELASTIC_USE_AGENT_STORE': 'False'})
         for rank in noted]
-    (out, error), (other_out, other_error) = [process.communicate() for process in ranks]
-    return [process.returncode for process in ranks], out + other_out, error + other_error
+    outputs = [process.communicate() for process in ranks]
+    assert not any(process.returncode for process in ranks), outputs
+    return ''.join(out for out, _ in outputs)
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize('start', [launched, launched_by_accelerate], ids=['torchrun', 'accelerate launch'])
-def test_two_processes(start, tmp_path):
+@pytest.mark.parametrize('launcher', LAUNCHERS)
+def test_two_processes(launcher, tmp_path):
     """Two processes halve the batch of each, see the same images and end at the same figures on every rank."""
-    statuses, printed, errors = start(
-        'train', *SHORT, '--output', tmp_path, '--epochs', '1', '--batch-size', '32', '--experiment', 'two')
-    assert not any(statuses), errors
+    printed = launched(
+        launcher, tmp_path, '-m', 'timm_longtail', 'train', *SHORT, '--output', tmp_path, '--epochs', '1',
+        '--batch-size', '32', '--experiment', 'two')
     assert 'batch: 64 images global = 2 processes x 1 accumulated x 32' in printed
     assert printed.count('| last epoch') == 1
     metrics = json.loads((tmp_path / 'two' / 'metrics.json').read_text())
