@@ -56,7 +56,7 @@ def options(photos, tmp_path_factory) -> list[object]:
 @pytest.fixture(scope='module')
 def compared(options, tmp_path_factory) -> tuple[Path, dict, str]:
     """A comparison of all classifiers: its folder, the content of `compare.json` and what it printed."""
-    folder = tmp_path_factory.mktemp('compared')
+    folder = tmp_path_factory.mktemp('compared') / 'first'
     with redirect_stdout(io.StringIO()) as printed:
         content = run(*options, '--output', folder)
     return folder, content, printed.getvalue()
