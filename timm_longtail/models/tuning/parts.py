@@ -36,7 +36,7 @@ class Bias(Tuning):
     """
 
     def select(self, model: Any) -> list[nn.Parameter]:
-        return [parameter for name, parameter in model.named_parameters() if name.endswith(('.bias', '_bias'))]
+        return [parameter for name, parameter in model.named_parameters() if f'.{name}'.endswith(('.bias', '_bias'))]
 
 
 @register_tuning('last_block')
