@@ -127,6 +127,8 @@ def test_images_that_cannot_be_read_leave_the_report_whole(options, photos, tmp_
         page = (folder / 'report.html').read_text()
         assert 'were not saved' not in page
         assert 'saved for the classifier that was chosen alone' in page
+        assert 'Comparison of 2 classifiers' in page and 'nearest class mean' in page
+        assert 'The test images had no part in the choice' in page
         assert 'features of 26 images, 3 classes of 13 to 4' in capsys.readouterr().out
 
 

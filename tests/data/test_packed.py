@@ -102,6 +102,12 @@ def read_or_refuse(path: Path, loader: str) -> list | None:
         return None
 
 
+def test_others_can_read_it(packed, tmp_path):
+    (tmp_path / 'new').touch()
+
+    assert packed.stat().st_mode == (tmp_path / 'new').stat().st_mode
+
+
 # ------------------------------------------------------------------------ damage
 
 @pytest.mark.parametrize('loader', ['resident', 'worker'])

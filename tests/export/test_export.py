@@ -48,6 +48,15 @@ def exported(tmp_path_factory):
     return model, folder
 
 
+def test_others_can_read_all_files_that_they_can_read_one_of(exported):
+    _, folder = exported
+    (folder.parent / 'new').touch()
+    mode = (folder.parent / 'new').stat().st_mode
+    (folder.parent / 'new').unlink()
+
+    assert {path.stat().st_mode for path in folder.iterdir()} == {mode}
+
+
 def test_folder_is_what_is_pushed_and_reloads_bit_for_bit(exported):
     model, folder = exported
     assert sorted(path.name for path in folder.iterdir()) == FILES

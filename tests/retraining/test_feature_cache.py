@@ -68,6 +68,15 @@ def test_what_was_kept_comes_back(tmp_path):
     assert [path.name for path in cache.folder.iterdir()] == ['abc.safetensors']
 
 
+def test_users_of_one_cache_can_read_what_others_kept(tmp_path):
+    (tmp_path / 'new').touch()
+    nothing = torch.zeros(0, dtype=torch.int64)
+
+    FeatureCache(tmp_path).save('abc', KeptFeatures(torch.zeros(0, 3), nothing, nothing, {}))
+
+    assert (tmp_path / 'abc.safetensors').stat().st_mode == (tmp_path / 'new').stat().st_mode
+
+
 @pytest.mark.parametrize('content', [b'', b'no features'])
 def test_a_damaged_file_counts_as_none(tmp_path, content):
     (tmp_path / 'abc.safetensors').write_bytes(content)

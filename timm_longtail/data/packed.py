@@ -34,7 +34,7 @@ import numpy as np
 from PIL import Image
 
 from ..utils.errors import UserError
-from ..utils.files import reading, writing
+from ..utils.files import readable_by_others, reading, writing
 from ..utils.progress import progress
 from .dataset import LongTailDataset
 from .images import EncodedImages, decode_images, files_hash
@@ -262,7 +262,8 @@ def write_packed(
     temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
         with writing(path):
-            save_file(tensors, temporary, metadata=metadata)
+            with readable_by_others(temporary):
+                save_file(tensors, temporary, metadata=metadata)
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

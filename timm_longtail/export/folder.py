@@ -14,11 +14,12 @@ from timm.models import PretrainedCfg, save_for_hf
 from torch import nn
 
 from ..utils.errors import UserError, one_line, unknown_name
-from ..utils.files import writing
+from ..utils.files import readable_by_others, writing
 from ..utils.finite import check_finite
 from ..utils.private_paths import cut_folders, without_folders
 from ..utils.version import __version__
 from .card import write_card
+from .checks import WEIGHTS
 from .checksums import seal
 from .deploy import deploy
 from .replacing import replacing
@@ -88,17 +89,19 @@ def export_model(
 
     folder = Path(folder)
     with writing(folder), replacing(folder) as new:
-        save_for_hf(
-            deployed,
-            str(new),
-            model_config={
-                'label_names': label_names,
-                'pretrained_cfg': _without_none(about),
-                'timm_longtail': provenance,
-            },
-            safe_serialization=True,
-            data_config=_without_none(data_config),
-        )
+        new.mkdir(exist_ok=True)
+        with readable_by_others(new / WEIGHTS):
+            save_for_hf(
+                deployed,
+                str(new),
+                model_config={
+                    'label_names': label_names,
+                    'pretrained_cfg': _without_none(about),
+                    'timm_longtail': provenance,
+                },
+                safe_serialization=True,
+                data_config=_without_none(data_config),
+            )
         seal(new)
         write_card(new)
     return folder

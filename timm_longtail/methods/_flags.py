@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from ..utils.errors import UserError
-from ..utils.files import reading, writing
+from ..utils.files import readable_by_others, reading, writing
 
 __all__ = ['FLAG_FILE', 'flags_digest', 'read_flags', 'write_flags']
 
@@ -53,7 +53,7 @@ def write_flags(
         'flag': np.ascontiguousarray(flags),
         'entropy': np.ascontiguousarray(entropy, dtype=np.float32),
     }
-    with writing(Path(path)):
+    with writing(Path(path)), readable_by_others(Path(path)):
         save_file(tensors, path, {'threshold': f'{threshold:.6f}'})
     return flags
 

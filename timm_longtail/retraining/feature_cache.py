@@ -16,7 +16,7 @@ from torch import nn
 
 from ..data import LongTailDataset, Preprocessing
 from ..utils.errors import UserError
-from ..utils.files import reading, writing
+from ..utils.files import readable_by_others, reading, writing
 
 __all__ = [
     'FeatureCache',
@@ -169,7 +169,8 @@ class FeatureCache:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                save_file(tensors, temporary, metadata={'bad_images': json.dumps(kept.bad_images)})
+                with readable_by_others(temporary):
+                    save_file(tensors, temporary, metadata={'bad_images': json.dumps(kept.bad_images)})
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)

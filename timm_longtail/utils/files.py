@@ -24,6 +24,7 @@ __all__ = [
     'read_json',
     'read_text',
     'read_yaml',
+    'readable_by_others',
     'reading',
     'require_place',
     'require_regular_file',
@@ -213,6 +214,21 @@ def create_text(path: Path, mode: str = 'w') -> Iterator[IO[str]]:
     """
     with writing(path), open(path, mode, encoding='utf-8', errors='backslashreplace', newline='') as f:
         yield f
+
+
+@contextmanager
+def readable_by_others(path: Path) -> Iterator[None]:
+    """Give the file that the block writes the permissions of any new file.
+
+    Recent versions of safetensors write files that nobody but their owner can read.
+
+    Args:
+        path: File that the block writes; its folder is there.
+    """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    yield
+    path.chmod(mode)
 
 
 def write_text(path: Path, text: str):

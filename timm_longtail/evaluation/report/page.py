@@ -123,6 +123,7 @@ def render(reports: Sequence[RunReport]) -> str:
         'groups': GROUPS,
         'names': first.class_names,
         'columns': _columns(entries),
+        'counted': _counted(entries),
         'summary': _summary(entries),
         'facts': _facts(entries),
         'data_facts': [(title, first.facts[title]) for title in _OF_THE_DATA if title in first.facts],
@@ -186,9 +187,13 @@ def _summary(entries: Sequence[Entry]) -> str:
     num_images = f'{sum(run.class_total):,} test images of {len(run.class_total):,} classes'
 
     if len(entries) > 1:
+        compared = f'{_counted(entries)} side by side'
+        models = {entry.first.facts['Model'] for entry in entries}
+        if len(models) == 1:
+            compared += f', all of {models.pop()}'
         if not run.tells_classes:
-            return f'{len(entries)} models side by side.'
-        return f'{len(entries)} models side by side, on the same {num_images}.'
+            return f'{compared}.'
+        return f'{compared}, on the same {num_images}.'
 
     sentence = run.facts['Model']
     if 'Method' in run.facts:
@@ -210,6 +215,12 @@ def _summary(entries: Sequence[Entry]) -> str:
     if few is not None:
         sentence += f', and {few:.1f} % in the classes with the fewest training images'
     return sentence + '.'
+
+
+def _counted(entries: Sequence[Entry]) -> str:
+    """Return how many models or classifiers are compared."""
+    are_classifiers = all('Classifier' in entry.first.facts for entry in entries)
+    return f'{len(entries)} {"classifiers" if are_classifiers else "models"}'
 
 
 @dataclass

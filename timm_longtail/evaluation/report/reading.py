@@ -181,6 +181,9 @@ def _read_retrained(folder: Path, row: dict[str, Any]) -> list[RunReport]:
     return reports
 
 
+_WITHOUT_TEST = 'The test images had no part in the choice, so another classifier may be ahead on them by chance.'
+
+
 def _read_compared(folder: Path) -> list[RunReport]:
     """Return a report for each classifier that was compared, the one chosen first."""
     content = read_json(folder / 'compare.json', 'compare.json')
@@ -211,7 +214,7 @@ def _read_compared(folder: Path) -> list[RunReport]:
                 data=_part(about, _DATA),
                 weight_norms=None,
                 no_norms='compare makes classifiers of several kinds, whose lengths do not mean the same',
-                note=content['recommendation'] if is_chosen else '',
+                note=f'{content["recommendation"]} {_WITHOUT_TEST}' if is_chosen else '',
                 saves_predictions=_validate_command(folder.resolve().name) if is_chosen else '',
             ))
     return reports
