@@ -17,6 +17,7 @@ from ..support import forks
 from ..support.data_sets import write_classes
 
 ROOT = Path(__file__).parents[2]
+SMALLER = ['--model-kwargs', 'layers=(1,1,1)', 'channels=(8,16,32)']
 PAGES = (ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md')))
 BLOCK = re.compile(r'(<!-- tested -->\n)?```(bash|python)\n(.*?)```', re.DOTALL)
 
@@ -86,7 +87,10 @@ def test_commands_parse(name, argv):
 @pytest.mark.script
 @pytest.mark.parametrize('page', [page for page in PAGES if blocks(page, tested=True)], ids=lambda page: page.stem)
 def test_tested_blocks_run(page, tmp_path):
-    """The blocks of a page run in their order, in one folder; a training, which takes minutes, is cut to one epoch."""
+    """The blocks of a page run in their order, in one folder.
+
+    A training, which takes minutes, is cut to one epoch of a smaller network.
+    """
     for language, text in blocks(page, tested=True):
         if language == 'python':
             run(tmp_path, '-c', text)
@@ -96,7 +100,7 @@ def test_tested_blocks_run(page, tmp_path):
             program, *argv = shlex.split(line, comments=True)
             assert program == 'timm-longtail'
             # the last of several counts
-            shorter = ['--epochs', '1'] if argv[0] == 'train' else []
+            shorter = ['--epochs', '1', *SMALLER] if argv[0] == 'train' else []
             run(tmp_path, '-m', 'timm_longtail', *argv, *shorter)
 
 
