@@ -30,7 +30,7 @@ def first_batches(run):
 
 @pytest.mark.parametrize('name', all_methods())
 def test_every_trainable_parameter_gets_a_gradient(name):
-    _, run = make_run(name)
+    _, run = make_run(name, *SMALL)
     reached = set()
 
     for epoch, phase in product((0, 1), run.method.phases):  # a schedule may leave a part out of one epoch
