@@ -95,31 +95,52 @@ def floor_of(name):
 def violations(sources):
     """Return one line for each import that the house forbids, and for each module without a floor."""
     found = [f'{name} has no floor' for name in sources if floor_of(name) is None]
+
     graph = {}
     for name in sources:
         floor = floor_of(name)
         if floor is None:
             continue
+
         for target, at_module_level in imports(name, sources):
-            words = f'{name} (floor {floor}) imports {target}'
-            if target in sources or target.split('.')[0] == PACKAGE:
-                if target not in sources:
-                    found.append(f'{words}, which does not exist')
-                elif floor_of(target) is None:
-                    pass  # named above
-                elif floor_of(target) > floor:
-                    found.append(f'{words} of floor {floor_of(target)}')
-                elif floor_of(target) == floor < len(FLOORS) and PACKAGE not in (name, target) \
-                        and room(target) != room(name) and (room(name), room(target)) not in SAME_FLOOR:
-                    found.append(f'{words}: another room of the same floor')
-                if not _method_may_import(name, target):
-                    found.append(f'{words}: methods share through _*.py only')
+            is_ours = target in sources or target.split('.')[0] == PACKAGE
+            if is_ours:
                 graph.setdefault(name, set()).add(target)
-            elif target == 'accelerate' and floor < TRAINING:
-                found.append(f'{words}: training and above only')
-            elif target in DEFERRED and at_module_level and floor < EXPORT:
-                found.append(f'{words} at module level')
+                faults = _faults_of_ours(name, target, sources)
+            else:
+                faults = _faults_of_others(floor, target, at_module_level)
+            found += [f'{name} (floor {floor}) imports {target}{fault}' for fault in faults]
+
     return found + [f'cycle: {" -> ".join(cycle)}' for cycle in cycles(graph)]
+
+
+def _faults_of_ours(name, target, sources):
+    """Yield what is wrong with an import of one of our modules by another one."""
+    floor, other = floor_of(name), floor_of(target)
+    if target not in sources:
+        yield ', which does not exist'
+    elif other is not None and other > floor:
+        yield f' of floor {other}'
+    elif other == floor and _is_another_room(name, target):
+        yield ': another room of the same floor'
+
+    if not _method_may_import(name, target):
+        yield ': methods share through _*.py only'
+
+
+def _is_another_room(name, target):
+    """Whether two modules of a floor are in rooms that may not know each other; the top floor has no rooms."""
+    if floor_of(name) == len(FLOORS) or PACKAGE in (name, target):
+        return False
+    return room(name) != room(target) and (room(name), room(target)) not in SAME_FLOOR
+
+
+def _faults_of_others(floor, target, at_module_level):
+    """Yield what is wrong with an import of another package on a floor."""
+    if target == 'accelerate' and floor < TRAINING:
+        yield ': training and above only'
+    elif target in DEFERRED and at_module_level and floor < EXPORT:
+        yield ' at module level'
 
 
 def _method_may_import(name, target):

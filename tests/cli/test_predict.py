@@ -292,6 +292,7 @@ def logits_of(model: Path, photos: Path) -> torch.Tensor:
     ('logistic', {'C': 3.0, 'tau': 0.75, 'temperature': 0.5}, [1, 1, 1]),  # of `compare`
     ('linear', {'C': 3.0, 'temperature': 0.5}, [n ** 2 for n in COUNTS]),  # fitted to the long tail as it is
     ('logit_adjust', {'tau': 0.5, 'prior': 'sqrt'}, [n ** 0.25 for n in COUNTS]),
+    ('focal', {'gamma': 0.0}, COUNTS),
     ('class_balanced', {'beta': 0.5}, [n * (1 - 0.5) / (1 - 0.5 ** n) for n in COUNTS]),
 ])
 def test_a_prior_shifts_by_the_ratio(method, options, learned, prior, model, photos, tmp_path, capsys):
@@ -322,8 +323,11 @@ def test_the_prior_of_the_model_is_said(model, photos, capsys):
     assert 'the model has learned classes of 71.4 % to 4.76 %; answers are corrected to balanced' in err
 
 
-def test_a_model_that_does_not_say_its_prior(model, photos, tmp_path, capsys):
-    folder = export(tmp_path / 'export', method='glmc')
+@pytest.mark.parametrize('method, options', [
+    ('glmc', {}), ('focal', {}), ('class_balanced', {'gamma': 0.5}), ('ce', {'remix_tau': 0.5}),
+])
+def test_a_model_that_does_not_say_its_prior(method, options, model, photos, tmp_path, capsys):
+    folder = export(tmp_path / 'export', method=method, method_kwargs=options)
     with pytest.raises(UserError, match='is not known; name it by --model-prior'):
         predict.main([str(folder), str(photos), '--prior', 'balanced'])
 

@@ -119,7 +119,7 @@ def test_same_seed_same_bits_other_seed_others(finished, tmp_path):
 
 
 def test_kill_9_and_resume_to_the_same_bits(finished, tmp_path):
-    """Killed at five random moments of the training, resumed each time, the run ends at the same weights."""
+    """Killed at up to five random moments of the training, resumed each time, the run ends at the same weights."""
     args = [*SHORT, '--save-steps', '1', '--log-interval', '1', '--output', tmp_path, '--experiment', 'run']
     chosen = random.Random(0)
     num_killed = 0

@@ -22,7 +22,7 @@ from ..retraining.source import load_source, open_data
 from ..retraining.trained_model import named_data
 from ..training.accelerator import create_accelerator
 from ..training.provenance import validate_command
-from ..utils.errors import UserError, unknown_name
+from ..utils.errors import UserError, one_line, unknown_name
 from ..utils.files import require_place, write_json
 from ..utils.output_lock import hold_folder
 from ..utils.ranges import Number
@@ -288,5 +288,5 @@ def _draw(folder: Path, results: list[Result], chosen: Result):
     """Draw figures, without which all else is there."""
     try:
         draw_comparison(folder, results, chosen)
-    except UserError as e:
-        print(e)
+    except Exception as e:
+        print(f'not all figures could be drawn: {one_line(e) or type(e).__name__}')

@@ -44,23 +44,24 @@ def train_methods(args: argparse.Namespace, trained_model: TrainedModel, folder:
     Returns:
         Output folder of each run.
     """
+    # what all have in common; typed options come last, and win
     data = data_words(*named_data(args, trained_model))
+    common = [
+        '--model', trained_model.name,
+        *_weights(args),
+        *data,
+        '--val-fraction', str(args.val_fraction),
+        *_input(args),
+        '--seed', str(args.seed),
+        '--no-recipe',
+        '--output', str(folder),
+    ]
+    typed = shlex.split(args.train_args)
+
     for method in args.train:
         print(f'\n{method}', flush=True)
-        train.main([
-            '--model', trained_model.name,
-            *_weights(args),
-            '--method', method,
-            '--epochs', str(_epochs(method, args.train_epochs)),
-            *data,
-            '--val-fraction', str(args.val_fraction),
-            *_input(args),
-            '--seed', str(args.seed),
-            '--no-recipe',
-            '--output', str(folder),
-            '--experiment', method,
-            *shlex.split(args.train_args),
-        ])
+        epochs = _epochs(method, args.train_epochs)
+        train.main([*common, '--method', method, '--epochs', str(epochs), '--experiment', method, *typed])
     return [folder / method for method in args.train]
 
 

@@ -61,6 +61,8 @@ class ClassBalanced(Method):
 
     @classmethod
     def learned_prior(cls, sampled, class_counts, options):
+        if options['gamma'] != 0:  # the focal loss is not proper: its minimum is no probability
+            return None
         if options['reweight_start'] == 1:  # never
             return sampled
         return sampled * DeferredWeights.weights(class_counts, options['beta'])

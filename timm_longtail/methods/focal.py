@@ -36,7 +36,8 @@ class Focal(Method):
 
     @classmethod
     def learned_prior(cls, sampled, class_counts, options):
-        return sampled
+        # the focal loss is not proper: its minimum is no probability
+        return sampled if options['gamma'] == 0 else None
 
     def forward(self, batch: Batch, phase: str = 'main') -> dict:
         (x,), target, _ = batch

@@ -130,6 +130,8 @@ def _row(result: Result) -> dict[str, Any]:
         'cv_se': error,
         'cv_uncorrected': result.accuracy.balanced,
         'test': test['balanced'],
+
+        # what it is, and how it was measured
         'title': result.family.title,
         'model': compared.label,
         'options': result.options,
@@ -137,6 +139,8 @@ def _row(result: Result) -> dict[str, Any]:
         'num_folds': len(compared.splits) // compared.num_repeats,
         'num_repeats': compared.num_repeats,
         'optimistic': compared.is_optimistic,
+
+        # all figures
         'cv_groups': result.cross_validated(),
         'temperature': result.temperature,
         'cv_ece': result.ece,

@@ -77,9 +77,9 @@ def features_digest(
     """Return the sha256 of what features follow from.
 
     The weights of the backbone by name, not those of the classifier; the arguments that the model
-    was built with, such as its pooling; the input; the images by
-    `hash` and order, and of files size and time of change, since the hash of a set of files knows
-    no pixels; and the kind of device, which decides the last digits.
+    was built with, such as its pooling; the input; the images by `hash` and order, and of files
+    size and time of change, since the hash of a set of files knows no pixels; and the kind of
+    device, which decides the last digits.
 
     Args:
         model: timm model.
