@@ -147,7 +147,8 @@ def test_a_host_dies_and_the_run_goes_on_to_the_weights_of_one_host(hosts, start
                        environments=environments)
     outputs = [process.communicate() for process in again]
     assert f'resumed: {kept}, epoch 1, step' in outputs[0][0], outputs
-    assert '2 processes x' in outputs[0][0] and outputs[0][0].count('| last epoch') == 1 and not outputs[1][0]
+    assert '2 processes x' in outputs[0][0] and outputs[0][0].count('| last epoch') == 1
+    assert not [line for line in outputs[1][0].splitlines() if not line.startswith('[Gloo]')]  # torch's own, of old
     assert not (tmp_path / 'host1' / 'output').exists()
 
     (tmp_path / 'host').mkdir()

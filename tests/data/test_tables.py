@@ -29,6 +29,8 @@ pytestmark = pytest.mark.usefixtures('private_cache')
     pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(len(png(7))),
 ], ids=str)
 def test_images_as_other_programs_write_them(tmp_path, kind):
+    import datasets
+
     is_struct = pa.types.is_struct(kind)
     # a struct is known by its fields, bytes by the name of the column
     name = 'picture' if is_struct else 'image'
@@ -36,6 +38,11 @@ def test_images_as_other_programs_write_them(tmp_path, kind):
     keys = [kind.field(number).name for number in range(kind.num_fields)] if is_struct else []
     image = {key: values[key] for key in keys} if is_struct else values['bytes']
     table = pa.table({name: pa.array([image] * 4, kind), 'label': [0, 0, 0, 1]})
+    try:
+        datasets.Features.from_arrow_schema(table.schema)
+    except ValueError as e:  # of an old version
+        pytest.skip(str(e))
+
     for split in ('train', 'test'):
         pq.write_table(table, tmp_path / f'{split}-0.parquet')
     train = create_dataset(f'hfds/{tmp_path}', 'train')

@@ -295,7 +295,9 @@ def test_push_is_interrupted(hub, client):
     with hub.sick('stall', '/api/repos/create'):
         process = forks.Process('-m', 'timm_longtail', 'push', DIGITS, '--repo-id', 'alice/stopped', env=env, cwd=ROOT,
                                 server=client)
+        late = time.monotonic() + 60
         while 'POST /api/repos/create' not in hub.requests[-1:]:
+            assert time.monotonic() < late, hub.requests
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=20)

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import get_session, hf_raise_for_status, validate_repo_id
 from safetensors.torch import load_file
 
 from ..evaluation.tables import format_table
@@ -77,7 +77,7 @@ def push_model(
     api = HfApi(token=token, library_name='timm_longtail', library_version=__version__)
     with hub_errors(repo_id, revision), impatient(timeout):
         # by the Hub's own rules, before a repository is created
-        call_hub(timeout, ModelCard.load(folder / CARD).validate)
+        call_hub(timeout, _validate_card, api.endpoint, folder / CARD)
         call_hub(timeout, api.create_repo, repo_id, private=private or None, exist_ok=True)
 
         # a reference such as refs/pr/1 is not a branch that could be created
@@ -112,6 +112,19 @@ def push_model(
             revision=revision,
         )
     return str(commit.commit_url)
+
+
+def _validate_card(endpoint: str, path: Path):
+    """Raise a `ValueError` that says why the Hub would refuse a card.
+
+    This is `ModelCard.validate`, which before huggingface_hub 2 asks huggingface.co whatever Hub is
+    written to.
+    """
+    body = {'repoType': 'model', 'content': path.read_text(encoding='utf-8')}
+    response = get_session().post(f'{endpoint}/api/validate-yaml', json=body, headers={'Accept': 'text/plain'})
+    if response.status_code == 400:
+        raise ValueError(response.text)
+    hf_raise_for_status(response)
 
 
 def check_export(folder: str | Path) -> dict[str, Any]:
