@@ -46,7 +46,7 @@ def test_features_that_are_all_zero_are_refused():
 def test_what_a_family_gives_folds_into_one_linear_layer(name):
     """Scale, prior and temperature are in the weights: logits on the features as they are, and so predictions."""
     values, data = create_features()
-    rule = next(FAMILIES[name].fit(data)).adjusted(0.7, data.log_prior)
+    rule = next(FAMILIES[name].rules(data)).adjusted(0.7, data.log_prior)
 
     layer = rule.folded(data.scale, temperature=3.0)
 
@@ -61,7 +61,7 @@ def test_what_a_family_gives_folds_into_one_linear_layer(name):
 def test_predictions_do_not_depend_on_the_length_of_features(name):
     short, long = (create_features(length)[1] for length in (0.5, 60.0))
 
-    first, second = (next(FAMILIES[name].fit(data)) for data in (short, long))
+    first, second = (next(FAMILIES[name].rules(data)) for data in (short, long))
 
     assert torch.equal(first.logits(short.values).argmax(1), second.logits(long.values).argmax(1))
 
@@ -80,7 +80,7 @@ def test_the_adjustment_takes_the_log_prior_off():
 @pytest.mark.parametrize('metric', ['l2', 'cosine'])
 def test_nearest_means_predict_as_the_closed_forms(metric):
     values, data = create_features()
-    rule = next(FAMILIES[f'ncm_{metric}'].fit(data))
+    rule = next(FAMILIES[f'ncm_{metric}'].rules(data))
 
     expected = nearest_class_mean(values, data.targets, C, metric)(values)
 
@@ -90,7 +90,7 @@ def test_nearest_means_predict_as_the_closed_forms(metric):
 def test_the_centred_cosine_is_linear():
     """W (x - mu) with unit rows, against the loop over cosines."""
     values, data = create_features()
-    layer = next(FAMILIES['ncm_centred'].fit(data)).folded(data.scale)
+    layer = next(FAMILIES['ncm_centred'].rules(data)).folded(data.scale)
 
     centre = values.mean(dim=0)
     centred = [F.normalize(row - centre, dim=0) for row in values]
@@ -148,6 +148,6 @@ def test_discriminants_refuse(shrinkage, classes, words):
 @pytest.mark.parametrize('head', [nn.Linear(D, C), CosineLinear(D, C)], ids=['linear', 'cosine'])
 def test_the_own_classifier_predicts_as_it_did(head):
     values, data = create_features(head=head)
-    layer = next(FAMILIES['joint'].fit(data)).folded(data.scale)
+    layer = next(FAMILIES['joint'].rules(data)).folded(data.scale)
 
     assert torch.equal(layer(values).argmax(1), head(values).argmax(1))

@@ -160,6 +160,11 @@ def _compare(
         f'{max(counts)} to {min(counts)}; {time.perf_counter() - started:.1f} s',
         flush=True)
 
+    if compared.chooses_on_part:
+        print(
+            f'{label}: settings are chosen on {len(compared.trial.classes)} of the {len(counts)} classes, which are '
+            'easier to tell apart than all of them')
+
     started = time.perf_counter()
     families = {name: FAMILIES[name] for name in FAMILIES if name in refused and refused[name] is None}
     results = list(compare_families(compared, families, prefix))
@@ -170,7 +175,7 @@ def _compare(
 def _how(compared: Compared) -> str:
     """Return what classifiers are measured on."""
     if compared.uses_hold_out:
-        return f'measured on {len(compared.splits[0].measure)} images that are held out'
+        return f'measured on {len(compared.trial.splits[0].measure)} images that are held out'
 
     counts = compared.representation.class_counts
     num_rare = sum(1 < count < compared.num_folds for count in counts)
@@ -188,7 +193,7 @@ def _how(compared: Compared) -> str:
 def _export(result: Result, folder: Path) -> str:
     """Write the model with the classifier that was chosen; returns why it cannot be, or ''."""
     figures = {name: value for name, value in result.test.items() if name != 'intervals'}
-    mean, error = result.cross_validated()['balanced']
+    mean, error = result.expected
     figures['intervals'] = {name: list(ends) for name, ends in result.test['intervals'].items() if ends}
     figures['cross_validated'] = {
         'balanced': mean,
@@ -257,10 +262,11 @@ def main(argv: list[str] | None = None):
         prefix = f'{label}/' if len(representations) > 1 else ''
         results += _compare(label, representation, args, prefix)
     chosen = choose(results)
-    print(f'\n{cross_validated_table(results)}\n\n{recommendation(results, chosen)}', flush=True)
+    print(f'\n{cross_validated_table(results)}', flush=True)
+    calibrate(chosen)
+    print(f'\n{recommendation(results, chosen)}', flush=True)
 
     # only now the test images are read
-    calibrate(chosen)
     for result in results:
         finish(result)
         evaluate(result, result.compared.representation.test)

@@ -5,8 +5,7 @@ Shapes: N images that are fitted and measured on, M of them measured, C classes,
 features.
 """
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,18 +17,10 @@ from ..evaluation.tables import GROUPS
 from ..utils.errors import UserError
 from ..utils.progress import progress
 from .calibration import class_balanced_ece, fit_temperature
-from .cross_validation import (
-    Accuracy,
-    Split,
-    corrected_recalls,
-    cross_validation,
-    difference,
-    hold_out,
-    mean_recall,
-    variance_factor,
-)
-from .families import FAMILIES, REFERENCE, Family, LinearRule, TrainingFeatures
-from .representation import Features, Representation
+from .compared import Compared
+from .cross_validation import Accuracy, corrected_recalls, difference, mean_recall
+from .families import FAMILIES, REFERENCE, Family, LinearRule
+from .representation import Features
 
 __all__ = [
     'Compared',
@@ -61,6 +52,8 @@ class Result:
         count: Images of each class that were measured [C].
         recall: Recall of each class to expect, corrected for the choice of the setting [C].
         position: Place of the setting on the path of its family, from 0.
+        complete: On all classes, where the setting was chosen on a part of them: once for the one
+            chosen, by `calibrate`.
         rule: Classifier, fitted on all training images; None until `finish`.
         temperature: Divisor of its logits; 1 until `calibrate`.
         ece: Calibration error on the images measured, before and after, in percent; None until
@@ -70,12 +63,13 @@ class Result:
     """
     name: str
     family: Family
-    compared: 'Compared'
+    compared: Compared
     options: dict[str, Any]
     accuracy: Accuracy
     count: torch.Tensor
     recall: torch.Tensor
     position: int
+    complete: Accuracy | None = None
     rule: LinearRule | None = None
     temperature: float = 1.0
     ece: tuple[float, float] | None = None
@@ -96,74 +90,15 @@ class Result:
 
     @property
     def balanced(self) -> float:
-        """Balanced accuracy to expect, in percent."""
+        """Balanced accuracy to expect, in percent, on the classes that settings were chosen on."""
         return self.cross_validated()['balanced'][0]
 
-
-@dataclass
-class Compared:
-    """A model, the features that classifiers are fitted and measured on, and how these are divided.
-
-    Attributes:
-        label: What the model is called.
-        representation: Model and data.
-        num_folds: Folds of the cross-validation.
-        num_repeats: How often it is repeated.
-        seed: Seed of the folds.
-        data: Features that are fitted or measured on.
-        splits: How they are divided.
-        final_rows: Rows that the classifier which is kept is fitted on.
-    """
-    label: str
-    representation: Representation
-    num_folds: int = 5
-    num_repeats: int = 1
-    seed: int = 0
-    data: TrainingFeatures = field(init=False)
-    splits: list[Split] = field(init=False)
-    final_rows: torch.Tensor = field(init=False)
-
-    def __post_init__(self):
-        train, held = self.representation.train, self.representation.held
-        values, targets = train.values, train.targets
-        if self.uses_hold_out:
-            values = torch.cat([values, held.values])
-            targets = torch.cat([targets, held.targets])
-            self.splits = hold_out(len(train.targets), len(held.targets))
-            self.final_rows = torch.arange(len(train.targets))
-        else:
-            self.splits = cross_validation(targets.numpy(), self.num_folds, self.num_repeats, self.seed)
-            self.final_rows = torch.arange(len(targets))
-        self.data = TrainingFeatures.create(values, targets, self.representation)
-
     @property
-    def uses_hold_out(self) -> bool:
-        """Whether a hold-out takes the place of cross-validation: where the model was trained on the other images."""
-        return self.representation.held is not None
-
-    @property
-    def is_optimistic(self) -> bool:
-        """Whether the model was trained on the images that its classifiers are measured on."""
-        return self.representation.seen and not self.uses_hold_out
-
-    @property
-    def variance_factor(self) -> float:
-        """Factor of squared errors of differences, since the classifiers of all folds share images."""
-        return variance_factor(self.splits, 1 if self.uses_hold_out else self.num_repeats)
-
-    def log_prior(self, family: Family, fit_on: TrainingFeatures) -> torch.Tensor:
-        """Return the log prior that a classifier was trained under [C]: of its own stage 1, or of the features."""
-        sampler = self.representation.stage_1_sampler() if family.own else None
-        if sampler is None:
-            return fit_on.log_prior
-        return torch.as_tensor(sampler.class_probabilities, dtype=torch.float64).log()
-
-    def candidates(self, family: Family, rows: torch.Tensor) -> Iterator[list[LinearRule]]:
-        """Fit a family on some rows: for each step on its path, a classifier for each strength of the adjustment."""
-        fit_on = self.data.take(rows)
-        log_prior = self.log_prior(family, fit_on)
-        for rule in family.fit(fit_on):
-            yield [rule.adjusted(tau, log_prior) for tau in family.taus] or [rule]
+    def expected(self) -> tuple[float, float]:
+        """Balanced accuracy to expect on all classes, and its standard error, in percent."""
+        if self.complete is not None:
+            return self.complete.of_classes()
+        return self.cross_validated()['balanced']
 
 
 def compare_families(compared: Compared, families: dict[str, Family], prefix: str = '') -> Iterator[Result]:
@@ -233,14 +168,14 @@ def _measured(setting: Setting) -> float:
 
 def _measure(compared: Compared, family: Family) -> Iterator[Setting]:
     """Yield the settings of a family, until they get worse and worse."""
-    data, splits = compared.data, compared.splits
-    all_targets = data.targets.cpu()
+    data, splits = compared.trial.data, compared.trial.splits
+    all_targets = compared.trial.classes[data.targets.cpu()]
     measured = torch.cat([split.measure for split in splits])
     times = torch.bincount(measured, minlength=len(data.targets))
     rows = times.nonzero()[:, 0]
 
     best, num_worse = None, 0
-    paths = [compared.candidates(family, split.fit) for split in splits]  # all go forward step by step
+    paths = [compared.candidates(family, data.take(split.fit)) for split in splits]  # all go forward step by step
     for position, steps in enumerate(zip(*paths)):
         correct = torch.zeros(len(steps[0]), len(data.targets), dtype=torch.float64)
         for split, rules in zip(splits, steps):
@@ -313,11 +248,13 @@ def calibrate(result: Result):
     """Fit the temperature of a classifier to images that it was not fitted on.
 
     Args:
-        result: Gets `temperature` and `ece`.
+        result: Gets `temperature` and `ece`; `complete`, too, where its setting was chosen on a part
+            of the classes.
     """
     compared, data = result.compared, result.compared.data
+    splits = compared.splits[:1] if compared.chooses_on_part else compared.splits
     logits, targets = [], []
-    for split in compared.splits:
+    for split in splits:
         rule = _at(result, split.fit)
         logits.append(rule.logits(data.values[split.measure]))
         targets.append(data.targets[split.measure])
@@ -328,13 +265,16 @@ def calibrate(result: Result):
         class_balanced_ece(logits, targets),
         class_balanced_ece(logits / result.temperature, targets),
     )
+    if compared.chooses_on_part:
+        correct = logits.argmax(dim=1) == targets
+        result.complete = Accuracy(correct.double().cpu(), targets.cpu())
 
 
 def _at(result: Result, rows: torch.Tensor) -> LinearRule:
     """Fit the classifier of a result on some rows."""
-    path = result.compared.candidates(result.family, rows)
-    rules = next(islice(path, result.position, None))
-    return next(rule for rule in rules if rule.options == result.options)
+    compared = result.compared
+    path = compared.candidates(result.family, compared.data.take(rows), first=result.position)
+    return next(rule for rule in next(path) if rule.options == result.options)
 
 
 def evaluate(result: Result, features: Features):

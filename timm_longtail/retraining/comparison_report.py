@@ -76,11 +76,15 @@ def recommendation(results: list[Result], chosen: Result) -> str:
 
     Args:
         results: All results.
-        chosen: From `choose`.
+        chosen: From `choose`, after `calibrate`.
     """
-    mean, error = chosen.cross_validated()['balanced']
+    mean, error = chosen.expected
     settings = f' ({_settings(chosen.options)})' if chosen.options else ''
-    how = 'on the hold-out' if chosen.compared.uses_hold_out else 'by cross-validation'
+    how = 'by cross-validation'
+    if chosen.compared.uses_hold_out:
+        how = 'on the hold-out'
+    elif chosen.compared.chooses_on_part:
+        how = 'on one fold of all classes'
     lines = [
         f'Use {chosen.name}, {chosen.family.title}{settings}: balanced accuracy {mean:.1f} ± {error:.1f} {how}.']
 
@@ -107,7 +111,9 @@ def comparison_json(results: list[Result], chosen: Result) -> dict[str, Any]:
 
     `cv` is the balanced accuracy on images that were not fitted on, corrected for the choice of the
     setting, `cv_uncorrected` without that, `cv_se` the standard error,
-    `test` the balanced accuracy on the test set. `temperature` is 1 and `cv_ece`, before and after,
+    `test` the balanced accuracy on the test set. `cv` is of the `cv_classes` classes that settings
+    were chosen on, `cv_all_classes` and its standard error of all of them, null but for the one
+    chosen from a part of the classes. `temperature` is 1 and `cv_ece`, before and after,
     null where nothing was calibrated.
 
     Args:
@@ -129,6 +135,8 @@ def _row(result: Result) -> dict[str, Any]:
         'cv': mean,
         'cv_se': error,
         'cv_uncorrected': result.accuracy.balanced,
+        'cv_classes': len(compared.trial.classes),
+        'cv_all_classes': None if result.complete is None else result.complete.of_classes(),
         'test': test['balanced'],
 
         # what it is, and how it was measured

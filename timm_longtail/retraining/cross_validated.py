@@ -47,7 +47,7 @@ def fit_cross_validated(name: str, representation: Representation) -> Classifier
     finish(result)
     calibrate(result)
 
-    mean, error = result.cross_validated()['balanced']
+    mean, error = result.expected
     how = 'on the hold-out' if compared.uses_hold_out else 'by cross-validation'
     return Classifier(
         name,

@@ -7,8 +7,8 @@ layer on the features.
 
 Shapes: N images, C classes, D width of the features.
 """
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from ..models.layers import CosineLinear, linear_classifier
 from ..utils.errors import UserError
 from .closed_form import TAUS, tau_normalize
 from .closed_form.discriminant import linear_discriminants
-from .logistic import logistic_path
+from .logistic import logistic_path, principal_axes
 from .representation import Representation
 
 __all__ = ['FAMILIES', 'REFERENCE', 'Family', 'LinearRule', 'TrainingFeatures', 'why_not']
@@ -78,12 +78,16 @@ class TrainingFeatures:
         num_classes: C.
         scale: What they were divided by.
         representation: Model and data, for classifiers that start from the model's own.
+        axes: Principal axes of all features, of which these may be a part [D, D].
+        classes: Which classes of the data set they are of, int64 [C]; None for all.
     """
     values: torch.Tensor
     targets: torch.Tensor
     num_classes: int
     scale: float
     representation: Representation
+    axes: torch.Tensor
+    classes: torch.Tensor | None = None
 
     @classmethod
     def create(cls, values: torch.Tensor, targets: torch.Tensor, representation: Representation) -> 'TrainingFeatures':
@@ -96,12 +100,22 @@ class TrainingFeatures:
         if device.type != 'cuda':  # others lack the double precision of closed forms
             device = torch.device('cpu')
         divided = (values / scale).to(device)
-        return cls(divided, targets.to(device), representation.train_set.num_classes, scale, representation)
+        return cls(
+            divided, targets.to(device), representation.train_set.num_classes, scale, representation,
+            principal_axes(divided))
 
     def take(self, rows: torch.Tensor) -> 'TrainingFeatures':
         """Return the features of some rows."""
-        return TrainingFeatures(
-            self.values[rows], self.targets[rows], self.num_classes, self.scale, self.representation)
+        return replace(self, values=self.values[rows], targets=self.targets[rows])
+
+    def of_classes(self, classes: torch.Tensor) -> 'TrainingFeatures':
+        """Return the same features, with their classes counted within some classes.
+
+        Args:
+            classes: All classes that there are features of, increasing, int64 on the CPU.
+        """
+        targets = torch.searchsorted(classes.to(self.targets.device), self.targets)
+        return replace(self, targets=targets, num_classes=len(classes), classes=classes)
 
     @property
     def log_prior(self) -> torch.Tensor:
@@ -110,16 +124,15 @@ class TrainingFeatures:
         return (counts / counts.sum()).log()
 
 
-Fit = Callable[[TrainingFeatures], Iterator[LinearRule]]
-
-
 @dataclass(frozen=True)
 class Family:
     """A kind of classifier.
 
     Attributes:
         title: What it is, for a reader of the table.
-        fit: Gives a classifier for each setting, the most regularised first.
+        fit: Makes the classifier; where there is a path, takes a part of it, too, and yields a
+            classifier for each setting.
+        path: Settings to choose from, the most regularised first; () for none.
         taus: Strengths of the adjustment for the prior to choose from; () for none. Regression that weighs
             classes equally gains too: its penalty is felt most by the classes with few images. The logits
             of a discriminant analysis are of another order of size, which no prior moves.
@@ -131,33 +144,43 @@ class Family:
         fitted: Whether it learns from the features.
     """
     title: str
-    fit: Fit
+    fit: Callable[..., Any]
+    path: tuple[float, ...] = ()
     taus: tuple[float, ...] = ()
     usual_tau: float | None = None
     own: bool = False
     fitted: bool = True
 
+    def rules(self, data: TrainingFeatures, first: int = 0) -> Iterator[LinearRule]:
+        """Fit a classifier for each setting on the path, or the one that there is.
+
+        Args:
+            data: What to fit on.
+            first: Place on the path to begin at.
+        """
+        if self.path:
+            yield from self.fit(data, self.path[first:])
+        else:
+            yield self.fit(data)
+
 
 def _own(data: TrainingFeatures) -> LinearRule:
     """Return the model's own classifier."""
     head = data.representation.head
+    rows = slice(None) if data.classes is None else data.classes
+    weight = head.weight.detach().double()[rows]
     if isinstance(head, CosineLinear):
         # the length of a feature scales its logits, and moves no maximum
-        weight = F.normalize(head.weight.detach().double(), dim=1) * head.scale
+        weight = F.normalize(weight, dim=1) * head.scale
         return LinearRule(weight, torch.zeros(len(weight), dtype=torch.float64))
 
-    weight = head.weight.detach().double() * data.scale
-    bias = torch.zeros(len(weight)) if head.bias is None else head.bias.detach()
-    return LinearRule(weight, bias.double())
+    bias = torch.zeros(len(head.weight)) if head.bias is None else head.bias.detach()
+    return LinearRule(weight * data.scale, bias.double()[rows])
 
 
-def _joint(data: TrainingFeatures) -> Iterator[LinearRule]:
-    yield _own(data)
-
-
-def _tau_norm(data: TrainingFeatures) -> Iterator[LinearRule]:
+def _tau_norm(data: TrainingFeatures, taus: Sequence[float]) -> Iterator[LinearRule]:
     head = linear_classifier(_own(data).weight)
-    for tau in TAUS[1:]:
+    for tau in taus:
         scaled = tau_normalize(head, tau)
         yield LinearRule(scaled.weight.detach(), scaled.bias.detach(), {'tau': tau})
 
@@ -168,60 +191,62 @@ def _class_means(values: torch.Tensor, data: TrainingFeatures) -> torch.Tensor:
     return sums / counts[:, None]
 
 
-def _ncm_l2(data: TrainingFeatures) -> Iterator[LinearRule]:
+def _ncm_l2(data: TrainingFeatures) -> LinearRule:
     means = _class_means(data.values, data)
-    yield LinearRule(means, -means.square().sum(dim=1) / 2)
+    return LinearRule(means, -means.square().sum(dim=1) / 2)
 
 
-def _ncm_cosine(data: TrainingFeatures) -> Iterator[LinearRule]:
+def _ncm_cosine(data: TrainingFeatures) -> LinearRule:
     """Unit rows and no bias: the length of a feature scales all of its logits, so the largest one is the same."""
     means = F.normalize(_class_means(data.values, data), dim=1)
-    yield LinearRule(means, means.new_zeros(len(means)))
+    return LinearRule(means, means.new_zeros(len(means)))
 
 
-def _ncm_centred(data: TrainingFeatures) -> Iterator[LinearRule]:
+def _ncm_centred(data: TrainingFeatures) -> LinearRule:
     """The largest cosine of x - mu with the mean direction of a class: Linear(W, -W mu), with unit rows of W."""
     centre = data.values.mean(dim=0)
     directions = F.normalize(data.values - centre, dim=1)
     weight = F.normalize(_class_means(directions, data), dim=1)
-    yield LinearRule(weight, -(weight @ centre))
+    return LinearRule(weight, -(weight @ centre))
 
 
-def _discriminant(data: TrainingFeatures) -> Iterator[LinearRule]:
-    shrinkages = SHRINKAGES[::-1]
+def _discriminant(data: TrainingFeatures, shrinkages: Sequence[float]) -> Iterator[LinearRule]:
     fits = linear_discriminants(data.values, data.targets, data.num_classes, shrinkages)
     for shrinkage, (weight, bias) in zip(shrinkages, fits):
         yield LinearRule(weight, bias, {'shrinkage': shrinkage})
 
 
-def _logistic(data: TrainingFeatures) -> Iterator[LinearRule]:
-    yield from _logistic_path(data)
+def _logistic(data: TrainingFeatures, strengths: Sequence[float]) -> Iterator[LinearRule]:
+    yield from _logistic_path(data, strengths)
 
 
-def _weighted_logistic(data: TrainingFeatures) -> Iterator[LinearRule]:
+def _weighted_logistic(data: TrainingFeatures, strengths: Sequence[float]) -> Iterator[LinearRule]:
     """Weigh each class the same in the loss, N / C in all, as the sampler of cRT does on average."""
     counts = torch.bincount(data.targets, minlength=data.num_classes).double()
-    yield from _logistic_path(data, class_weights=len(data.targets) / (data.num_classes * counts))
+    yield from _logistic_path(data, strengths, class_weights=len(data.targets) / (data.num_classes * counts))
 
 
-def _logistic_path(data: TrainingFeatures, **options) -> Iterator[LinearRule]:
-    fits = logistic_path(data.values, data.targets, data.num_classes, STRENGTHS, **options)
-    for strength, (weight, bias) in zip(STRENGTHS, fits):
+def _logistic_path(data: TrainingFeatures, strengths: Sequence[float], **options) -> Iterator[LinearRule]:
+    fits = logistic_path(data.values, data.targets, data.num_classes, strengths, axes=data.axes, **options)
+    for strength, (weight, bias) in zip(strengths, fits):
         yield LinearRule(weight, bias, {'C': strength})
 
 
 FAMILIES = {
-    'joint': Family('its own classifier', _joint, own=True, fitted=False),
+    'joint': Family('its own classifier', _own, own=True, fitted=False),
     'logit_adjust': Family(
-        'its own classifier, adjusted for the prior', _joint, taus=PRIOR_TAUS[1:], usual_tau=1.0, own=True,
+        'its own classifier, adjusted for the prior', _own, taus=PRIOR_TAUS[1:], usual_tau=1.0, own=True,
         fitted=False),
-    'tau_norm': Family('its own classifier, tau-normalised', _tau_norm, own=True, fitted=False),
+    'tau_norm': Family('its own classifier, tau-normalised', _tau_norm, TAUS[1:], own=True, fitted=False),
     'ncm_l2': Family('nearest class mean', _ncm_l2),
     'ncm_cosine': Family('nearest class mean by the cosine', _ncm_cosine),
     'ncm_centred': Family('nearest class mean by the cosine, centred', _ncm_centred),
-    'lda': Family('linear discriminant analysis, shrunk', _discriminant),
-    'logistic': Family('logistic regression, adjusted for the prior', _logistic, taus=PRIOR_TAUS, usual_tau=1.0),
-    'crt': Family('logistic regression, classes weighted equally', _weighted_logistic, taus=PRIOR_TAUS, usual_tau=0.0),
+    'lda': Family('linear discriminant analysis, shrunk', _discriminant, SHRINKAGES[::-1]),
+    'logistic': Family(
+        'logistic regression, adjusted for the prior', _logistic, STRENGTHS, taus=PRIOR_TAUS, usual_tau=1.0),
+    'crt': Family(
+        'logistic regression, classes weighted equally', _weighted_logistic, STRENGTHS, taus=PRIOR_TAUS,
+        usual_tau=0.0),
 }
 """What `compare` tries, by name, in the order of the table."""
 

@@ -10,21 +10,35 @@ float32 wants it. Since the bias is free, balanced softmax, which adds the log p
 while training, ends at the same weights and at the bias less the log prior: it is this fit,
 adjusted for the prior with tau = 1.
 
+Features of a network vary a thousand times as much along some axes as along others, and the rows
+of rare classes have a thousandth of the curvature of others. So features are centred and turned
+into their principal axes, which moves no minimum, and each weight is measured in units of the
+curvature along its axis: half the iterations on features of an ImageNet network.
+
 An iteration is two products of [N, D] with [D, C]. Everything is left to torch, since these
 products are all that costs, and on a GPU they are two orders of magnitude faster than on a CPU.
 
 Shapes: N images, C classes, D width of the features.
 """
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
 from ..utils.errors import UserError
 
-__all__ = ['fit_logistic', 'logistic_path']
+__all__ = ['fit_logistic', 'logistic_path', 'principal_axes']
 
 _MAX_ITERATIONS = 1000
+_MAX_LOGITS = 2 ** 26
+"""Logits that are held at once."""
+
+
+def principal_axes(features: torch.Tensor) -> torch.Tensor:
+    """Return the principal axes of features [N, D] as the columns of an orthogonal matrix [D, D]."""
+    centred = features - features.mean(dim=0)
+    return torch.linalg.eigh(centred.T @ centred).eigenvectors
 
 
 def logistic_path(
@@ -34,6 +48,7 @@ def logistic_path(
         path: Sequence[float],
         class_weights: torch.Tensor | None = None,
         tolerance: float = 1e-2,
+        axes: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Fit a classifier for each strength of the penalty, each from where the one before it ended.
 
@@ -45,9 +60,10 @@ def logistic_path(
         path: Strengths `C`, increasing: the weaker penalties, which take longer, start near their
             end.
         class_weights: Weight of the images of each class [C]; None is 1.
-        tolerance: Largest entry of the gradient at which a fit ends, as a share of what the images
-            of the rarest class can add to it: an absolute one would be met before a class with 4 of
-            100,000 images is fitted at all.
+        tolerance: A fit ends where a step to the minimum along any one axis would move the logits
+            of the rarest class by less than this, over the root of D.
+        axes: Orthogonal matrix [D, D] whose columns are about the principal axes of the features;
+            None computes them. Others take more iterations to the same minimum.
 
     Yields:
         Weight [C, D] and bias [C], a pair for each strength.
@@ -55,52 +71,129 @@ def logistic_path(
     Raises:
         UserError: A strength that is not positive.
     """
-    device, dtype = features.device, features.dtype
+    if axes is None:
+        axes = principal_axes(features)
     if class_weights is None:
         class_weights = torch.ones(num_classes)
-    class_weights = class_weights.to(device, dtype)
+    problem = _Problem.create(features, targets, class_weights, axes)
+    total = float(class_weights.double()[targets.cpu()].sum())
 
-    total = float(class_weights[targets].double().sum())
-    counts = torch.bincount(targets, minlength=num_classes)
-    rarest = float((counts * class_weights)[counts > 0].min()) / total
-    gradient = tolerance * rarest / features.shape[1] ** 0.5
-
-    weight = torch.zeros(num_classes, features.shape[1], device=device, dtype=dtype, requires_grad=True)
-    bias = torch.zeros(num_classes, device=device, dtype=dtype, requires_grad=True)
+    # what features that say nothing end with: the log prior
+    weight = features.new_zeros(num_classes, features.shape[1])
+    bias = problem.share.clamp(min=1e-12).log()
     for strength in path:
         if not strength > 0:
             raise UserError(f'the strength C of a logistic regression is positive, got {strength}')
-        _minimise(features, targets, weight, bias, class_weights, 1 / (strength * total), gradient)
-        yield weight.detach().clone(), bias.detach().clone()
+        weight, bias = problem.minimise(weight, bias, 1 / (strength * total), tolerance)
+        yield problem.on_features(weight, bias)
 
 
-def _minimise(
-        features: torch.Tensor,
-        targets: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        class_weights: torch.Tensor,
-        penalty: float,
-        gradient: float,
-):
-    """Move weight [C, D] and bias [C] to the minimum of the mean loss and `penalty` |W|^2 / 2.
+@dataclass
+class _Problem:
+    """Features in coordinates in which they are easy to fit, and their classes.
 
-    Ends where no entry of the gradient is above `gradient`.
+    Attributes:
+        values: Centred features in their axes [N, D].
+        targets: Class of each image, int64 [N].
+        class_weights: Weight of an image of each class [C]; those of all images sum to 1.
+        share: Sum of the weights of the images of each class [C].
+        spread: Mean square of the values along each axis [D].
+        centre: What was subtracted from the features [D].
+        axes: What they were multiplied by [D, D].
     """
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=_MAX_ITERATIONS, max_eval=2 * _MAX_ITERATIONS, tolerance_grad=gradient,
-        tolerance_change=1e-12, history_size=20, line_search_fn='strong_wolfe')
+    values: torch.Tensor
+    targets: torch.Tensor
+    class_weights: torch.Tensor
+    share: torch.Tensor
+    spread: torch.Tensor
+    centre: torch.Tensor
+    axes: torch.Tensor
 
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        logits = F.linear(features, weight, bias)  # [N, C]
-        # a mean over the weights of the images, as torch has it
-        loss = F.cross_entropy(logits, targets, class_weights) + penalty / 2 * weight.square().sum()
-        loss.backward()
-        return loss
+    @classmethod
+    def create(
+            cls,
+            features: torch.Tensor,
+            targets: torch.Tensor,
+            class_weights: torch.Tensor,
+            axes: torch.Tensor,
+    ) -> '_Problem':
+        """Centre and turn features [N, D]; see `logistic_path`."""
+        class_weights = class_weights.to(features)
+        counts = torch.bincount(targets, minlength=len(class_weights))
+        class_weights = class_weights / (counts * class_weights).sum()
 
-    with torch.enable_grad():
-        optimizer.step(closure)
+        image_weights = class_weights[targets]
+        centre = image_weights @ features
+        values = (features - centre) @ axes
+        spread = image_weights @ values.square()
+        return cls(values, targets, class_weights, counts * class_weights, spread, centre, axes)
+
+    def chunks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield values and classes of as many images as the memory has room for the logits of."""
+        size = max(1, _MAX_LOGITS // len(self.class_weights))
+        return zip(self.values.split(size), self.targets.split(size))
+
+    @torch.no_grad()
+    def curvature(self, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Return the mean of p (1 - p) over the images, for the probability p of each class [C].
+
+        That is the second derivative of the loss by a bias. Where all images are fitted it goes to
+        zero, which is no unit to measure in, and a thousandth of the first one is returned.
+        """
+        curvature = torch.zeros_like(bias)
+        for values, targets in self.chunks():
+            p = F.linear(values, weight, bias).softmax(dim=1)  # [n, C]
+            curvature += self.class_weights[targets] @ (p * (1 - p))
+        at_first = self.share * (1 - self.share)
+        return curvature.maximum(1e-3 * at_first).clamp(min=1e-12)
+
+    def minimise(
+            self,
+            weight: torch.Tensor,
+            bias: torch.Tensor,
+            penalty: float,
+            tolerance: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return weight [C, D] and bias [C] at the minimum of the mean loss and `penalty` |W|^2 / 2.
+
+        Args:
+            weight: Where to start, in the axes.
+            bias: Where to start.
+            penalty: Strength of the penalty.
+            tolerance: See `logistic_path`.
+        """
+        # the loss has about unit curvature in each of these
+        curvature = self.curvature(weight, bias)
+        weight_unit = (curvature[:, None] * self.spread + penalty).rsqrt()
+        bias_unit = curvature.rsqrt()
+        parameters = [(weight / weight_unit).requires_grad_(), (bias / bias_unit).requires_grad_()]
+
+        rarest = float(self.share[self.share > 0].min())
+        optimizer = torch.optim.LBFGS(
+            parameters, max_iter=_MAX_ITERATIONS, max_eval=2 * _MAX_ITERATIONS,
+            tolerance_grad=tolerance * (rarest / weight.shape[1]) ** 0.5, tolerance_change=1e-15, history_size=20,
+            line_search_fn='strong_wolfe')
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            weight, bias = parameters[0] * weight_unit, parameters[1] * bias_unit
+            total = penalty / 2 * weight.square().sum()
+            total.backward(retain_graph=True)
+            for values, targets in self.chunks():
+                logits = F.linear(values, weight, bias)  # [n, C]
+                loss = F.cross_entropy(logits, targets, self.class_weights, reduction='sum')
+                loss.backward(retain_graph=True)
+                total = total + loss
+            return total.detach()
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        return parameters[0].detach() * weight_unit, parameters[1].detach() * bias_unit
+
+    def on_features(self, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the classifier that gives the same logits on the features as they were."""
+        weight = weight @ self.axes.T
+        return weight, bias - weight @ self.centre
 
 
 def fit_logistic(
@@ -117,6 +210,6 @@ def fit_logistic(
         targets: Classes, int64 [N].
         num_classes: C.
         strength: Strength `C`.
-        **options: `class_weights`, `tolerance`.
+        **options: `class_weights`, `tolerance`, `axes`.
     """
     return next(logistic_path(features, targets, num_classes, [strength], **options))

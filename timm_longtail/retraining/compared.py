@@ -1,0 +1,143 @@
+"""What classifiers are compared on: the features of a model, and how they are divided.
+
+Settings of a large set are chosen on a part of its classes. A fit costs in proportion to images
+times classes, so that a fifth of the classes costs a twenty-fifth. Each class of the part keeps all
+of its images: the part has the long tail of the whole, which a part of the images has not.
+
+Shapes: N images that are fitted and measured on, C classes, D width of the features.
+"""
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from .cross_validation import Split, cross_validation, hold_out, variance_factor
+from .families import Family, LinearRule, TrainingFeatures
+from .representation import Representation
+
+__all__ = ['LARGEST', 'Compared', 'Trial']
+
+LARGEST = 3e9
+"""N D C up to which settings are chosen on all classes: CIFAR-100-LT at a width of 2048 is below."""
+
+
+@dataclass
+class Trial:
+    """Features that settings are chosen on.
+
+    Attributes:
+        data: The features; its classes are counted from 0.
+        splits: How they are divided.
+        classes: Which classes of the data set these are, increasing, int64 [C' <= C].
+    """
+    data: TrainingFeatures
+    splits: list[Split]
+    classes: torch.Tensor
+
+
+@dataclass
+class Compared:
+    """A model, the features that classifiers are fitted and measured on, and how these are divided.
+
+    Attributes:
+        label: What the model is called.
+        representation: Model and data.
+        num_folds: Folds of the cross-validation.
+        num_repeats: How often it is repeated.
+        seed: Seed of the folds.
+        largest: N D C up to which settings are chosen on all classes.
+        data: Features that are fitted or measured on.
+        splits: How they are divided.
+        final_rows: Rows that the classifier which is kept is fitted on.
+        trial: What settings are chosen on: these features, or a part of them.
+    """
+    label: str
+    representation: Representation
+    num_folds: int = 5
+    num_repeats: int = 1
+    seed: int = 0
+    largest: float = LARGEST
+    data: TrainingFeatures = field(init=False)
+    splits: list[Split] = field(init=False)
+    final_rows: torch.Tensor = field(init=False)
+    trial: Trial = field(init=False)
+
+    def __post_init__(self):
+        train, held = self.representation.train, self.representation.held
+        values, targets = train.values, train.targets
+        if self.uses_hold_out:
+            values = torch.cat([values, held.values])
+            targets = torch.cat([targets, held.targets])
+            self.splits = hold_out(len(train.targets), len(held.targets))
+            self.final_rows = torch.arange(len(train.targets))
+        else:
+            self.splits = cross_validation(targets.numpy(), self.num_folds, self.num_repeats, self.seed)
+            self.final_rows = torch.arange(len(targets))
+
+        self.data = TrainingFeatures.create(values, targets, self.representation)
+        self.trial = self._create_trial()
+
+    def _create_trial(self) -> Trial:
+        every = torch.arange(self.data.num_classes)
+        size = self.data.values.numel() * self.data.num_classes
+        if size <= self.largest:
+            return Trial(self.data, self.splits, every)
+
+        # every k-th class from the most to the least frequent; images times classes shrink by k squared
+        step = min(math.ceil(math.sqrt(size / self.largest)), self.data.num_classes // 2)
+        counts = torch.bincount(self.data.targets, minlength=self.data.num_classes).cpu()
+        order = counts.argsort(descending=True, stable=True)
+        classes = order[step // 2::step].sort().values
+
+        is_kept = torch.isin(self.data.targets.cpu(), classes)
+        splits = [_within(split, is_kept) for split in self.splits]
+        data = self.data.take(is_kept.nonzero()[:, 0]).of_classes(classes)
+        return Trial(data, [split for split in splits if len(split.measure)], classes)
+
+    @property
+    def uses_hold_out(self) -> bool:
+        """Whether a hold-out takes the place of cross-validation: where the model was trained on the other images."""
+        return self.representation.held is not None
+
+    @property
+    def chooses_on_part(self) -> bool:
+        """Whether settings are chosen on a part of the classes."""
+        return len(self.trial.classes) < self.data.num_classes
+
+    @property
+    def is_optimistic(self) -> bool:
+        """Whether the model was trained on the images that its classifiers are measured on."""
+        return self.representation.seen and not self.uses_hold_out
+
+    @property
+    def variance_factor(self) -> float:
+        """Factor of squared errors of differences, since the classifiers of all folds share images."""
+        return variance_factor(self.splits, 1 if self.uses_hold_out else self.num_repeats)
+
+    def log_prior(self, family: Family, fit_on: TrainingFeatures) -> torch.Tensor:
+        """Return the log prior that a classifier was trained under [C]: of its own stage 1, or of the features."""
+        sampler = self.representation.stage_1_sampler() if family.own else None
+        if sampler is None:
+            return fit_on.log_prior
+        log_prior = torch.as_tensor(sampler.class_probabilities, dtype=torch.float64).log()
+        return log_prior if fit_on.classes is None else log_prior[fit_on.classes]
+
+    def candidates(self, family: Family, fit_on: TrainingFeatures, first: int = 0) -> Iterator[list[LinearRule]]:
+        """Fit a family: for each step on its path, a classifier for each strength of the adjustment.
+
+        Args:
+            family: Kind of classifier.
+            fit_on: Rows of `data`, or of that of `trial`.
+            first: Place on the path to begin at.
+        """
+        log_prior = self.log_prior(family, fit_on)
+        for rule in family.rules(fit_on, first):
+            yield [rule.adjusted(tau, log_prior) for tau in family.taus] or [rule]
+
+
+def _within(split: Split, is_kept: torch.Tensor) -> Split:
+    """Return a division of the rows that are kept, which are counted anew."""
+    position = is_kept.cumsum(0) - 1
+    fit, measure = (position[rows[is_kept[rows]]] for rows in (split.fit, split.measure))
+    return Split(fit, measure)
