@@ -101,7 +101,7 @@ class TableImages(EncodedImages):
 
         images = table.select_columns(column)
         dtype = getattr(images.features[column], 'dtype', '')
-        if dtype.startswith(('binary_view', 'fixed_size_binary')):
+        if dtype.startswith(('large_binary', 'binary_view', 'fixed_size_binary')):
             # kinds of bytes that the library does not read as images by itself
             images = images.cast_column(column, datasets.Value('binary'))
         self.table = images.cast_column(column, datasets.Image(decode=False)).with_format('arrow')
