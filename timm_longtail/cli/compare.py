@@ -181,8 +181,8 @@ def _how(compared: Compared) -> str:
     num_rare = sum(1 < count < compared.num_folds for count in counts)
     num_single = counts.count(1)
     words = f'{compared.num_folds} folds'
-    if compared.num_repeats > 1:
-        words += f', dealt {compared.num_repeats} times'
+    if compared.trial.num_repeats > 1:
+        words += f', dealt {compared.trial.num_repeats} times'
     if num_rare:
         words += f'; classes with fewer images than folds, each image held out once: {num_rare}'
     if num_single:

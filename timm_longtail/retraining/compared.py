@@ -29,10 +29,12 @@ class Trial:
     Attributes:
         data: The features; its classes are counted from 0.
         splits: How they are divided.
+        num_repeats: How often all images are measured.
         classes: Which classes of the data set these are, increasing, int64 [C' <= C].
     """
     data: TrainingFeatures
     splits: list[Split]
+    num_repeats: int
     classes: torch.Tensor
 
 
@@ -79,10 +81,10 @@ class Compared:
         self.trial = self._create_trial()
 
     def _create_trial(self) -> Trial:
-        every = torch.arange(self.data.num_classes)
+        num_repeats = 1 if self.uses_hold_out else self.num_repeats
         size = self.data.values.numel() * self.data.num_classes
         if size <= self.largest:
-            return Trial(self.data, self.splits, every)
+            return Trial(self.data, self.splits, num_repeats, torch.arange(self.data.num_classes))
 
         # every k-th class from the most to the least frequent; images times classes shrink by k squared
         step = min(math.ceil(math.sqrt(size / self.largest)), self.data.num_classes // 2)
@@ -91,9 +93,12 @@ class Compared:
         classes = order[step // 2::step].sort().values
 
         is_kept = torch.isin(self.data.targets.cpu(), classes)
-        splits = [_within(split, is_kept) for split in self.splits]
         data = self.data.take(is_kept.nonzero()[:, 0]).of_classes(classes)
-        return Trial(data, [split for split in splits if len(split.measure)], classes)
+
+        # of so many images a second measurement would say nothing new
+        once = self.splits[:len(self.splits) // num_repeats]
+        splits = [_within(split, is_kept) for split in once]
+        return Trial(data, [split for split in splits if len(split.measure)], 1, classes)
 
     @property
     def uses_hold_out(self) -> bool:
@@ -113,7 +118,7 @@ class Compared:
     @property
     def variance_factor(self) -> float:
         """Factor of squared errors of differences, since the classifiers of all folds share images."""
-        return variance_factor(self.splits, 1 if self.uses_hold_out else self.num_repeats)
+        return variance_factor(self.trial.splits, self.trial.num_repeats)
 
     def log_prior(self, family: Family, fit_on: TrainingFeatures) -> torch.Tensor:
         """Return the log prior that a classifier was trained under [C]: of its own stage 1, or of the features."""

@@ -144,8 +144,8 @@ def _row(result: Result) -> dict[str, Any]:
         'model': compared.label,
         'options': result.options,
         'measured_on': 'hold-out' if compared.uses_hold_out else 'folds',
-        'num_folds': len(compared.splits) // compared.num_repeats,
-        'num_repeats': compared.num_repeats,
+        'num_folds': len(compared.trial.splits) // compared.trial.num_repeats,
+        'num_repeats': compared.trial.num_repeats,
         'optimistic': compared.is_optimistic,
 
         # all figures
