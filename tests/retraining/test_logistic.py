@@ -1,10 +1,12 @@
 """Logistic regression against scikit-learn, and what warm starts, weights and offsets are."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
-from timm_longtail.retraining.logistic import fit_logistic, logistic_path
+from timm_longtail.retraining.logistic import fit_logistic, logistic_path, principal_axes
 from timm_longtail.utils.errors import UserError
 
 COUNTS = [60, 25, 8, 3]
@@ -100,3 +102,50 @@ def test_the_gradient_at_the_end_is_zero(data):
 def test_a_strength_that_is_not_positive_is_refused(data):
     with pytest.raises(UserError, match='is positive, got 0'):
         fit_logistic(*data, C, 0)
+
+
+@pytest.mark.parametrize('weight', [1.0, float('inf')])
+def test_a_class_without_images_changes_nothing_for_the_others(data, weight):
+    """Weights that give each class the same are infinite for one that has no images."""
+    features, targets = data
+    class_weights = torch.tensor([1.0, 2.0, 3.0, 4.0, weight])
+
+    found, bias = fit_logistic(features, targets, C + 1, 1.0, class_weights=class_weights, tolerance=TIGHT)
+
+    expected, _ = fit_logistic(features, targets, C, 1.0, class_weights=class_weights[:C], tolerance=TIGHT)
+    torch.testing.assert_close(found[:C], expected, atol=1e-3, rtol=1e-3)
+    assert bias.isfinite().all()
+    assert F.linear(features, found, bias).argmax(dim=1).max() < C
+
+
+@pytest.mark.parametrize('images, width', [(16, 512), (200, 8), (4, 4)])
+def test_axes_are_orthogonal_and_uncorrelated(images, width):
+    features = torch.rand(images, width, generator=torch.Generator().manual_seed(0)) ** 2
+
+    axes = principal_axes(features).double()
+
+    torch.testing.assert_close(axes.T @ axes, torch.eye(width, dtype=torch.float64), atol=1e-5, rtol=0)
+    covariance = ((features - features.mean(dim=0)).double() @ axes).T.cov(correction=0)
+    off_diagonal = covariance - covariance.diagonal().diag()
+    assert off_diagonal.abs().max() < 1e-5 * covariance.diagonal().max()
+
+
+@pytest.mark.parametrize('fails', ['error', 'nonsense'])
+def test_where_axes_cannot_be_found_those_of_the_features_are_taken(fails, monkeypatch):
+    def eigh(matrix):
+        if fails == 'error':
+            raise torch.linalg.LinAlgError('did not converge')
+        return SimpleNamespace(eigenvectors=torch.full_like(matrix, float('nan')))
+
+    monkeypatch.setattr(torch.linalg, 'eigh', eigh)
+
+    assert torch.equal(principal_axes(torch.rand(9, D)), torch.eye(D))
+
+
+def test_the_minimum_does_not_depend_on_the_axes(data):
+    features, targets = data
+
+    weight, _ = fit_logistic(features, targets, C, 10.0, tolerance=TIGHT)
+
+    unturned, _ = fit_logistic(features, targets, C, 10.0, tolerance=TIGHT, axes=torch.eye(D, dtype=torch.float64))
+    torch.testing.assert_close(weight, unturned, atol=1e-3, rtol=1e-3)

@@ -36,9 +36,21 @@ _MAX_LOGITS = 2 ** 26
 
 
 def principal_axes(features: torch.Tensor) -> torch.Tensor:
-    """Return the principal axes of features [N, D] as the columns of an orthogonal matrix [D, D]."""
-    centred = features - features.mean(dim=0)
-    return torch.linalg.eigh(centred.T @ centred).eigenvectors
+    """Return the principal axes of features [N, D] as the columns of an orthogonal matrix [D, D].
+
+    Where they cannot be found, as it happens with few images of many features, the axes are those
+    of the features themselves.
+    """
+    centred = (features - features.mean(dim=0)).double()
+    identity = torch.eye(features.shape[1], dtype=torch.float64, device=features.device)
+    try:
+        axes = torch.linalg.eigh(centred.T @ centred).eigenvectors
+    except torch.linalg.LinAlgError:
+        return identity.to(features.dtype)
+
+    # the solver may also fail without a word
+    is_orthogonal = bool((axes.T @ axes - identity).abs().max() < 1e-6)
+    return (axes if is_orthogonal else identity).to(features.dtype)
 
 
 def logistic_path(
@@ -118,8 +130,8 @@ class _Problem:
             axes: torch.Tensor,
     ) -> '_Problem':
         """Centre and turn features [N, D]; see `logistic_path`."""
-        class_weights = class_weights.to(features)
         counts = torch.bincount(targets, minlength=len(class_weights))
+        class_weights = class_weights.to(features).where(counts > 0, 0)  # of no images it may be infinite
         class_weights = class_weights / (counts * class_weights).sum()
 
         image_weights = class_weights[targets]
