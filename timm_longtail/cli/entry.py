@@ -37,6 +37,7 @@ def run_main(main: Callable[[], None]):
     """
     is_main = os.environ.get('RANK', '0') == '0'
     atexit.register(_let_signals_end_it)
+    release_folder()  # of a run that this process made before
     with lasting_streams():
         logging.basicConfig(level=logging.INFO if is_main else logging.ERROR, format='%(message)s', stream=sys.stdout)
         for library in ('timm', 'matplotlib'):
