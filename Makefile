@@ -28,7 +28,7 @@ demo: .venv  ## train, print the table, export, reload: two minutes on two cores
 	$(BIN)/python -m tools.demo
 
 test: .venv  ## all tests; those that need CIFAR-100 are skipped without $TIMM_LONGTAIL_DATA
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-timm: .venv  ## timm's own model tests on our models, from the source distribution of the installed version
 	OMP_NUM_THREADS=1 bash tests/timm_models.sh -n $(JOBS)
@@ -38,10 +38,10 @@ test-oldest:  ## all tests on the oldest versions that setup.cfg admits, in an e
 	$(PYTHON) -m tools.oldest test > .venv-oldest/requirements.txt
 	.venv-oldest/bin/pip $(PIP) -r .venv-oldest/requirements.txt
 	.venv-oldest/bin/pip $(PIP) --no-deps -e .
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 coverage: .venv  ## lines of the package that the tests run
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --cov timm_longtail --cov-report term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder --cov timm_longtail --cov-report term:skip-covered
 
 fuzz: .venv  ## random command lines, damaged files, flipped bits, killed runs; ends with a table
 	$(BIN)/python -m tools.fuzz --seconds $(SECONDS) --seed $(SEED) --jobs $(JOBS) $(FUZZ)

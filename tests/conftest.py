@@ -20,6 +20,12 @@ def pytest_unconfigure(config):
     shutil.rmtree(config.feature_cache, ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the files that start processes: a long one at the end would leave the other cores idle."""
+    long = {item.path for item in items for mark in item.iter_markers() if mark.name in ('script', 'ddp')}
+    items.sort(key=lambda item: item.path not in long)
+
+
 def pytest_collection_finish(session):
     gc.freeze()  # a run collects garbage at its end, and need not look through all modules and tests for it
 
