@@ -7,7 +7,8 @@
 
 What has its row is passed over. A run that the time cut short has saved its state, and the next start goes on with it.
 A line of the queue: a recipe, `--seeds`, and options of `train.py`; `--after RECIPE` starts from the weights that a
-recipe of the queue ended with, of the same seed. Options behind `--` go to every run.
+recipe of the queue ended with, of the same seed, and `--after RECIPE:EXPERIMENT` from those of a variant of it. Options
+behind `--` go to every run.
 """
 import argparse
 import os
@@ -47,12 +48,12 @@ class Item:
         recipe: File of the recipe.
         seed: Training seed.
         options: Further options of `train.py`.
-        after: Recipe whose weights it starts from; None starts as the options say.
+        after: Run whose weights it starts from; None starts as the options say.
     """
     recipe: Path
     seed: int
     options: list[str]
-    after: Path | None
+    after: 'Item | None' = None
 
     @cached_property
     def args(self) -> argparse.Namespace:
@@ -150,11 +151,15 @@ def read_queue(path: str | Path, seeds: list[int] | None = None, common: Sequenc
                 continue
             args, options = parser.parse_known_args(words)
             recipe = _recipe(args.recipe)
-            after = _recipe(args.after) if args.after else None
+            before, _, variant = (args.after or '').partition(':')
+            before = _recipe(before) if before else None
         except ValueError as e:  # an open quotation, or a `UserError`
             raise UserError(f'{path}, line {number}: {e}') from e
 
         for seed in seeds or args.seeds:
+            after = None
+            if before is not None:
+                after = Item(before, seed, ['--experiment', variant] if variant else [])
             yield Item(recipe, seed, [*options, *common], after)
 
 
@@ -201,7 +206,7 @@ def train_options(item: Item, args: argparse.Namespace) -> list[str]:
     options = list(item.typed)
 
     if item.after is not None:
-        export = Item(item.after, item.seed, [], None).folders(output)[1] / 'export'
+        export = item.after.folders(output)[1] / 'export'
         if not export.is_dir():
             raise UserError(f'it starts from {export}, which is not there yet')
         options += ['--initial-checkpoint', str(export)]
@@ -268,7 +273,7 @@ def main(argv: list[str] | None = None):
         end = time.monotonic() + 60 * args.minutes
 
     if args.recipes:
-        items = [Item(_recipe(name), seed, args.common, None) for name in args.recipes for seed in args.seeds or [0]]
+        items = [Item(_recipe(name), seed, args.common) for name in args.recipes for seed in args.seeds or [0]]
     else:
         items = read_queue(args.queue, args.seeds, args.common)
 

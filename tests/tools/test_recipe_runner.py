@@ -181,6 +181,13 @@ def test_stage_2_starts_from_stage_1_of_its_seed(runner, capsys):
     assert value(called()[1], '--initial-checkpoint') == export
 
 
+def test_stage_2_starts_from_a_variant_of_stage_1(runner):
+    stage_1, stage_2 = 'resnet32_cifar.cifar100_lt_if100', 'resnet32_cifar.crt.cifar100_lt_if100'
+    runner.main(write_queue(f'{stage_1} --experiment short --epochs 10', f'{stage_2} --after {stage_1}:short'))
+    export = 'output/resnet32_cifar.ce.cifar100_lt_if100.short.s0/short/export'
+    assert value(called()[1], '--initial-checkpoint') == export
+
+
 def test_packed_files_serve_the_recipes_of_their_data(runner, tmp_path, capsys):
     path = tmp_path / 'digits.safetensors'
     write_packed(path, *create_splits('digits_lt'), {})
@@ -213,8 +220,8 @@ def test_the_queue_of_the_project_can_be_parsed(runner):
     assert len({item.name for item in items}) == len(items) > 20  # a folder and a row each
     before = set()
     for item in items:
-        assert item.after is None or (item.after, item.seed) in before, item.name
-        before.add((item.recipe, item.seed))
+        assert item.after is None or item.after.name in before, item.name
+        before.add(item.name)
 
 
 @pytest.mark.parametrize('line, message', [
