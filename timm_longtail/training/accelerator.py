@@ -14,6 +14,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from ..data import LongTailDataset
 from ..utils.errors import UserError
+from ..utils.memory import keep_freed_memory
 
 __all__ = ['check_agreement', 'create_accelerator', 'memory_format', 'usable_cores', 'wait_for_main']
 
@@ -28,6 +29,8 @@ _OWN = (
 
 def create_accelerator(mixed_precision: str | None = None, dist_timeout: float = 30.) -> Accelerator:
     """Return the Accelerator of this process, and join the other processes where there are any.
+
+    On a CPU memory that is freed is kept, see `keep_freed_memory`.
 
     Args:
         mixed_precision: `no`, `bf16` or `fp16`; None takes that of `accelerate launch`. On a CPU
@@ -48,6 +51,9 @@ def create_accelerator(mixed_precision: str | None = None, dist_timeout: float =
             raise UserError(
                 f'accelerate launch with {name} is not supported: methods read whole weights of their model, which it '
                 'cuts up; --tune and --grad-checkpointing save memory under plain accelerate launch')
+
+    if on_cpu:
+        keep_freed_memory()
 
     # what this machine can do
     if not 0 < dist_timeout < 1e6:
