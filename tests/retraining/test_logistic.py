@@ -6,6 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
+from timm_longtail.retraining import logistic
 from timm_longtail.retraining.logistic import fit_logistic, logistic_path, principal_axes
 from timm_longtail.utils.errors import UserError
 
@@ -149,3 +150,26 @@ def test_the_minimum_does_not_depend_on_the_axes(data):
 
     unturned, _ = fit_logistic(features, targets, C, 10.0, tolerance=TIGHT, axes=torch.eye(D, dtype=torch.float64))
     torch.testing.assert_close(weight, unturned, atol=1e-3, rtol=1e-3)
+
+
+def test_a_large_set_begins_on_a_part_of_the_images(data, monkeypatch):
+    features, targets = data
+    shuffled = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
+    features, targets = features[shuffled], targets[shuffled]
+    expected, _ = fit_logistic(features, targets, C, 10.0, tolerance=TIGHT)
+
+    parts = []
+    minimise = logistic._Problem.minimise
+
+    def noted(problem, *args):
+        parts.append((torch.bincount(problem.targets).tolist(), problem.share.tolist()))
+        return minimise(problem, *args)
+
+    monkeypatch.setattr(logistic._Problem, 'minimise', noted)
+    monkeypatch.setattr(logistic, '_LARGE', 0)
+    weight, _ = fit_logistic(features, targets, C, 10.0, tolerance=TIGHT)
+
+    (coarse, coarse_share), (whole, share) = parts
+    assert whole == COUNTS and coarse == [8, 4, 1, 1]  # one in eight of 60, 25, 8 and 3
+    assert coarse_share == share
+    torch.testing.assert_close(weight, expected, atol=1e-3, rtol=1e-3)
