@@ -1,12 +1,14 @@
-"""What a tuning costs, and what it gives: two Markdown tables.
+"""What a tuning costs, and what it gives: Markdown tables.
 
-    python -m benchmarks.tuning cost       # time and memory of a step, ViT-B/16, 224 pixels, batch 32
-    python -m benchmarks.tuning control    # a positive control on CIFAR-100, without weights from elsewhere
+    python -m benchmarks.tuning cost                      # time and memory of a step, ViT-B/16, 224 pixels, batch 32
+    python -m benchmarks.tuning control                   # a positive control on CIFAR-100, without other weights
+    python -m benchmarks.tuning photos --cifar100 FOLDER  # a part of a network that knows ImageNet, on photographs
 
 `cost` measures each tuning in a process of its own, on random images. `control` trains a small vision transformer on
 classes 0 to 49 of CIFAR-100, all images, and then tunes it on classes 50 to 99, cut to an imbalance factor of 50. All
 tunings and methods see equally many images; the rate of each is chosen on a tenth of the training images that is held
-out, by balanced accuracy, with the first seed. Each run is a JSON line in `--output`.
+out, by balanced accuracy, with the first seed. `photos` tunes EfficientNet-Lite0 with ImageNet weights on 20 classes of
+CIFAR-100, in the same way. Each run is a JSON line in `--output`.
 """
 import argparse
 import copy
@@ -14,8 +16,10 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ import numpy as np
 import timm
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import nn
 
 from timm_longtail.config.train_options import parse_train_args
@@ -37,6 +42,8 @@ from timm_longtail.training.initial_classifier import initialise_classifier
 from timm_longtail.training.loop import fit
 from timm_longtail.training.options import resolve_options
 from timm_longtail.training.run import Run
+
+from .pretrained import MODEL, cifar100, write_photos, write_weights
 
 TUNINGS = ['classifier', 'bias', 'lora', 'adaptformer', 'all']
 
@@ -133,8 +140,8 @@ def train(
 ) -> Run:
     """Train a model as `train.py` does; it is evaluated after the last epoch."""
     parsed = parse_train_args([
-        '--model', args.model, '--img-size', '32', '--no-recipe', '--opt', 'momentum', '--weight-decay', '5e-4',
-        '--sched', 'cosine', '--val-interval', '100000', '--log-interval', '1000', *options])
+        '--model', args.model, '--img-size', str(args.img_size), '--no-recipe', '--opt', 'momentum',
+        '--weight-decay', '5e-4', '--sched', 'cosine', '--val-interval', '100000', '--log-interval', '1000', *options])
     run = build_run(resolve_options(parsed, accelerator), accelerator, train_set, eval_set, model)
     initialise_classifier(run, train_set)
     fit(run, parsed.epochs)
@@ -169,10 +176,32 @@ def control(args: argparse.Namespace):
     print(f'tuning: {len(train_set)} images of {max(train_set.class_counts)} to {min(train_set.class_counts)} a class, '
           f'{args.epochs} epochs', file=sys.stderr)
 
-    def tune(tuning: str, method: str, seed: int, rate: str, *sets: LongTailDataset) -> dict[str, float]:
+    def create(seed: int) -> nn.Module:
         model = create_network(args, train_set.num_classes, seed)
         model.load_state_dict(backbone, strict=False)
-        set_head(model, 'cosine')
+        return model
+
+    compare_tunings(args, accelerator, train_set, test_set, create)
+
+
+def compare_tunings(
+        args: argparse.Namespace,
+        accelerator: Accelerator,
+        train_set: LongTailDataset,
+        test_set: LongTailDataset,
+        create: Callable[[int], nn.Module],
+):
+    """Tune by each tuning and method, print All and Few.
+
+    Args:
+        args: Options.
+        accelerator: Where to compute.
+        train_set: Images to tune on.
+        test_set: Images to evaluate on.
+        create: Builds the network with its backbone's weights, for a seed.
+    """
+    def tune(tuning: str, method: str, seed: int, rate: str, *sets: LongTailDataset) -> dict[str, float]:
+        model = set_head(create(seed), 'cosine')
         run = train(
             args, accelerator, *sets, model, '--tune', tuning, '--method', method, '--head', 'cosine',
             '--init-classifier', 'class_means', '--epochs', str(args.epochs), '--batch-size', str(args.batch_size),
@@ -193,6 +222,27 @@ def control(args: argparse.Namespace):
                 rows.append({'tuning': tuning, 'method': method, 'seed': seed, 'lr': float(rate), **figures})
                 keep(args, rows[-1])
     print_control(args, rows)
+
+
+def photos(args: argparse.Namespace):
+    """Tune EfficientNet-Lite0 on photographs, and print All and Few of each tuning and method."""
+    args.folder.mkdir(parents=True, exist_ok=True)
+    weights = args.folder / 'weights.safetensors'
+    write_weights(weights)
+    classes = np.random.default_rng(0).choice(np.arange(50, 100), 20, replace=False).tolist()
+    counts = long_tail_counts(200, 20, imbalance_factor=50)
+    write_photos(args.folder / 'photos', partial(cifar100, args.cifar100), classes, counts, num_test=50)
+
+    def create(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        model = timm.create_model(args.model, num_classes=1000)
+        model.load_state_dict(load_file(weights))
+        model.reset_classifier(train_set.num_classes)
+        return model
+
+    train_set = create_dataset('folder', 'train', args.folder / 'photos')
+    test_set = create_dataset('folder', 'test', args.folder / 'photos')
+    compare_tunings(args, create_accelerator('no'), train_set, test_set, create)
 
 
 def pretrain(
@@ -282,10 +332,22 @@ def create_parser() -> argparse.ArgumentParser:
     tuned.add_argument('--rates', nargs='+', default=['0.003', '0.01', '0.03', '0.1'], help='of several one is chosen')
     tuned.add_argument('--seeds', type=int, nargs='+', default=[0, 1])
     tuned.add_argument('--images-per-class', type=int, help='of CIFAR-100 before the cut; default all 500')
-    tuned.set_defaults(run=control)
+    tuned.set_defaults(run=control, img_size=32)
 
-    for command in (step, tuned):
-        command.add_argument('--tunings', nargs='+', default=TUNINGS)
+    taught = commands.add_parser('photos', help='EfficientNet-Lite0 on photographs', formatter_class=formatter)
+    taught.add_argument('--cifar100', type=Path, required=True, help='folder of its Parquet files')
+    taught.add_argument('--folder', type=Path, default=Path('output/tuning'), help='for photographs and weights')
+    taught.add_argument('--model', default=MODEL, choices=[MODEL], help='the network that the weights are of')
+    taught.add_argument('--img-size', type=int, default=112)
+    taught.add_argument('--batch-size', type=int, default=32)
+    taught.add_argument('--epochs', type=int, default=5)
+    taught.add_argument('--methods', nargs='+', default=['ce', 'balanced_softmax'])
+    taught.add_argument('--rates', nargs='+', default=['0.003', '0.03'], help='of several one is chosen')
+    taught.add_argument('--seeds', type=int, nargs='+', default=[0])
+    taught.set_defaults(run=photos, tunings=['classifier', 'last_block', 'all'])
+
+    for command in (step, tuned, taught):
+        command.add_argument('--tunings', nargs='+', default=command.get_default('tunings') or TUNINGS)
         command.add_argument('--output', type=Path, help='JSON lines; the backbone of the control is kept beside it')
     return parser
 
