@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from timm_longtail.cli import compare
 from timm_longtail.export import load_exported
 from timm_longtail.retraining import source
+from timm_longtail.retraining.compared import Compared
 from timm_longtail.retraining.representation import Representation
 from timm_longtail.utils.errors import UserError
 
@@ -91,6 +93,27 @@ def test_all_are_measured_and_the_one_chosen_is_exported(compared, photos):
     assert about['metrics']['cross_validated']['balanced'] == chosen['cv']
     assert about['metrics']['class_correct'] == chosen['test_figures']['class_correct']
     assert str(photos) not in json.dumps(config)
+
+
+def test_a_large_set_is_chosen_on_a_part_of_its_classes(options, tmp_path, monkeypatch, capsys):
+    without_figures(monkeypatch)
+    monkeypatch.setattr(compare, 'Compared', partial(Compared, largest=1))
+    counts = {'ant': 12, 'bee': 10, 'cow': 8, 'dog': 6, 'elk': 5, 'fox': 4}
+    write_classes(tmp_path / 'photos' / 'train', counts)
+    write_classes(tmp_path / 'photos' / 'val', dict.fromkeys(counts, 3))
+    place = options.index('--data-dir') + 1
+    words = [*options[:place], tmp_path / 'photos', *options[place + 1:]]
+
+    content = run(*words, '--classifiers', 'ncm_l2', 'logistic', '--output', tmp_path / 'out')
+
+    printed = capsys.readouterr().out
+    assert 'settings are chosen on 2 of the 6 classes' in printed
+    assert ' on one fold of all classes.' in content['recommendation']
+    for row in content['rows']:
+        assert row['cv_classes'] == 2
+        assert len(row['test_figures']['class_total']) == 6
+        assert (row['cv_all_classes'] is not None) == (row['name'] == content['chosen'])
+    assert '5 folds, 2 of the 6 classes' in (tmp_path / 'out' / 'report.html').read_text()
 
 
 def test_weights_that_cannot_be_downloaded_may_come_from_a_file(monkeypatch, tmp_path):

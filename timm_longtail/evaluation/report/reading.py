@@ -221,9 +221,15 @@ def _read_compared(folder: Path) -> list[RunReport]:
 
 
 def _how(row: dict[str, Any]) -> str:
+    how = f'{row["num_folds"]} folds'
+    if row['num_repeats'] > 1:
+        how += f', {row["num_repeats"]} times'
     if row.get('measured_on') == 'hold-out':
-        return 'the hold-out'
-    return f'{row["num_folds"]} folds, {row["num_repeats"]} times'
+        how = 'the hold-out'
+
+    num_classes = len(row['test_figures']['class_total'])
+    chosen_on = row.get('cv_classes', num_classes)
+    return how if chosen_on == num_classes else f'{how}, {chosen_on} of the {num_classes} classes'
 
 
 def _stage_1(stage_1: dict[str, Any]) -> str:
