@@ -8,6 +8,8 @@
 A run is built as `train.py` builds it. Its tensors are then replaced by fake ones, which have a shape and no values,
 and one step is taken: memory, FLOPs and collectives are counted in it. Peaks are those of data sheets; the share of a
 peak that is reached and the link between hosts are assumed; what a core decodes is measured. GB are 1e9 bytes.
+
+It needs the fake tensors of torch 2.14; those of 2.9 will not do.
 """
 import argparse
 import gc
