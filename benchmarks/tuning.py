@@ -295,7 +295,7 @@ def spread(values: list[float | None]) -> str:
 
 def keep(args: argparse.Namespace, row: dict[str, Any]):
     """Say a row, and add it to the file."""
-    line = json.dumps(row)
+    line = json.dumps({'command': args.command, **row})
     print(line, file=sys.stderr, flush=True)
     if args.output is not None:
         with open(args.output, 'a', encoding='utf-8') as f:
