@@ -335,8 +335,10 @@ def step_cost(run: Run, world_size: int, precision: str = 'bf16') -> Cost:
                 with torch.autocast('cpu', torch.bfloat16, enabled=precision == 'bf16'):
                     loss = method(*batches, phase=phase)['loss']
                 loss.backward()
+
                 gradients = nbytes(parameter.grad for parameter in method.parameters())
                 largest, total = max(largest, gradients), total + gradients
+
                 optimizer.step()
                 method.zero_grad(set_to_none=True)
                 with torch.no_grad():
@@ -533,8 +535,11 @@ class Estimate(NamedTuple):
         flops = reached(gpu, args.precision, args.share)
         images = DATASETS[self.recipe.split('.')[-1]].totals['train']
         found = pace(self.cost, self.layout, gpu, flops, args.link * 1e9 / 8, self.epochs, images)
+
+        # an image of two streams is decoded twice
         decoded_per_s = found.images_per_s * self.cost.decoded / self.cost.images
         cores = decoded_per_s / self.rate / self.layout.hosts
+
         return [
             *self.name(),
             gpu_name,

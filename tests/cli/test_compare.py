@@ -109,6 +109,7 @@ def test_a_large_set_is_chosen_on_a_part_of_its_classes(options, tmp_path, monke
     printed = capsys.readouterr().out
     assert 'settings are chosen on 2 of the 6 classes' in printed
     assert ' on one fold of all classes.' in content['recommendation']
+    assert re.search(r'(above|below) it on the part of the classes', content['recommendation'])
     for row in content['rows']:
         assert row['cv_classes'] == 2
         assert len(row['test_figures']['class_total']) == 6

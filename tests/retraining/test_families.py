@@ -42,6 +42,14 @@ def test_features_that_are_all_zero_are_refused():
         TrainingFeatures.create(torch.zeros(4, D), torch.arange(4), data.representation)
 
 
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_features_that_are_not_finite_are_refused(value):
+    values, data = create_features()
+    values[3, 1] = value
+    with pytest.raises(UserError, match='model: features are not finite'):
+        TrainingFeatures.create(values, data.targets, data.representation)
+
+
 @pytest.mark.parametrize('name', [name for name, family in FAMILIES.items() if not family.own])
 def test_what_a_family_gives_folds_into_one_linear_layer(name):
     """Scale, prior and temperature are in the weights: logits on the features as they are, and so predictions."""

@@ -87,6 +87,8 @@ def create_parser() -> argparse.ArgumentParser:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = create_parser().parse_args(argv)
+
+    # what is compared
     for name in args.classifiers:
         if name != 'all' and name not in FAMILIES:
             raise unknown_name('classifier', name, ('all', *FAMILIES))
@@ -94,12 +96,15 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         raise UserError('--initial-checkpoint is for one model; name the others as folders of their own')
     if len(set(args.sources)) < len(args.sources):
         raise UserError('a model is named twice')
+
+    # methods that are trained
     if args.train and len(args.sources) > 1:
         raise UserError('--train is for one model')
     if args.train:
         require_trainable(args, Path(args.output) / 'train')
         if args.val_fraction is None:
             args.val_fraction = 0.2
+
     require_place(Path(args.output))
     return args
 

@@ -92,12 +92,14 @@ def recommendation(results: list[Result], chosen: Result) -> str:
     if others:
         second = max(others, key=lambda result: result.balanced)
         gap, error = lead(second, chosen)
+        # differences are known on the classes that settings were chosen on
+        where = ' on the part of the classes' if chosen.complete is not None else ''
         if gap <= 0:
-            lines.append(f'The next, {second.name}, is {-gap:.1f} ± {error:.1f} below it.')
+            lines.append(f'The next, {second.name}, is {-gap:.1f} ± {error:.1f} below it{where}.')
         else:
             lines.append(
-                f'{second.name} is {gap:.1f} ± {error:.1f} above it, which may be luck: another classifier must be '
-                'better by more than the standard error.')
+                f'{second.name} is {gap:.1f} ± {error:.1f} above it{where}, which may be luck: another classifier must '
+                'be better by more than the standard error.')
 
     if chosen.compared.is_optimistic:
         lines.append(

@@ -7,6 +7,7 @@ layer on the features.
 
 Shapes: N images, C classes, D width of the features.
 """
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -93,8 +94,10 @@ class TrainingFeatures:
     def create(cls, values: torch.Tensor, targets: torch.Tensor, representation: Representation) -> 'TrainingFeatures':
         """Divide features [N, D] by their mean norm."""
         scale = float(values.norm(dim=1).double().mean())
-        if not scale > 0:
+        if scale == 0:
             raise UserError(f'{representation.trained_model.name}: all features are zero')
+        if not math.isfinite(scale):
+            raise UserError(f'{representation.trained_model.name}: features are not finite')
 
         device = representation.accelerator.device
         if device.type != 'cuda':  # others lack the double precision of closed forms
