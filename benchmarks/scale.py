@@ -35,7 +35,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 import timm_longtail  # noqa: F401  registers the models
 from timm_longtail.config.train_options import parse_train_args
@@ -44,6 +43,7 @@ from timm_longtail.data.images import FileImages
 from timm_longtail.data.sources.lists import _IMAGENET_LT, _INAT2018
 from timm_longtail.training.accelerator import create_accelerator
 from timm_longtail.training.build import build_run
+from timm_longtail.training.flops import count_flops
 from timm_longtail.training.optim import create_optimizers
 from timm_longtail.training.options import resolve_options
 from timm_longtail.training.run import Run
@@ -160,30 +160,6 @@ class Meter(TorchDispatchMode):
 def nbytes(tensors) -> int:
     """Return the bytes of some tensors; anything else has none."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors if isinstance(tensor, torch.Tensor))
-
-
-def convolution_backward_flops(grad_shape, x_shape, weight_shape, *args, out_shape=None, **kwargs) -> int:
-    """Return the FLOPs of the gradients of a convolution: each has as many products as its output.
-
-    torch's own counter takes the gradient of grouped weights for that of whole ones.
-
-    Args:
-        grad_shape: Shape of the output, [B, C_out, H, W].
-        x_shape: Shape of the input.
-        weight_shape: Shape of the weights, [C_out, C_in / groups, h, w].
-        *args: Bias, stride, padding, dilation, whether it is transposed, output padding, groups, and which of the
-            gradients of input, weights and bias are wanted.
-        out_shape: Shapes of the gradients.
-        **kwargs: None.
-    """
-    num_gradients = sum(args[-1][:2])
-    return num_gradients * 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
-
-
-def count_flops() -> FlopCounterMode:
-    """Return a counter of FLOPs that knows grouped convolutions."""
-    mapping = {torch.ops.aten.convolution_backward: convolution_backward_flops}
-    return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
 @dataclass

@@ -29,8 +29,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from benchmarks.scale import Cost, count_flops, create_run, print_table, step_cost, traffic, write_grey
+from benchmarks.scale import Cost, create_run, print_table, step_cost, traffic, write_grey
 from timm_longtail.training.accelerator import create_accelerator
+from timm_longtail.training.flops import count_flops
 from timm_longtail.training.loop import _train_phase
 from timm_longtail.training.run import Run
 from timm_longtail.utils.distributed import all_gather_cat

@@ -4,9 +4,7 @@ import re
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from torch import nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.scale import (
     BACKWARD_SHARE,
@@ -14,7 +12,6 @@ from benchmarks.scale import (
     Cost,
     Layout,
     Meter,
-    count_flops,
     create_run,
     main,
     pace,
@@ -55,30 +52,6 @@ def photo_cost(tmp_path_factory):
         run = create_run(create_accelerator('no'), 'bcl_resnet50.imagenet_lt', folder, world_size, options)
         return step_cost(run, world_size, precision)
     return cost
-
-
-@pytest.mark.parametrize('groups', [1, 4])
-@pytest.mark.parametrize('needs_input_gradient', [True, False])
-def test_flops_of_a_convolution(groups, needs_input_gradient):
-    layer = nn.Conv2d(16, 32, 3, stride=2, padding=1, groups=groups)
-    x = torch.zeros(4, 16, 9, 9, requires_grad=needs_input_gradient)
-    with count_flops() as counter:
-        layer(x).sum().backward()
-
-    # each output: the products of its window and channels, two FLOPs each; forward and one backward a gradient
-    outputs, products = 4 * 32 * 5 * 5, 3 * 3 * 16 // groups
-    passes = 3 if needs_input_gradient else 2
-    assert counter.get_total_flops() == passes * 2 * outputs * products
-
-
-def test_flops_of_whole_convolutions_are_those_of_torch():
-    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1, stride=2), nn.Flatten(), nn.Linear(8 * 9, 5))
-    counts = []
-    for counter in (count_flops(), FlopCounterMode(display=False)):
-        with counter:
-            layers(torch.zeros(2, 3, 8, 8)).sum().backward()
-        counts.append(counter.get_total_flops())
-    assert counts[0] == counts[1] > 0
 
 
 def test_the_meter_sees_what_lives():

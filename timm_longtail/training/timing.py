@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..data import LongTailDataset
+from .flops import count_flops
 from .loop import fit, train_one_epoch
 from .progress import Progress
 from .provenance import code_state, environment
@@ -308,7 +308,7 @@ def training_flops(run: Run) -> int:
     run.method.train()
 
     # not through DDP: nothing is reduced
-    with torch.compiler.set_stance('force_eager'), FlopCounterMode(display=False) as counter:
+    with torch.compiler.set_stance('force_eager'), count_flops() as counter:
         for phase in run.method.phases:
             run.method(*batches, phase=phase)['loss'].backward()
     run.method.zero_grad()

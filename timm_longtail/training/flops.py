@@ -1,0 +1,39 @@
+"""How many floating-point operations a forward and a backward pass take."""
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+__all__ = ['convolution_backward_flops', 'count_flops']
+
+
+def convolution_backward_flops(
+        grad_shape: Sequence[int],
+        x_shape: Sequence[int],
+        weight_shape: Sequence[int],
+        *args,
+        out_shape: Sequence | None = None,
+        **kwargs,
+) -> int:
+    """Return the FLOPs of the gradients of a convolution: each has as many products as its output.
+
+    torch's own counter takes the gradient of grouped weights for that of whole ones.
+
+    Args:
+        grad_shape: Shape of the output, [B, C_out, H, W].
+        x_shape: Shape of the input.
+        weight_shape: Shape of the weights, [C_out, C_in / groups, h, w].
+        *args: Bias sizes, stride, padding, dilation, whether it is transposed, output padding, groups, and which of the
+            gradients of input, weights and bias are wanted.
+        out_shape: Shapes of the gradients.
+        **kwargs: None.
+    """
+    num_gradients = sum(args[-1][:2])
+    return num_gradients * 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
+
+
+def count_flops() -> FlopCounterMode:
+    """Return a counter of FLOPs that knows grouped convolutions."""
+    mapping = {torch.ops.aten.convolution_backward: convolution_backward_flops}
+    return FlopCounterMode(display=False, custom_mapping=mapping)
