@@ -1,4 +1,4 @@
-"""What BCL, SupCon and ProCo share: a classifier on one view, and a contrast between two more.
+"""What BCL, SupCon and ProCo share: a classifier on one view of an image, and a contrast between two.
 
 Shapes: B batch of this process, C classes, D width of the features, E width of the embeddings.
 """
@@ -15,7 +15,10 @@ __all__ = ['ContrastiveMethod']
 
 
 class ContrastiveMethod(Method):
-    """A classification loss on the first view of an image, a contrastive loss on two others.
+    """A classification loss on the first view of an image, a contrastive loss on the last two.
+
+    With three views these are others than the first, as in the papers. With two, which take two
+    thirds of the time, the first one is classified and contrasted.
 
     The loss is `ce_weight` * L_LC + `contrastive_weight` * L_contrast, with L_LC the logit-adjusted
     cross-entropy. A method adds the branch `projector`, where the model has none, and the contrast.
@@ -27,7 +30,8 @@ class ContrastiveMethod(Method):
         contrastive_weight: Weight of the contrastive loss.
         temperature: Temperature of the contrastive loss.
         tau: Strength of the logit adjustment; 0 is plain cross-entropy.
-        views: View of the classifier, then the two views of the contrast.
+        views: View of the classifier, then the two views of the contrast; or two views, of which the
+            first serves both.
     """
 
     def __init__(
@@ -42,9 +46,10 @@ class ContrastiveMethod(Method):
             views: Sequence[str],
     ):
         super().__init__(model, class_counts)
-        if isinstance(views, str) or len(views) != 3:
+        if isinstance(views, str) or len(views) not in (2, 3):
             raise UserError(
-                f'three views are needed, one to classify and two to contrast; got {views}')
+                'three views are needed, one to classify and two to contrast, or two, of which the '
+                f'first is for both; got {views}')
 
         self.ce_weight = ce_weight
         self.contrastive_weight = contrastive_weight
@@ -60,16 +65,17 @@ class ContrastiveMethod(Method):
         """Run all views of a batch through the network.
 
         Args:
-            batch: Three views of B images, and their classes.
+            batch: Two or three views of B images, and their classes.
 
         Returns:
-            Logits [B, C] of the first view, and the unit embeddings [2B, E] of the other two, one
+            Logits [B, C] of the first view, and the unit embeddings [2B, E] of the last two, one
             view behind the other.
         """
         views, target, _ = batch
         batch_size = len(target)
 
-        features = self.features(torch.cat(views))  # [3B, D], one forward: BatchNorm sees all views
+        # [2B or 3B, D], one forward: BatchNorm sees all views
+        features = self.features(torch.cat(views))
         output = self.logits(features[:batch_size])
-        embeddings = unit_rows(self.model.branches['projector'](features[batch_size:]))
+        embeddings = unit_rows(self.model.branches['projector'](features[-2 * batch_size:]))
         return output, embeddings

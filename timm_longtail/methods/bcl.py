@@ -41,7 +41,8 @@ class BCL(ContrastiveMethod):
         hidden_features: Hidden width of both MLPs, where they are added here; None is the model's
             own, or 512 where it has none.
         out_features: Width E of the embeddings, likewise; None is the model's own, or 128.
-        views: View of the classifier, then the two views of the contrast.
+        views: View of the classifier, then the two views of the contrast; or two views, of which the
+            first serves both.
     """
 
     contrastive_views = 2
@@ -57,7 +58,7 @@ class BCL(ContrastiveMethod):
             tau: float = 1.0,
             hidden_features: int | None = None,
             out_features: int | None = None,
-            views: tuple[str, str, str] = ('autoaugment', 'sim', 'sim'),
+            views: tuple[str, str] | tuple[str, str, str] = ('autoaugment', 'sim', 'sim'),
     ):
         super().__init__(
             model,

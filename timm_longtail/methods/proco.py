@@ -43,7 +43,8 @@ class ProCo(ContrastiveMethod):
         tau: Strength of the classifier's logit adjustment.
         hidden_features: Hidden width of the projector, where it is added here.
         out_features: Width E of the embeddings, likewise.
-        views: View of the classifier, then the two views of the contrast.
+        views: View of the classifier, then the two views of the contrast; or two views, of which the
+            first serves both.
     """
 
     sums: torch.Tensor
@@ -60,7 +61,7 @@ class ProCo(ContrastiveMethod):
             tau: float = 1.0,
             hidden_features: int = 512,
             out_features: int = 128,
-            views: tuple[str, str, str] = ('autoaugment', 'sim(scale=0.08)', 'sim(scale=0.08)'),
+            views: tuple[str, str] | tuple[str, str, str] = ('autoaugment', 'sim(scale=0.08)', 'sim(scale=0.08)'),
     ):
         super().__init__(
             model,

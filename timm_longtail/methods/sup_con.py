@@ -33,7 +33,8 @@ class SupCon(ContrastiveMethod):
         tau: Strength of the logit adjustment; 0 is plain cross-entropy.
         hidden_features: Hidden width of the projector.
         out_features: Width E of the embeddings.
-        views: View of the classifier, then the two views of the contrast.
+        views: View of the classifier, then the two views of the contrast; or two views, of which the
+            first serves both.
     """
 
     contrastive_views = 2
@@ -49,7 +50,7 @@ class SupCon(ContrastiveMethod):
             tau: float = 1.0,
             hidden_features: int = 512,
             out_features: int = 128,
-            views: tuple[str, str, str] = ('autoaugment', 'sim', 'sim'),
+            views: tuple[str, str] | tuple[str, str, str] = ('autoaugment', 'sim', 'sim'),
     ):
         super().__init__(
             model,

@@ -8,7 +8,7 @@ and says in the help and in the error what is allowed.
 import argparse
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin
 
@@ -154,8 +154,10 @@ def check_option(
     for kind in kinds:
         if kind in (int, float):
             Number(kind, _interval(name, intervals)).check(what, value)
-        if get_origin(kind) is tuple:
-            _check_names(what, value, len(get_args(kind)))
+
+    counts = [len(get_args(kind)) for kind in kinds if get_origin(kind) is tuple]
+    if counts:
+        _check_names(what, value, counts)
 
 
 def _interval(name: str, intervals: Mapping[str, str]) -> str:
@@ -168,7 +170,9 @@ def _interval(name: str, intervals: Mapping[str, str]) -> str:
     return '(-inf, inf)'
 
 
-def _check_names(what: str, value: Any, count: int):
-    is_list = isinstance(value, (list, tuple)) and len(value) == count
+def _check_names(what: str, value: Any, counts: Sequence[int]):
+    """Refuse what is not a list of names, as many as one of `counts`."""
+    is_list = isinstance(value, (list, tuple)) and len(value) in counts
     if not is_list or not all(isinstance(name, str) for name in value):
-        raise UserError(f'{what} must be {count} names, got {shown(value)}')
+        numbers = ' or '.join(str(count) for count in counts)
+        raise UserError(f'{what} must be {numbers} names, got {shown(value)}')
