@@ -5,7 +5,7 @@ operations on single images are the reference. Sums are either integers or exact
 everything else works pixel by pixel, so an image's result depends neither on the images beside it
 nor on the device. n images, S side of a square.
 """
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ __all__ = [
     'erase_boxes',
     'flip_where',
     'grayscale',
+    'parts',
     'resample',
     'resample_in_parts',
     'resize_weights',
@@ -34,6 +35,24 @@ _WEIGHT_SCALE = 2.0 ** 22
 # of images in double precision and their weights at any one time: 585 images of 32 pixels, 11 of
 # 224
 _PART_BYTES = 128 * 2 ** 20
+
+# of pixels at any one time on a CPU, so that what is computed of them in float32 stays in its cache:
+# 2 images of 224 pixels, 128 of 32
+_PART_PIXELS = 2 ** 17
+
+
+def parts(rows: np.ndarray, images: torch.Tensor) -> Iterator[np.ndarray]:
+    """Yield some rows of a batch a few at a time on a CPU, all at once on another device.
+
+    Args:
+        rows: Numbers of images, [m].
+        images: Batch that they are of, [n,3,H,W].
+    """
+    step = max(1, len(rows))
+    if images.device.type == 'cpu':
+        step = max(1, _PART_PIXELS // (images.shape[2] * images.shape[3]))
+    for first in range(0, len(rows), step):
+        yield rows[first:first + step]
 
 
 def _column(values, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -326,9 +326,11 @@ class ColorJitter:
         for turn in range(4):
             for kind, function in enumerate(self.functions):
                 chosen = np.flatnonzero(params['applied'] & (params['order'][:, turn] == kind))
-                if len(chosen) and self.reach[kind]:
-                    rows = torch.from_numpy(chosen).to(images.device)
-                    images[rows] = function(images[rows], params['factors'][chosen, kind])
+                if not self.reach[kind]:
+                    continue
+                for part in ops.parts(chosen, images):
+                    rows = torch.from_numpy(part).to(images.device)
+                    images[rows] = function(images[rows], params['factors'][part, kind])
         return images
 
 
