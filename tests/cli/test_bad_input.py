@@ -33,7 +33,7 @@ BAD_INPUT = {
     'model folder': (['--model', 'local-dir:/nowhere'], '--model local-dir:/nowhere'),
     'seed': (['--data-seed', '-1'], '--data-seed must be in'),
     'hold-out': (['--val-fraction', '-0.5'], '--val-fraction must be in [0, 1)'),
-    'view': (['--method-kwargs', 'views=sim'], "option 'views' of method 'bcl' must be 3 names, got 'sim'"),
+    'view': (['--method-kwargs', 'views=sim'], "option 'views' of method 'bcl' must be 2 or 3 names, got 'sim'"),
     'image size': (
         ['--model', 'vit_tiny_patch16_224', '--model-kwargs', 'depth=1', '--img-size', '8'],
         'does not take images of 8x8'),

@@ -131,7 +131,7 @@ def test_a_number_of_a_method_is_refused_in_one_line(name, key, value):
     ('max_norm', {'beta': 1.0}, 'in (0, 1), got 1.0'),
     ('bcl', {'temperature': 0}, 'above 0, got 0'),
     ('glmc', {'reweight_power': 1000}, 'in [0, 5], got 1000'),
-    ('bcl', {'views': [1, 2]}, '3 names, got [1, 2]'),
+    ('bcl', {'views': [1, 2]}, '2 or 3 names, got [1, 2]'),
     ('glmc', {'views': 'sim'}, "2 names, got 'sim'"),
     ('crt', {'bn': 3}, 'a name, got 3'),
 ])

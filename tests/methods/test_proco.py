@@ -66,5 +66,3 @@ def test_what_it_refuses():
     model = attach_branches(timm.create_model('resnet20_cifar', num_classes=3), 'bcl')
     with pytest.raises(UserError, match='proco trains one branch, projector; the model has projector, prototype'):
         create_method('proco', model, COUNTS)
-    with pytest.raises(UserError, match="'views' of method 'proco' must be 2 or 3 names"):
-        make_method(views=('sim',))

@@ -1,6 +1,7 @@
 """Runs that train a part of a model: steps, averages, checkpoints, processes; where a classifier starts; ensembles."""
 import importlib.util
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -349,9 +350,17 @@ def test_an_ensemble_is_said_in_the_row_and_measured_by_validate(photos, tmp_pat
     assert 'are trained (adaptformer)' in printed
     assert 'warning: --tune adaptformer keeps most of the weights as they are, and these are random' in printed
 
-    validate.main([
-        '--model', f'local-dir:{tmp_path}/run/export', '--dataset', 'folder', '--data-dir', str(photos), '--tta',
-        'five_crop', '--workers', '0'])
+    # at the start, above the figures, in the report and in the export
+    assert 'on the test set (--tta five_crop)' in printed
+    assert 'test set, weights as exported (--tta five_crop):' in printed
+    assert 'five_crop: figures are those of the mean' in (tmp_path / 'run' / 'report.html').read_text()
+    exported = json.loads((tmp_path / 'run' / 'export' / 'config.json').read_text())['timm_longtail']
+    assert (exported['tta'], exported['init_classifier']) == ('five_crop', 'class_means')
+
+    # the command that is printed measures the same
+    command = printed.partition('to evaluate that model again:\n')[2].splitlines()[0]
+    options = shlex.split(command.partition(' validate')[2].removeprefix('.py'))
+    validate.main([*options, '--workers', '0'])
     measured = capsys.readouterr().out
     assert f'{sum(row["last"]["class_correct"])} of 6 images correct' in measured
     assert 'five_crop' in measured

@@ -249,9 +249,14 @@ class Method(nn.Module):
         return self._run_backbone(x)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
-        """Run the model's classifier: features [B, D] to logits [B, C], in float32 or wider."""
-        output = self.model.get_classifier()(features)
-        return output if output.dtype == torch.float64 else output.float()
+        """Run the model's classifier: features [B, D] to logits [B, C], in float32 or wider.
+
+        Under mixed precision, too: logits of a cosine classifier reach its scale, where numbers of
+        bfloat16 lie an eighth apart.
+        """
+        wide = features if features.dtype == torch.float64 else features.float()
+        with torch.autocast(features.device.type, enabled=False):
+            return self.model.get_classifier()(wide)
 
     def compile_features(self, **kwargs):
         """Compile `features`.

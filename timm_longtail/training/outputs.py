@@ -36,10 +36,10 @@ __all__ = ['finish', 'note_changed_file', 'rehearse', 'report', 'write_summary']
 
 # what an export says about its training, of the columns of a row
 _EXPORTED_COLUMNS = (
-    'tag', 'method', 'method_kwargs', 'sampler', 'tune', 'head', 'tta', 'dataset', 'dataset_name', 'hub_id',
-    'imbalance_factor', 'imbalance_profile', 'subset_hash', 'subset_order', 'class_counts', 'shot_counts',
-    'resident', 'pretrained', 'initial_checkpoint', 'seed', 'data_seed', 'val_fraction', 'epochs', 'recipe',
-    'command', 'tree_hash',
+    'tag', 'method', 'method_kwargs', 'sampler', 'tune', 'head', 'init_classifier', 'tta',
+    'dataset', 'dataset_name', 'hub_id', 'imbalance_factor', 'imbalance_profile', 'subset_hash',
+    'subset_order', 'class_counts', 'shot_counts', 'resident', 'pretrained', 'initial_checkpoint',
+    'seed', 'data_seed', 'val_fraction', 'epochs', 'recipe', 'command', 'tree_hash',
 )
 
 
@@ -355,7 +355,8 @@ def _print_table(run: Run, row: dict[str, Any]):
 
     print(f'\nall results are in {run.output_dir}, and the model for timm in its folder export', flush=True)
     if 'class_correct' in last:
-        command = validate_command(run.output_dir / 'export', run.options.dataset, dataset_options(run.options))
+        command = validate_command(
+            run.output_dir / 'export', run.options.dataset, dataset_options(run.options), run.options.tta)
         print('to evaluate that model again:')
         print(f'    {command}')
         print('to classify other images, a folder or single files:')

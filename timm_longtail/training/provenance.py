@@ -160,15 +160,23 @@ def start_of(command: str) -> str:
     return f'{MODULE} {command}'
 
 
-def validate_command(export: Path, dataset: str, options: dict[str, Any]) -> str:
+def validate_command(
+        export: Path,
+        dataset: str,
+        options: dict[str, Any],
+        tta: str | None = None,
+) -> str:
     """Return the command that evaluates an export on the data of this process.
 
     Args:
         export: Folder of the export.
         dataset: Name of the data set.
         options: From `dataset_options`.
+        tta: Ensemble of views that the figures beside the command are of; None is one view.
     """
     words = ['--model', f'local-dir:{export}', *data_words(dataset, options)]
+    if tta is not None:
+        words += ['--tta', tta]
     return f'{start_of("validate")} {shlex.join(words)}'
 
 

@@ -184,13 +184,15 @@ def _device_line(run: Run) -> str:
 
 
 def counted_words(run: Run) -> str:
-    """Return in brackets what the evaluator counts; '' for the answers of a classifier.
+    """Return in brackets what the evaluator counts; '' for the answers of a classifier to one view.
 
     Args:
         run: The run.
     """
     counted = run.evaluator.counted
-    return f' ({counted})' if counted else ''
+    ensemble = f'--tta {run.options.tta}' if run.options.tta else ''
+    words = ', '.join(filter(None, (counted, ensemble)))
+    return f' ({words})' if words else ''
 
 
 def _numbers(values: Iterable[float]) -> str:

@@ -106,7 +106,7 @@ def _read_trained(folder: Path, row: dict[str, Any]) -> RunReport:
         data={**_part(row, _DATA), **_part(options, _DATA)},
         history=_read_history(folder / 'summary.csv'),
         weight_norms=_read_norms(folder / 'export', needs_bias=True),
-        saves_predictions=_validate_command(folder.resolve().name),
+        saves_predictions=_validate_command(folder.resolve().name, row.get('tta')),
     )
 
 
@@ -320,6 +320,8 @@ def _facts(row: Mapping[str, Any]) -> dict[str, str]:
         facts['Fingerprint of the images'] = row['subset_hash']
     if row.get('val_fraction'):
         facts['Held out'] = f'{100 * row["val_fraction"]:g} % of each class'
+    if row.get('tta'):
+        facts['Views of a test image'] = f'{row["tta"]}: figures are those of the mean of their logits'
 
     environment = row.get('environment') or {}
     versions = [f'{name} {environment[name]}' for name in ('timm_longtail', 'timm', 'torch', 'python') if
@@ -334,8 +336,9 @@ def _facts(row: Mapping[str, Any]) -> dict[str, str]:
     return facts
 
 
-def _validate_command(folder: str) -> str:
-    return f'timm-longtail validate --model local-dir:{folder}/export --predictions {folder}/{PREDICTIONS}'
+def _validate_command(folder: str, tta: str | None = None) -> str:
+    ensemble = f' --tta {tta}' if tta else ''
+    return f'timm-longtail validate --model local-dir:{folder}/export{ensemble} --predictions {folder}/{PREDICTIONS}'
 
 
 def _with_options(name: str | None, options: Mapping[str, Any] | None) -> str:
