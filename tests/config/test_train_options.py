@@ -23,6 +23,16 @@ def test_what_is_typed_wins():
     assert kwargs['temperature'] == 0.2 and 'views' in kwargs
 
 
+def test_another_method_leaves_out_what_the_recipe_says_of_its_own(caplog):
+    recipe = ['-c', 'bcl_resnet20.digits_lt_if20']
+    own = parse_train_args([*recipe, '--method', 'bcl'])
+    assert own.method_kwargs and not caplog.records
+
+    other = parse_train_args([*recipe, '--method', 'ce'])
+    assert (other.method_kwargs, other.lr, other.epochs) == ({}, own.lr, own.epochs)
+    assert 'the recipe is one of bcl: its --method-kwargs do not count for ce' in caplog.text
+
+
 def test_batch_sizes():
     args = parse_train_args([*BCL, '--batch-size', '64'])
     assert (args.batch_size, args.global_batch_size) == (64, None)

@@ -251,6 +251,7 @@ def parse_train_args(argv: list[str] | None = None, recipe_folder: Path = RECIPE
     recipe_path = _choose_recipe(args, recipe_folder)
     if recipe_path is not None:
         recipe = read_recipe(recipe_path, parser)
+        _drop_foreign_options(recipe, typed)
         args.update({**recipe, **typed})
         for name in ('model_kwargs', 'method_kwargs'):  # one typed pair does not drop the recipe's others
             args[name] = {**recipe.get(name, {}), **typed.get(name, {})}
@@ -315,6 +316,18 @@ def _choose_recipe(args: dict[str, Any], folder: Path) -> Path | None:
     if args['no_recipe'] or args['imbalance_profile'] != 'exp':
         return None
     return default_recipe(args['model'], args['dataset'], args['imbalance_factor'], args['method'], folder)
+
+
+def _drop_foreign_options(recipe: dict[str, Any], typed: dict[str, Any]):
+    """Take what a recipe says of its method out of it where another method was typed; says so."""
+    method = typed.get('method')
+    if method in (None, recipe.get('method')):
+        return
+
+    dropped = [name for name in ('method_kwargs', 'sampler') if recipe.pop(name, None)]
+    if dropped:
+        options = ' and '.join(f'--{name.replace("_", "-")}' for name in dropped)
+        _logger.warning(f'the recipe is one of {recipe.get("method")}: its {options} do not count for {method}')
 
 
 def _check_seeds(args: dict[str, Any], recipe: dict[str, Any], typed: dict[str, Any]):
