@@ -15,6 +15,8 @@ from timm_longtail.methods import create_method
 from timm_longtail.methods._flags import write_flags
 from timm_longtail.models import deployed_state_dict
 from timm_longtail.models.layers import BatchNormGroups, projection_mlp, unit_rows
+from timm_longtail.models.tuning import frozen_names
+from timm_longtail.training.checkpoint import load_method_state, method_state
 from timm_longtail.training.weights import load_initial_weights
 from timm_longtail.utils.errors import UserError
 
@@ -318,3 +320,52 @@ def test_any_backbone_will_do(name, kwargs):
     method((tuple(torch.randn(2, 4, 3, 32, 32)), torch.zeros(4), torch.arange(4)))['loss'].backward()
     method.after_step('main')
     assert all(p.grad is not None for p in method.model.parameters())
+
+
+# ------------------------------------------------------------------------------------------- a part of the model
+
+def test_the_encoders_share_what_is_frozen():
+    method = make_method(tune='last_block').double().train()
+    frozen = frozen_names(method.model)
+    keys = dict(method.key_model.named_parameters())
+    before = {name: key.clone() for name, key in keys.items()}
+    with torch.no_grad():
+        for query in method.model.parameters():
+            if query.requires_grad:
+                query.add_(1)
+
+    method.after_step('main')
+
+    assert {'conv1.weight', 'layer2.0.conv1.weight'} < frozen
+    for name, query in method.model.named_parameters():
+        assert (keys[name] is query) == (name in frozen), name
+        expected = before[name] if name in frozen else before[name] + (1 - method.momentum)
+        torch.testing.assert_close(keys[name].detach(), expected)
+
+
+def test_the_key_encoder_keeps_frozen_statistics():
+    method = make_method(tune='last_block').train()
+    before = {name: value.clone() for name, value in method.key_model.named_buffers()}
+
+    method(make_batch())
+
+    changed = {name for name, value in method.key_model.named_buffers() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith(('layer3.', 'branches.')) for name in changed)
+    assert not any(module.training for module in method.eval().key_model.modules())
+
+
+def test_a_checkpoint_holds_no_frozen_tensor_of_the_key_encoder():
+    method, other = make_method(tune='last_block'), make_method(seed=0, tune='last_block')
+    with torch.no_grad():
+        for parameter in method.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1)
+    method.after_step('main')
+
+    state = method_state(method)
+    load_method_state(other, state, 'it')
+
+    held = {name.removeprefix('key_model.') for name in state['method_state'] if name.startswith('key_model.')}
+    names = {name for name, _ in method.key_model.named_parameters()}
+    assert names & held == names - frozen_names(method.model)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in method.state_dict().items())

@@ -170,6 +170,19 @@ def test_two_processes_tune_as_one():
                 torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.ddp
+def test_two_processes_share_what_is_frozen():
+    """MoCo on the last block: its two encoders have the frozen parameters in common."""
+    name, tuned = 'moco queue_size=40', [*VIT, '--tune', 'last_block']
+    loss, gradients = loss_and_gradients(0, name, 1, *tuned)
+
+    for other_loss, other_gradients in run_distributed(loss_and_gradients, name, 2, *tuned):
+        assert float(other_loss) == pytest.approx(float(loss), rel=1e-10)
+        assert other_gradients.keys() == gradients.keys()
+        for parameter, gradient in gradients.items():
+            torch.testing.assert_close(other_gradients[parameter], gradient, rtol=1e-8, atol=1e-10)
+
+
 # ------------------------------------------------------------------------------------------- gradient checkpoints
 
 def test_gradient_checkpoints_change_no_gradient():

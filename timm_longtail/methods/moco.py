@@ -19,6 +19,7 @@ from ..evaluation.evaluators import KNNEvaluator
 from ..losses import pnda_loss
 from ..models import attach_branches
 from ..models.layers import BatchNormGroups, projection_mlp, refuse_sync_batch_norm, unit_rows
+from ..models.tuning import share_frozen
 from ..utils.distributed import all_gather_cat, rank, world_size
 from ..utils.errors import UserError
 from ._method import Batch, Batches, ClassCounts, Method
@@ -86,11 +87,20 @@ class MoCo(Method):
         projector = projection_mlp(width, hidden_features or width, out_features)
         attach_branches(model, {'projector': projector})
         self.key_model = copy.deepcopy(self.model).requires_grad_(False)
+        share_frozen(self.key_model, self.model)
         self._run_key_backbone = self._key_backbone
         self._compiled = False
 
         self.register_buffer('queue', unit_rows(torch.randn(queue_size, out_features)))
         self.register_buffer('queue_start', torch.zeros((), dtype=torch.int64))
+
+    def train(self, mode: bool = True) -> 'MoCo':
+        super().train(mode)
+
+        # what is frozen in the query encoder is in eval mode, and so it is in the key encoder
+        for key_module, module in zip(self.key_model.modules(), self.model.modules(), strict=True):
+            key_module.training = module.training
+        return self
 
     @classmethod
     def num_outputs(cls, num_classes: int) -> int:
@@ -198,7 +208,11 @@ class MoCo(Method):
 
     def after_step(self, phase: str):
         # parameters only: BatchNorm of the key encoder has statistics of its own
-        keys, queries = list(self.key_model.parameters()), list(self.model.parameters())
+        keys, queries = [], []
+        for key, query in zip(self.key_model.parameters(), self.model.parameters(), strict=True):
+            if key is not query:  # what is frozen is shared
+                keys.append(key)
+                queries.append(query)
         torch._foreach_lerp_(keys, queries, 1 - self.momentum)
 
     def compile_features(self, **kwargs):

@@ -413,18 +413,27 @@ def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 def method_state(method: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
     """Return a method's state in two parts, `state_dict` and `method_state`.
 
-    The first is the deployed model's, without the parameters that its tuning leaves as they are;
-    the second is all the rest.
+    The first is the deployed model's, the second is all the rest; both without the parameters that
+    the tuning leaves as they are.
 
     Args:
         method: The method.
     """
     deployed = deployed_state_dict(method.model)
+    frozen = _frozen_places(method)
     rest = {}
     for name, value in method.state_dict().items():
-        if name.removeprefix('model.') not in deployed:
+        if name.removeprefix('model.') not in deployed and name not in frozen:
             rest[name] = value
     return {'state_dict': trained_state_dict(method.model), 'method_state': rest}
+
+
+def _frozen_places(method: nn.Module) -> set[str]:
+    """Return the names of frozen parameters in a method: in its model, and where it shares them with another."""
+    names = frozen_names(method.model)
+    frozen = {id(parameter) for name, parameter in method.model.named_parameters() if name in names}
+    every_name = method.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in every_name if id(parameter) in frozen}
 
 
 def load_method_state(method: nn.Module, state: dict[str, Any], source: str):
@@ -442,7 +451,7 @@ def load_method_state(method: nn.Module, state: dict[str, Any], source: str):
     merged = {**deployed, **state.get('method_state', {})}
 
     # what is frozen is not in the file: it is that of the run, which the protocol compares
-    frozen = {f'model.{name}' for name in frozen_names(method.model)}
+    frozen = _frozen_places(method)
     own = {name: value for name, value in method.state_dict().items() if name not in frozen}
     check_architecture(own, merged, source, state.get('arch', 'unknown'))
     method.load_state_dict(merged, strict=False)

@@ -202,14 +202,16 @@ def frozen_digest(model: nn.Module) -> str | None:
 def share_frozen(model: nn.Module, source: nn.Module):
     """Let a copy of a model use the frozen parameters of the original, in place of copies of them.
 
+    The two have the same `nn.Parameter`, and so go to another device together.
+
     Args:
-        model: Copy, such as a moving average.
+        model: Copy, such as a moving average or an encoder of keys; changed in place.
         source: The original.
     """
     originals = dict(source.named_parameters())
-    copies = dict(model.named_parameters())
     for name in frozen_names(source):
-        copies[name].data = originals[name].data
+        place, _, own_name = name.rpartition('.')
+        setattr(model.get_submodule(place), own_name, originals[name])
 
 
 def deploy_tuned(model: nn.Module):
