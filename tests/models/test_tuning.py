@@ -101,6 +101,35 @@ def test_what_a_tuning_trains(tuning, parts):
     assert trained_state_dict(model).keys() == names - branches
 
 
+@pytest.mark.parametrize('name, parts', [
+    ('resnet50', {'layer4.2.', 'fc.'}),
+    ('convnext_tiny', {'stages.3.blocks.2.', 'head.norm.', 'head.fc.'}),
+    ('swin_tiny_patch4_window7_224', {'layers.3.blocks.1.', 'norm.', 'head.fc.'}),
+    ('vit_tiny_patch16_224', {'blocks.11.', 'norm.', 'head.'}),
+    ('efficientnet_lite0', {'blocks.6.0.', 'conv_head.', 'bn2.', 'classifier.'}),
+    ('davit_tiny', {'stages.3.', 'head.norm.', 'head.fc.'}),  # timm names its stages only
+])
+def test_the_last_block_is_one_block(name, parts):
+    model = tune_model(timm.create_model(name, device='meta'), 'last_block')
+
+    names = {name for name, _ in model.named_parameters()}
+    for part in parts:
+        assert any(name.startswith(part) for name in names), part
+    assert trained_names(model) == {name for name in names if name.startswith(tuple(parts))}
+
+
+@pytest.mark.skipif(not has_peft, reason='needs peft')
+@pytest.mark.parametrize('layers', ['qkv,proj', 'attn.qkv, attn.proj'])
+def test_low_rank_updates_are_of_the_blocks(layers):
+    model = tune_model(vit(), f'lora(layers="{layers}")')
+
+    expected = {'head.weight', 'head.bias'}
+    for block in (0, 1):
+        for layer in ('qkv', 'proj'):
+            expected |= {f'blocks.{block}.attn.{layer}.lora_{factor}.default.weight' for factor in 'AB'}
+    assert trained_names(model) == expected
+
+
 def test_a_model_that_is_trained_whole_is_left_alone():
     model = vit()
     model.pos_embed.requires_grad_(False)  # as some models of timm have theirs
@@ -316,8 +345,9 @@ def test_low_rank_updates_are_merged_into_a_model_of_timm(tmp_path):
 
 @pytest.mark.skipif(not has_peft, reason='needs peft')
 def test_lora_names_layers_that_are_not_there():
-    with pytest.raises(UserError, match='tuning lora: layers query of VisionTransformer: .*[Tt]arget modules'):
-        tune_model(vit(), 'lora(layers="query")')
+    words = 'tuning lora: the blocks of VisionTransformer have no linear layer query; they have fc1, fc2, proj, qkv'
+    with pytest.raises(UserError, match=words):
+        tune_model(vit(), 'lora(layers="qkv,query")')
 
 
 # ---------------------------------------------------------------------------------------------------- heads

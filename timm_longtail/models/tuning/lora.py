@@ -23,8 +23,9 @@ class LoRA(Tuning):
     Args:
         r: Rank of the updates.
         alpha: Strength of the updates; None is r.
-        layers: Names of the layers that are updated, divided by commas, as they end in the model.
-            A vision transformer has one `qkv`, and `proj`, `fc1` and `fc2`, in each block.
+        layers: Names of the linear layers that are updated, divided by commas, as they end in the
+            model. A vision transformer has `attn.qkv`, `attn.proj`, `mlp.fc1` and `mlp.fc2` in each
+            block. Layers outside the blocks, such as `patch_embed.proj`, are not updated.
     """
 
     def __init__(self, r: int = 8, alpha: float | None = None, layers: str = 'qkv'):
@@ -39,13 +40,37 @@ class LoRA(Tuning):
         from peft import LoraConfig, inject_adapter_in_model
 
         # peft declares a whole number and takes any
-        config = LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules=self.layers)  # type: ignore[arg-type]
+        names = self._find_layers(model)
+        config = LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules=names)  # type: ignore[arg-type]
         try:
             inject_adapter_in_model(config, model)
         except ValueError as e:
-            names = ', '.join(self.layers)
-            raise UserError(f'tuning lora: layers {names} of {type(model).__name__}: {one_line(e)}') from e
+            layers = ', '.join(self.layers)
+            raise UserError(f'tuning lora: layers {layers} of {type(model).__name__}: {one_line(e)}') from e
         return [parameter for name, parameter in model.named_parameters() if '.lora_' in name]
+
+    def _find_layers(self, model: Any) -> list[str]:
+        """Return the full names of the layers that are updated.
+
+        Raises:
+            UserError: A layer that the blocks of the model do not have.
+        """
+        in_blocks = []
+        for name, module in model.named_modules():
+            is_in_block = any(part.isdecimal() for part in name.split('.'))  # blocks are numbered
+            if isinstance(module, nn.Linear) and is_in_block and module is not model.get_classifier():
+                in_blocks.append(name)
+
+        found = []
+        for layer in self.layers:
+            named_so = [name for name in in_blocks if f'.{name}'.endswith(f'.{layer}')]
+            if not named_so:
+                ends = sorted({name.rpartition('.')[2] for name in in_blocks})
+                raise UserError(
+                    f'tuning lora: the blocks of {type(model).__name__} have no linear layer {layer}; '
+                    f'they have {", ".join(ends) or "none"}')
+            found += named_so
+        return found
 
     def deploy(self, model: Any):
         from peft.tuners.lora import LoraLayer

@@ -43,11 +43,13 @@ class Bias(Tuning):
 class LastBlock(Tuning):
     """The last block, and what lies between it and the classifier, such as a norm.
 
-    Blocks are those of timm's `group_matcher`.
+    Blocks are those of timm's `group_matcher`: `blocks.11` of a vision transformer, `layer4.2` of a
+    ResNet-50, `stages.3.blocks.2` of a ConvNeXt. Of a network of which timm names the stages only,
+    such as DaViT, the last stage is trained.
     """
 
     def select(self, model: Any) -> list[nn.Parameter]:
-        matcher = model.group_matcher(coarse=True) if hasattr(model, 'group_matcher') else None
+        matcher = model.group_matcher(coarse=False) if hasattr(model, 'group_matcher') else None
         if not isinstance(matcher, Mapping):  # of a few models it is a function of the names
             raise UserError(
                 f'{type(model).__name__} does not say what its blocks are: '
