@@ -21,8 +21,10 @@ from timm_longtail.models.tuning import (
     load_trained_state_dict,
     trained_state_dict,
 )
+from timm_longtail.training.weights import load_initial_weights
 from timm_longtail.utils.errors import UserError
 
+VIT, ROPE_VIT = 'vit_tiny_patch16_224', 'vit_small_patch16_rope_224'  # of `Block` and of `EvaBlock`
 TINY = {'img_size': 16, 'patch_size': 8, 'depth': 2, 'embed_dim': 32, 'num_heads': 2}
 NUM_CLASSES = 20
 COUNTS = list(range(NUM_CLASSES, 0, -1))
@@ -168,7 +170,7 @@ def test_frozen_batch_norm_keeps_its_statistics():
 
 @pytest.mark.parametrize('tuning, is_random', [('classifier', False), ('adaptformer', False), ('last_block', True)])
 def test_the_frozen_part_has_no_dropout(tuning, is_random):
-    model = vit(drop_path_rate=0.5, proj_drop_rate=0.5)
+    model = vit(drop_path_rate=0.5, proj_drop_rate=0.5, pos_drop_rate=0.5)
     method = create_method('ce', model, COUNTS, tune=tuning).train()
     x = images()
 
@@ -176,6 +178,24 @@ def test_the_frozen_part_has_no_dropout(tuning, is_random):
     modes = {module.training for module in model.blocks[1].modules()}
     assert modes == {True} or not is_random
     assert not any(module.training for module in model.blocks[0].mlp.modules())
+
+
+@pytest.mark.parametrize('name, kwargs', [
+    (VIT, TINY),
+    ('convnext_atto', {'depths': (1, 1, 1, 1), 'dims': (64, 64, 64, 64)}),
+    ('mambaout_femto', {'depths': (1, 1, 1, 1), 'dims': (32, 32, 32, 32)}),  # registers the dropout last
+    ('efficientnet_lite0', {}),  # has it as a function
+])
+def test_the_dropout_of_the_classifier_is_on(name, kwargs):
+    model = timm.create_model(name, num_classes=NUM_CLASSES, drop_rate=0.9, **kwargs)
+    method = create_method('ce', model, COUNTS, tune='classifier').train()
+    torch.manual_seed(0)
+    x = images() if name == VIT else torch.randn(3, 3, 64, 64)
+
+    features, features_in_eval_mode = method.features(x), method.eval().features(x)
+
+    assert 0.7 < (features == 0).float().mean() < 1
+    assert (features_in_eval_mode == 0).float().mean() < 0.3  # behind a ReLU, some are
 
 
 def beit() -> nn.Module:

@@ -104,8 +104,7 @@ class Method(nn.Module):
     def train(self: AnyMethod, mode: bool = True) -> AnyMethod:
         """Set the mode of trained modules; what is frozen in the model stays in eval mode.
 
-        Dropout that the model applies to its features in a function of its own belongs to the
-        classifier, and is on.
+        Dropout between the features and the classifier belongs to the classifier, and is on.
         """
         super().train(mode)
         if mode:

@@ -14,6 +14,7 @@ from torch import nn
 from ..config.data_options import dataset_options
 from ..data import LongTailDataset, Preprocessing, create_splits
 from ..methods import Method, create_method, tells_classes
+from ..models.heads import single_classifier
 from ..models.tuning import check_added, share_frozen
 from ..utils.errors import UserError
 from .loaders import create_run_data
@@ -157,9 +158,7 @@ def check_input(model: nn.Module, img_size: int):
         img_size: Side of its input.
     """
     name = type(model).__name__
-    has_classifier = hasattr(model, 'get_classifier') and isinstance(model.get_classifier(), nn.Module)
-    if not has_classifier:
-        raise UserError(f'{name} has no single classifier')
+    single_classifier(model)
 
     was_training = model.training
     try:

@@ -7,7 +7,7 @@ from typing import Any
 from .errors import UserError, one_line, unknown_name
 from .ranges import check_option, shown
 
-__all__ = ['call_by_name', 'parse_call']
+__all__ = ['call_by_name', 'complete_call', 'parse_call']
 
 # range of an argument by its name, whatever view or sampler takes it
 _INTERVALS = {
@@ -64,6 +64,28 @@ def call_by_name(
         return known[name](*args, **arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f'{kind} {shown(text)}: {one_line(error)}') from error
+
+
+def complete_call(kind: str, text: str, known: Mapping[str, Callable]) -> tuple[str, dict[str, Any]]:
+    """Return the name and the keyword arguments that a text means; what it leaves out is the default.
+
+    Two texts of one meaning give equal values: `sim` and `sim(scale=0.2)`, where 0.2 is the default.
+
+    Args:
+        kind: What the text names, for messages.
+        text: See `parse_call`.
+        known: Functions by name, of which nothing is called.
+
+    Raises:
+        UserError: An unknown name, or a text that is not a call.
+    """
+    name, arguments = parse_call(kind, text)
+    if name not in known:
+        raise unknown_name(kind, name, known)
+
+    parameters = inspect.signature(known[name]).parameters
+    defaults = {parameter.name: parameter.default for parameter in parameters.values()}
+    return name, {**defaults, **arguments}
 
 
 def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:

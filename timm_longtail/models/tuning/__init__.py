@@ -1,6 +1,6 @@
 """What is trained of a model: an option of its own beside the method. One tuning is one file."""
 from . import adaptformer, lora, parts
-from .registry import Tuning, create_tuning, list_tunings, register_tuning
+from .registry import Tuning, create_tuning, list_tunings, parse_tuning, register_tuning
 from .tuned import (
     check_added,
     deploy_tuned,
@@ -26,6 +26,7 @@ __all__ = [
     'list_tunings',
     'load_trained_state_dict',
     'lora',
+    'parse_tuning',
     'parts',
     'register_tuning',
     'share_frozen',

@@ -4,9 +4,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ...utils.calls import call_by_name
+from ...utils.calls import call_by_name, complete_call
 
-__all__ = ['Tuning', 'create_tuning', 'list_tunings', 'register_tuning']
+__all__ = ['Tuning', 'create_tuning', 'list_tunings', 'parse_tuning', 'register_tuning']
 
 
 class Tuning:
@@ -75,3 +75,15 @@ def create_tuning(text: str) -> Tuning:
         UserError: An unknown tuning or argument, a value out of range, or a package that is missing.
     """
     return call_by_name('tuning', text, _TUNINGS, intervals=_INTERVALS)
+
+
+def parse_tuning(text: str) -> tuple[str, dict[str, Any]]:
+    """Return a tuning's name and all its options: equal for two texts of one tuning.
+
+    Args:
+        text: See `create_tuning`.
+
+    Raises:
+        UserError: An unknown tuning, or a text that is not a call.
+    """
+    return complete_call('tuning', text, _TUNINGS)

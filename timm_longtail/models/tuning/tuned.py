@@ -1,6 +1,6 @@
 """A model of which a part is trained: what stays frozen, and what that means for training, files and export.
 
-A tuned model has its `tuning`; a model without is trained whole. Frozen are the parameters that the
+A tuned model has `tuned`; a model without is trained whole. Frozen are the parameters that the
 tuning leaves alone, by name; statistics of BatchNorm are small, and kept with what is trained.
 """
 import hashlib
@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...utils.errors import UserError
+from ..heads import single_classifier
 from ..two_branch import deployed_state_dict
-from .registry import Tuning, create_tuning
+from .registry import Tuning, create_tuning, parse_tuning
 
 __all__ = [
     'check_added',
@@ -58,14 +59,14 @@ def tune_model(model: nn.Module, name: str) -> nn.Module:
         The same model.
 
     Raises:
-        UserError: An unknown tuning, a model that it does not know, or one that is tuned in another
-            way.
+        UserError: An unknown tuning, a model that it does not know, one without a single
+            classifier, or one that is tuned in another way.
     """
     timm_model: Any = model  # timm has no class that declares what its models share
     earlier = tuning_name(model)
-    if earlier == name:
-        return model
     if earlier is not None:
+        if parse_tuning(earlier) == parse_tuning(name):
+            return model
         raise UserError(f'{type(model).__name__} is tuned by {earlier} already, and cannot be by {name}')
 
     tuning = create_tuning(name)
@@ -73,7 +74,8 @@ def tune_model(model: nn.Module, name: str) -> nn.Module:
         return model
 
     of_the_model = {id(parameter) for parameter in model.parameters()}
-    selected = [*tuning.select(model), *timm_model.get_classifier().parameters()]
+    classifier = single_classifier(model)
+    selected = [*tuning.select(model), *classifier.parameters()]
     trained = {id(parameter) for parameter in selected}
 
     frozen, added = [], []
@@ -84,7 +86,7 @@ def tune_model(model: nn.Module, name: str) -> nn.Module:
             frozen.append(key)
         if id(parameter) not in of_the_model:
             added.append(key)
-    timm_model.tuning = _Tuned(name, tuning, frozenset(frozen), frozenset(added))
+    timm_model.tuned = _Tuned(name, tuning, frozenset(frozen), frozenset(added))
     return model
 
 
@@ -98,7 +100,7 @@ def check_added(model: nn.Module, img_size: int):
         model: Model on the CPU; back in its former mode afterwards.
         img_size: Side of its input.
     """
-    tuned = getattr(model, 'tuning', None)
+    tuned = getattr(model, 'tuned', None)
     if tuned is None or not tuned.added:
         return
 
@@ -119,22 +121,23 @@ def check_added(model: nn.Module, img_size: int):
 
 def tuning_name(model: nn.Module) -> str | None:
     """Return the tuning of a model; None for one that is trained whole."""
-    tuned = getattr(model, 'tuning', None)
+    tuned = getattr(model, 'tuned', None)
     return None if tuned is None else tuned.name
 
 
 def frozen_names(model: nn.Module) -> frozenset[str]:
     """Return the names of the parameters that a model's tuning leaves as they are."""
-    tuned = getattr(model, 'tuning', None)
+    tuned = getattr(model, 'tuned', None)
     return frozenset() if tuned is None else tuned.frozen
 
 
 def hold_frozen(model: nn.Module):
     """Put what is frozen in eval mode: BatchNorm keeps its statistics, and frozen parts have no dropout.
 
-    Modules without parameters, such as a dropout between frozen layers, are frozen too; those in a
-    part that is trained whole are not, nor are the train-only branches. A BatchNorm is frozen if one
-    of its two parameters is.
+    Modules without parameters, such as a dropout between frozen layers, are frozen too. Those in a
+    part that is trained whole are not, nor are the train-only branches, nor what stands between the
+    features and the classifier, such as the dropout of `drop_rate`. A BatchNorm is frozen if one of
+    its two parameters is.
 
     Args:
         model: Model in training mode; one that is trained whole stays so.
@@ -155,6 +158,33 @@ def hold_frozen(model: nn.Module):
         is_partly_frozen_norm = isinstance(module, _BatchNorm) and not all(trained)
         if not any(trained) or is_partly_frozen_norm:
             module.eval()
+
+    for module in _before_classifier(model):
+        module.train()
+
+
+def _before_classifier(model: nn.Module) -> list[nn.Module]:
+    """Return what stands between the last layer of the features and the classifier: dropout, pooling.
+
+    These are modules without weights, beside the classifier or beside a module that it is in. They
+    are known by their order: they come after the last module with weights. A few networks of timm
+    register such a dropout behind the classifier, which they call last.
+    """
+    classifier = single_classifier(model)
+    path = next(name for name, module in model.named_modules() if module is classifier)
+
+    found: list[nn.Module] = []
+    parent = model
+    for part in path.split('.'):
+        for name, child in parent.named_children():
+            if name == part or f'{name}.' == _BRANCHES:
+                continue
+            if child.state_dict():
+                found = []
+            else:
+                found.append(child)
+        parent = parent.get_submodule(part)
+    return found
 
 
 def trained_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -224,6 +254,6 @@ def deploy_tuned(model: nn.Module):
     if tuning_name(model) is None:
         return
 
-    timm_model.tuning.tuning.deploy(model)
-    del timm_model.tuning
+    timm_model.tuned.tuning.deploy(model)
+    del timm_model.tuned
     model.requires_grad_(True)
