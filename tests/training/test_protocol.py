@@ -3,7 +3,10 @@ import pytest
 
 from timm_longtail.training.protocol import differences
 
-HERE = {'lr': 0.1, 'mean': (0.5, 0.5), 'model_kwargs': {'depth': 2}, 'method_kwargs': {'tau': 1.0, 'view': 'crop'}}
+HERE = {
+    'lr': 0.1, 'mean': (0.5, 0.5), 'tune': 'adaptformer', 'head': 'cosine',
+    'model_kwargs': {'depth': 2}, 'method_kwargs': {'tau': 1.0, 'view': 'crop'},
+}
 DEFAULTS = {'tau': 1.0, 'view': 'crop'}
 
 
@@ -19,6 +22,11 @@ DEFAULTS = {'tau': 1.0, 'view': 'crop'}
         'model_kwargs depth 3 there, 2 here', 'model_kwargs width 8 there, None here']),
     ({'model_kwargs': None}, ["model_kwargs None there, {'depth': 2} here"]),
     ({'method_kwargs': {'tau': 2.0, 'view': 'crop'}}, ['method_kwargs tau 2.0 there, 1.0 here']),
+    # texts of one tuning, and of one classifier
+    ({'tune': 'adaptformer(bottleneck=auto)', 'head': 'cosine( scale = 25.0 )'}, []),
+    ({'tune': 'adaptformer(bottleneck=8)'}, ['tune adaptformer(bottleneck=8) there, adaptformer here']),
+    ({'tune': None, 'head': 'linear'}, ['tune None there, adaptformer here', 'head linear there, cosine here']),
+    ({'tune': 'of a later version'}, ['tune of a later version there, adaptformer here']),
     # an older checkpoint, which holds what was typed
     ({'method_kwargs': {}}, []),
     ({'method_kwargs': None}, []),

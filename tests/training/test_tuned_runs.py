@@ -106,6 +106,28 @@ def test_a_tuned_run_resumes_to_the_same_bits(saved):
         assert torch.equal(value, resumed.ema.module.state_dict()[name]), name
 
 
+@pytest.mark.parametrize('others, words', [
+    (['--tune', 'bias'], 'tune (adaptformer|lora) there, bias here'),
+    (['--head', 'cosine'], 'head None there, cosine here'),
+])
+def test_another_tuning_or_head_is_named(others, words, saved):
+    options, _, _, state = saved
+    _, resumed = make_run('ce', *options, *others)
+
+    with pytest.raises(UserError, match=f'^it is of another run: {words}$'):
+        resumed.load_state_dict(state, 'it')
+
+
+def test_a_tuning_that_is_spelled_out_is_the_same(saved):
+    options, _, _, state = saved
+    tune = {'adaptformer': 'adaptformer(bottleneck=auto)', 'lora': 'lora(r=8)'}[options[options.index('--tune') + 1]]
+    _, resumed = make_run('ce', *options, '--tune', tune)
+
+    resumed.load_state_dict(state, 'it')
+
+    assert (resumed.epoch, resumed.step) == (1, 3)
+
+
 def test_a_checkpoint_is_evaluated_as_the_run_was(saved, tmp_path):
     _, run, _, _ = saved
     trained = load_checkpoint(run.output_dir)

@@ -7,7 +7,9 @@ from torch import nn
 
 from ..data import LongTailDataset, Preprocessing
 from ..methods import default_options, method_class
-from ..models.tuning import frozen_digest
+from ..models.heads import parse_head
+from ..models.tuning import frozen_digest, parse_tuning
+from ..utils.errors import UserError
 from .options import Options
 from .weights import architecture_of
 
@@ -23,6 +25,10 @@ TRAINING_OPTIONS = (
     'decay_rate', 'min_lr', 'warmup_epochs', 'warmup_lr', 'pretrained', 'initial_checkpoint', 'val_fraction',
     'model_ema', 'model_ema_decay', 'model_ema_warmup', 'patience',
 )
+
+
+# how the texts of an option are read, where several mean the same
+_PARSERS = {'tune': parse_tuning, 'head': parse_head}
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,8 @@ def _about(model: nn.Module, train_set: LongTailDataset, preprocessing: Preproce
 def differences(here: dict[str, Any], there: dict[str, Any], method_defaults: dict[str, Any]) -> list[str]:
     """Return in words what a checkpoint disagrees on with a run.
 
-    Options of the model and the method are compared one by one.
+    Options of the model and the method are compared one by one, a tuning and a head by what their
+    texts mean.
 
     Args:
         here: `Protocol.agreed` of the run.
@@ -125,11 +132,20 @@ def differences(here: dict[str, Any], there: dict[str, Any], method_defaults: di
 
     found = []
     for name, own, other in compared:
-        if _as_list(own) != _as_list(other):
+        if _meaning(name, own) != _meaning(name, other):
             found.append(f'{name} {other} there, {own} here')
     return found
 
 
-def _as_list(value: Any) -> Any:
-    """Return a tuple as a list: a file need not tell them apart."""
-    return list(value) if isinstance(value, tuple) else value
+def _meaning(name: str, value: Any) -> Any:
+    """Return what is equal for two values of an option that mean the same."""
+    # a file need not tell a tuple from a list
+    if isinstance(value, tuple):
+        return list(value)
+    if name not in _PARSERS or not isinstance(value, str):
+        return value
+
+    try:
+        return _PARSERS[name](value)
+    except UserError:  # of another version
+        return value

@@ -1,5 +1,6 @@
 """One training run: what it consists of, where it stands, and how that is saved and resumed."""
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -241,16 +242,22 @@ class Run:
             UserError: The checkpoint is of another architecture, data set, method, seed, or of
                 other options.
         """
+        # another tuning or classifier has other tensors: say so, and not which of them differ
+        self._check_protocol(state, source, ('tune', 'head'))
         load_method_state(self.method, state, source)
-        with restoring(source):
-            differing = differences(
-                self.protocol.agreed, state['protocol'], method_defaults=default_options(type(self.method)))
-        if differing:
-            raise UserError(f'{source} is of another run: {", ".join(differing)}')
+        self._check_protocol(state, source, self.protocol.agreed)
 
         with restoring(source):
             self._load_optimisation(state)
             self._load_position(state)
+
+    def _check_protocol(self, state: dict[str, Any], source: str, names: Iterable[str]):
+        """Raise a `UserError` unless a checkpoint agrees with the run on what has these names."""
+        here = {name: self.protocol.agreed[name] for name in names}
+        with restoring(source):
+            differing = differences(here, state['protocol'], method_defaults=default_options(type(self.method)))
+        if differing:
+            raise UserError(f'{source} is of another run: {", ".join(differing)}')
 
     def _load_optimisation(self, state: dict[str, Any]):
         """Load the state of the optimizers, the moving average and the gradient scaler."""
