@@ -11,7 +11,7 @@ from timm_longtail.export import export_model, load_exported
 from timm_longtail.export.deploy import deploy
 from timm_longtail.methods import create_method
 from timm_longtail.models import attach_branches, set_classifier, tune_model
-from timm_longtail.models.adaptformer import AdaptedBlock, adapters_of, default_bottleneck
+from timm_longtail.models.adapters import AdaptedBlock, AdaptedEvaBlock, adapters_of, default_bottleneck
 from timm_longtail.models.heads import set_head
 from timm_longtail.models.layers import CosineLinear
 from timm_longtail.models.tuning import (
@@ -33,10 +33,10 @@ has_peft = importlib.util.find_spec('peft') is not None
 ADDED = ['adaptformer', pytest.param('lora', marks=pytest.mark.skipif(not has_peft, reason='needs peft'))]
 
 
-def vit(**kwargs) -> nn.Module:
+def vit(name: str = VIT, **kwargs) -> nn.Module:
     """Build a small vision transformer of timm, with values that no layer starts at."""
     torch.manual_seed(0)
-    model = timm.create_model('vit_tiny_patch16_224', num_classes=NUM_CLASSES, **{**TINY, **kwargs})
+    model = timm.create_model(name, **{**TINY, 'num_classes': NUM_CLASSES, **kwargs})
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model
@@ -238,7 +238,12 @@ def test_other_tensors_are_not_loaded():
 # -------------------------------------------------------------------------------------------------- adapters
 
 @pytest.mark.parametrize('tuning', ADDED)
-@pytest.mark.parametrize('options', [{}, {'init_values': 0.1, 'qk_norm': True, 'global_pool': 'avg'}])
+@pytest.mark.parametrize('options', [
+    {},
+    {'init_values': 0.1, 'qk_norm': True, 'global_pool': 'avg'},
+    {'name': ROPE_VIT},
+    {'name': ROPE_VIT, 'init_values': None},
+])
 def test_what_is_added_starts_as_nothing(tuning, options):
     model = vit(**options).eval()
     before = model(images())
@@ -250,13 +255,37 @@ def test_what_is_added_starts_as_nothing(tuning, options):
     assert not torch.allclose(model(images()), before)
 
 
-def by_loops(block: AdaptedBlock, x: torch.Tensor) -> torch.Tensor:
-    """Return a block's output [N, D] for one image, token by token and head by head."""
+def by_loops(
+        block: AdaptedBlock | AdaptedEvaBlock,
+        x: torch.Tensor,
+        angles: torch.Tensor | None = None,
+        is_seen: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return a block's output [N, D] for one image, token by token and head by head.
+
+    Args:
+        block: The block.
+        x: Tokens [N, D].
+        angles: What pairs of numbers of a query or a key are turned by, [N - 1, half the width of a
+            head]; the first token is not turned.
+        is_seen: Whether token i attends to token j, bool [N, N].
+    """
     def norm(layer: nn.LayerNorm, row: torch.Tensor) -> torch.Tensor:
         centred = row - row.mean()
         return layer.weight * centred / (centred.square().mean() + layer.eps).sqrt() + layer.bias
 
+    def turned(row: torch.Tensor, token: int) -> torch.Tensor:
+        if angles is None or token == 0:
+            return row
+        row = row.clone()
+        for pair, angle in enumerate(angles[token - 1]):
+            first, second = row[2 * pair].clone(), row[2 * pair + 1].clone()
+            row[2 * pair] = angle.cos() * first - angle.sin() * second
+            row[2 * pair + 1] = angle.sin() * first + angle.cos() * second
+        return row
+
     attn, adapter = block.attn, block.adapter
+    gamma_1, gamma_2 = (getattr(block, name, torch.ones(1)) for name in ('gamma_1', 'gamma_2'))
     num_tokens, dim = x.shape
     width = dim // attn.num_heads
     tokens = [attn.qkv.weight @ norm(block.norm1, row) + attn.qkv.bias for row in x]
@@ -266,20 +295,21 @@ def by_loops(block: AdaptedBlock, x: torch.Tensor) -> torch.Tensor:
         part = slice(head * width, (head + 1) * width)
         query, key, value = ([token[i * dim:(i + 1) * dim][part] for token in tokens] for i in range(3))
         for i in range(num_tokens):
-            scores = torch.stack([query[i] @ key[j] / math.sqrt(width) for j in range(num_tokens)])
+            seen = [j for j in range(num_tokens) if is_seen is None or is_seen[i, j]]
+            scores = torch.stack([turned(query[i], i) @ turned(key[j], j) / math.sqrt(width) for j in seen])
             weights = scores.exp() / scores.exp().sum()
-            attended[i, part] = sum(weights[j] * value[j] for j in range(num_tokens))
+            attended[i, part] = sum(weight * value[j] for weight, j in zip(weights, seen, strict=True))
 
     output = torch.zeros_like(x)
     for i in range(num_tokens):
-        h = x[i] + attn.proj.weight @ attended[i] + attn.proj.bias
+        h = x[i] + gamma_1 * (attn.proj.weight @ attended[i] + attn.proj.bias)
         hidden = block.mlp.fc1.weight @ norm(block.norm2, h) + block.mlp.fc1.bias
         hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
         mlp = block.mlp.fc2.weight @ hidden + block.mlp.fc2.bias
 
         middle = adapter.down.weight @ norm(adapter.norm, h) + adapter.down.bias
         added = adapter.up.weight @ middle.clamp(min=0) + adapter.up.bias
-        output[i] = h + mlp + adapter.scale * added
+        output[i] = h + gamma_2 * mlp + adapter.scale * added
     return output
 
 
@@ -293,13 +323,35 @@ def test_a_block_is_its_equation():
     torch.testing.assert_close(block(x[None])[0], by_loops(block, x))
 
 
+@torch.no_grad()
+def test_a_block_with_rotary_positions_is_its_equation():
+    model = tune_model(vit(ROPE_VIT).double(), 'adaptformer(bottleneck=5)')
+    disturb(model)
+    block = model.blocks[0].eval()
+    x, angles = torch.randn(4, 32, dtype=torch.float64), torch.randn(3, 8, dtype=torch.float64)
+    rope = torch.cat([angles.sin(), angles.cos()], dim=-1).repeat_interleave(2, dim=-1)
+    is_seen = torch.rand(4, 4) < 0.7
+    is_seen.fill_diagonal_(True)
+
+    output = block(x[None], rope=rope, attn_mask=is_seen)[0]
+
+    torch.testing.assert_close(output, by_loops(block, x, angles, is_seen))
+    causal = block(x[None], rope=rope, is_causal=True)[0]
+    torch.testing.assert_close(causal, by_loops(block, x, angles, torch.ones(4, 4, dtype=torch.bool).tril()))
+
+
 @pytest.mark.parametrize('build, tuning, words', [
     (lambda: timm.create_model('resnet20_cifar', layers=(1, 1, 1)), 'adaptformer',
-     "adaptformer needs a vision transformer of timm's Block, and ResNetCifar has no blocks"),
+     "adaptformer needs a vision transformer of timm's Block or EvaBlock, and ResNetCifar has no blocks; "
+     r'take lora\(layers=...\), bias or last_block'),
+    (lambda: beit(), 'adaptformer', r'has blocks of the kind beit.Block; take lora\(layers=...\)'),
     (lambda: timm.create_model('vit_tiny_patch16_224', block_fn=timm.models.vision_transformer.ResPostBlock, **TINY),
-     'adaptformer', 'has blocks of the kind ResPostBlock'),
-    (lambda: timm.create_model('adaptformer', backbone='vit_tiny_patch16_224', **TINY), 'adaptformer',
-     'VisionTransformer has adapters already'),
+     'adaptformer', 'has blocks of the kind vision_transformer.ResPostBlock'),
+    (lambda: timm.create_model('adaptformer', backbone=VIT, bottleneck=4, **TINY), 'adaptformer(bottleneck=3)',
+     r'has adapters of bottleneck=4 already, and cannot be tuned by adaptformer\(bottleneck=3\)'),
+    (lambda: vit(num_classes=0), 'adaptformer', r'VisionTransformer has no classes .*: adaptformer\(bottleneck=16\)'),
+    (lambda: timm.create_model('levit_128s', device='meta'), 'classifier', 'Levit.* has no single classifier'),
+    (lambda: timm.create_model('deit_tiny_distilled_patch16_224', device='meta'), 'bias', 'has no single classifier'),
     (lambda: tune_model(vit(), 'bias'), 'classifier', 'is tuned by bias already, and cannot be by classifier'),
     (lambda: timm.create_model('cait_xxs24_224', device='meta'), 'last_block', 'Cait does not say what its blocks are'),
     (vit, 'adapter', "unknown tuning 'adapter'; did you mean adaptformer"),
@@ -323,18 +375,20 @@ def test_auto_is_the_default():
 
     assert trained_names(by_default) == trained_names(by_name)
     assert adapters_of(by_name)[0].down.out_features == default_bottleneck(NUM_CLASSES, 2)
+    assert tune_model(by_default, 'adaptformer(bottleneck=auto)') is by_default
 
 
 # ---------------------------------------------------------------------------------------------------- export
 
+@pytest.mark.parametrize('backbone', [VIT, ROPE_VIT])
 @pytest.mark.parametrize('head', ['linear', 'cosine(scale=20)'])
-def test_adapters_are_an_architecture_of_their_own(head, tmp_path):
-    model = tune_model(set_head(vit(), head), 'adaptformer').eval()
+def test_adapters_are_an_architecture_of_their_own(head, backbone, tmp_path):
+    model = tune_model(set_head(vit(backbone), head), 'adaptformer').eval()
     disturb(model)
 
     loaded, config = load_exported(export_model(model, tmp_path / 'export'))
 
-    assert config['architecture'] == 'adaptformer' and config['model_args']['backbone'] == 'vit_tiny_patch16_224'
+    assert config['architecture'] == 'adaptformer' and config['model_args']['backbone'] == backbone
     assert torch.equal(loaded.eval()(images()), model(images()))
     built = timm.create_model('adaptformer', **config['model_args'])
     assert {n: p.shape for n, p in built.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
@@ -345,6 +399,36 @@ def test_adapters_are_an_architecture_of_their_own(head, tmp_path):
     assert config_again['model_args'] == config['model_args']
     assert torch.equal(again.eval()(images()), model(images()))
     assert trained_names(deploy(model)) == {name for name, _ in model.named_parameters()}
+
+
+def test_adapters_of_an_export_are_trained_further(tmp_path):
+    model = tune_model(vit(), 'adaptformer(bottleneck=3)').eval()
+    disturb(model)
+    folder = export_model(model, tmp_path / 'export')
+
+    again = tune_model(timm.create_model(f'local-dir:{folder}', pretrained=True), 'adaptformer').eval()
+
+    assert trained_names(again) == trained_names(model)
+    assert torch.equal(again(images()), model(images()))
+    disturb(again)
+    loaded, config = load_exported(export_model(again, tmp_path / 'again'))
+    assert config['architecture'] == 'adaptformer' and config['model_args']['bottleneck'] == 3
+    assert torch.equal(loaded.eval()(images()), again(images()))
+
+
+def test_adapters_of_a_file_are_not_left_out(tmp_path):
+    model = tune_model(vit(), 'adaptformer(bottleneck=3)')
+    disturb(model)
+    folder = export_model(model, tmp_path / 'export')
+    path = folder / 'model.safetensors'
+
+    words = rf'blocks.0.adapter.*VisionTransformer has none: .* use --model local-dir:{folder} --pretrained'
+    with pytest.raises(UserError, match=words):
+        load_initial_weights(vit(), path)
+
+    other = tune_model(vit(), 'adaptformer(bottleneck=3)')
+    load_initial_weights(other, path)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in other.state_dict().items())
 
 
 @pytest.mark.skipif(not has_peft, reason='needs peft')

@@ -1,6 +1,6 @@
 """Models registered with timm. Importing this package is what registers them."""
 from . import cosine_classifier
-from .adaptformer import add_adapters
+from .adapters import add_adapters
 from .feature_classifier import FeatureClassifier, replace_classifier, set_classifier
 from .resnet_cifar import ResNetCifar
 from .resnet_small import ResNetSmall

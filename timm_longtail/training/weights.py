@@ -317,11 +317,14 @@ def load_initial_weights(model: nn.Module, path: Path):
         path: File of weights, see `read_part`.
 
     Raises:
-        UserError: Nothing fits, or a value that would be taken is not finite.
+        UserError: Nothing fits, a value that would be taken is not finite, or the file has adapters
+            that the model lacks.
     """
     part, stored = read_part(path)
-    weights = _translate(clean_state_dict(stored), model)
+    stored = clean_state_dict(stored)
     own = model.state_dict()
+    _refuse_adapters(stored.keys() - own.keys(), type(model).__name__, path)
+    weights = _translate(stored, model)
     fits = {}
     for name, value in weights.items():
         if name in own and own[name].shape == value.shape:
@@ -342,6 +345,19 @@ def load_initial_weights(model: nn.Module, path: Path):
         f'initial checkpoint: {len(fits)} of {len(own)} tensors from {path}{taken}; '
         f'of another shape: {_shown(other_shape)}; missing: {_shown(own.keys() - weights.keys())}; '
         f'unexpected: {_shown(weights.keys() - own.keys())}')
+
+
+def _refuse_adapters(unexpected: Iterable[str], model_name: str, path: Path):
+    """Refuse weights with adapters for a model without: it would compute something else without them."""
+    adapters = sorted(name for name in unexpected if '.adapter.' in name)
+    if not adapters:
+        return
+
+    is_of_export = path.name == WEIGHTS and path.with_name(CONFIG).is_file()
+    folder = path.parent if is_of_export else 'FOLDER'
+    raise UserError(
+        f'{path} has adapters ({adapters[0]}, …), and {model_name} has none: '
+        f'to start from an export with adapters, use --model local-dir:{folder} --pretrained')
 
 
 def _translate(weights: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:

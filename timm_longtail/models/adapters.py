@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from timm.layers import get_device_dtype
 from timm.models import register_model
+from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn import functional as F
@@ -21,7 +22,7 @@ from ..utils.errors import UserError
 from .feature_classifier import set_classifier
 from .on_backbone import build_on_backbone, describe_on_backbone
 
-__all__ = ['Adapter', 'AdaptedBlock', 'adapters_of', 'add_adapters', 'default_bottleneck']
+__all__ = ['AdaptedBlock', 'AdaptedEvaBlock', 'Adapter', 'adapters_of', 'add_adapters', 'default_bottleneck']
 
 
 class Adapter(nn.Module):
@@ -56,21 +57,9 @@ class Adapter(nn.Module):
 
 
 class AdaptedBlock(Block):
-    """timm's `Block` with an adapter beside its MLP; a block becomes one by `adapt`."""
+    """timm's `Block` with an adapter beside its MLP."""
 
     adapter: Adapter
-
-    @staticmethod
-    def adapt(block: Any, bottleneck: int):
-        """Add an adapter to a block, in place: the names of its parameters stay.
-
-        Args:
-            block: A `Block` of timm.
-            bottleneck: Width R of the adapter.
-        """
-        dim = block.norm1.weight.shape[0]
-        block.__class__ = AdaptedBlock
-        block.adapter = Adapter(dim, bottleneck, **get_device_dtype(block)).train(block.training)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Map tokens [B, N, D] to tokens.
@@ -83,6 +72,44 @@ class AdaptedBlock(Block):
         attended = self.attn(self.norm1(x), *args, **kwargs)
         h = x + self.drop_path1(self.ls1(attended))
         return h + self.drop_path2(self.ls2(self.mlp(self.norm2(h)))) + self.adapter(h)
+
+
+class AdaptedEvaBlock(EvaBlock):
+    """timm's `EvaBlock`, that of EVA, DINOv3 and vision transformers with rotary positions, with an adapter."""
+
+    adapter: Adapter
+
+    def forward(
+            self,
+            x: torch.Tensor,
+            rope: torch.Tensor | None = None,
+            attn_mask: torch.Tensor | None = None,
+            is_causal: bool = False,
+    ) -> torch.Tensor:
+        """Map tokens [B, N, D] to tokens.
+
+        Args:
+            x: Tokens.
+            rope: Rotary positions of the tokens behind the prefix.
+            attn_mask: Mask of the attention.
+            is_causal: Whether a token attends to those before it only.
+        """
+        attended = self.attn(self.norm1(x), rope=rope, attn_mask=attn_mask, is_causal=is_causal)
+        if self.gamma_1 is not None:
+            attended = self.gamma_1 * attended
+        h = x + self.drop_path1(attended)
+
+        mapped = self.mlp(self.norm2(h))
+        if self.gamma_2 is not None:
+            mapped = self.gamma_2 * mapped
+        return h + self.drop_path2(mapped) + self.adapter(h)
+
+
+# a block of timm, and what it becomes
+_ADAPTED: dict[type[nn.Module], type[nn.Module]] = {
+    Block: AdaptedBlock,
+    EvaBlock: AdaptedEvaBlock,
+}
 
 
 def default_bottleneck(num_classes: int, num_blocks: int) -> int:
@@ -102,14 +129,16 @@ def add_adapters(model: nn.Module, bottleneck: int | None = None) -> nn.Module:
     """Give a vision transformer an adapter in each block. Its outputs stay the same to the bit.
 
     Args:
-        model: timm model with a sequence `blocks` of timm's `Block`; changed in place.
+        model: timm model with a sequence `blocks` of timm's `Block` or `EvaBlock`; changed in
+            place.
         bottleneck: Width R of the adapters; None chooses it by the number of classes.
 
     Returns:
         The same model.
 
     Raises:
-        UserError: A model of other blocks, or one that has adapters.
+        UserError: A model of other blocks, one that has adapters, or one without classes to choose
+            a width by.
     """
     timm_model: Any = model  # timm has no class that declares what its models share
     name = type(model).__name__
@@ -117,16 +146,35 @@ def add_adapters(model: nn.Module, bottleneck: int | None = None) -> nn.Module:
         raise UserError(f'{name} has adapters already')
 
     blocks = list(getattr(model, 'blocks', ()))
-    others = [type(block).__name__ for block in blocks if type(block) is not Block]
+    others = [type(block) for block in blocks if type(block) not in _ADAPTED]
     if not blocks or others:
-        found = f'blocks of the kind {others[0]}' if others else 'no blocks'
-        raise UserError(f'adaptformer needs a vision transformer of timm\'s Block, and {name} has {found}')
+        known = ' or '.join(kind.__name__ for kind in _ADAPTED)
+        found = f'blocks of the kind {_qualified(others[0])}' if others else 'no blocks'
+        raise UserError(
+            f'adaptformer needs a vision transformer of timm\'s {known}, and {name} has {found}; '
+            'take lora(layers=...), bias or last_block')
 
     if bottleneck is None:
+        if timm_model.num_classes == 0:
+            raise UserError(
+                f'adaptformer: {name} has no classes to choose the width of the adapters by; '
+                'name one: adaptformer(bottleneck=16)')
         bottleneck = default_bottleneck(timm_model.num_classes, len(blocks))
     for block in blocks:
-        AdaptedBlock.adapt(block, bottleneck)
+        _adapt(block, bottleneck)
     return model
+
+
+def _qualified(kind: type) -> str:
+    """Return the name of a class with that of its file: several files of timm have a `Block`."""
+    return f'{kind.__module__.rpartition(".")[2]}.{kind.__name__}'
+
+
+def _adapt(block: Any, bottleneck: int):
+    """Add an adapter of a width to a block, in place: the names of its parameters stay."""
+    dim = block.norm1.weight.shape[0]
+    block.__class__ = _ADAPTED[type(block)]
+    block.adapter = Adapter(dim, bottleneck, **get_device_dtype(block)).train(block.training)
 
 
 def adapters_of(model: nn.Module) -> list[Adapter]:
