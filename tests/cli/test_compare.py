@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from timm_longtail.cli import compare
 from timm_longtail.export import load_exported
 from timm_longtail.retraining import source
-from timm_longtail.retraining.compared import Compared
+from timm_longtail.retraining.compared import choose_classes
 from timm_longtail.retraining.representation import Representation
 from timm_longtail.utils.errors import UserError
 
@@ -97,7 +97,7 @@ def test_all_are_measured_and_the_one_chosen_is_exported(compared, photos):
 
 def test_a_large_set_is_chosen_on_a_part_of_its_classes(options, tmp_path, monkeypatch, capsys):
     without_figures(monkeypatch)
-    monkeypatch.setattr(compare, 'Compared', partial(Compared, largest=1))
+    monkeypatch.setattr(compare, 'choose_classes', partial(choose_classes, largest=1))
     counts = {'ant': 12, 'bee': 10, 'cow': 8, 'dog': 6, 'elk': 5, 'fox': 4}
     write_classes(tmp_path / 'photos' / 'train', counts)
     write_classes(tmp_path / 'photos' / 'val', dict.fromkeys(counts, 3))

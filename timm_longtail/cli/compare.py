@@ -4,6 +4,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from ..config.data_options import add_data_options
@@ -12,6 +13,7 @@ from ..evaluation.report.page import write_page_of_run
 from ..evaluation.report.reading import PREDICTIONS, UNCALIBRATED
 from ..retraining.classifier import Classifier
 from ..retraining.compare import Compared, Result, calibrate, choose, compare_families, evaluate, finish
+from ..retraining.compared import choose_classes
 from ..retraining.comparison_report import comparison_json, cross_validated_table, recommendation, test_table
 from ..retraining.families import FAMILIES, why_not
 from ..retraining.feature_cache import add_feature_cache, open_cache
@@ -149,6 +151,7 @@ def _compare(
         representation: Representation,
         args: argparse.Namespace,
         prefix: str,
+        classes: torch.Tensor,
 ) -> list[Result]:
     """Cross-validate all classifiers of one model, saying what is left out."""
     names = FAMILIES if 'all' in args.classifiers else args.classifiers
@@ -158,7 +161,7 @@ def _compare(
         print(f'left out: {", ".join(alike)}: {reason}')
 
     started = time.perf_counter()
-    compared = Compared(label, representation, args.folds, args.repeats, args.seed)
+    compared = Compared(label, representation, args.folds, args.repeats, args.seed, classes)
     counts = representation.class_counts
     print(
         f'{label}: features of {len(compared.data.targets)} images, {len(counts)} classes of '
@@ -262,10 +265,11 @@ def main(argv: list[str] | None = None):
         hold_folder(folder)  # each run held its own
 
     # the choice, which the test images have no part in
+    classes = choose_classes(list(representations.values()))
     results = []
     for label, representation in representations.items():
         prefix = f'{label}/' if len(representations) > 1 else ''
-        results += _compare(label, representation, args, prefix)
+        results += _compare(label, representation, args, prefix, classes)
     chosen = choose(results)
     print(f'\n{cross_validated_table(results)}', flush=True)
     calibrate(chosen)
