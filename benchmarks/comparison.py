@@ -61,8 +61,9 @@ def create_features(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tenso
 def compared(values: torch.Tensor, targets: torch.Tensor, args: argparse.Namespace) -> Compared:
     """Return the features as the features of a model."""
     representation = SimpleNamespace(
-        train=SimpleNamespace(values=values, targets=targets), held=None, seen=False,
-        train_set=SimpleNamespace(num_classes=args.classes, shot_counts=torch.bincount(targets).tolist()),
+        train=SimpleNamespace(values=values, targets=targets, index=torch.arange(len(targets))), held=None, seen=False,
+        train_set=SimpleNamespace(
+            num_classes=args.classes, shot_counts=torch.bincount(targets).tolist(), hash='made up', order=0),
         trained_model=SimpleNamespace(name='features'), accelerator=SimpleNamespace(device=torch.device(args.device)),
         stage_1_sampler=lambda: None)
     return Compared('features', representation, num_repeats=2)

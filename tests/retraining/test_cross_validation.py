@@ -12,6 +12,8 @@ from timm_longtail.retraining.cross_validation import (
     cross_validation,
     difference,
     hold_out,
+    mean_accuracy,
+    overall_accuracy,
     stratified_folds,
     variance_factor,
 )
@@ -44,11 +46,21 @@ def test_the_only_image_of_a_class_is_never_held_out():
     assert set(folds[TARGETS == 5]) == {ALWAYS_TRAINED}
 
 
-def test_folds_follow_the_seed_and_not_the_order_of_the_classes():
+def test_folds_follow_the_seed():
     first = stratified_folds(TARGETS, 5, seed=3)
 
     assert np.array_equal(first, stratified_folds(TARGETS, 5, seed=3))
     assert not np.array_equal(first, stratified_folds(TARGETS, 5, seed=4))
+
+
+def test_no_repeat_of_a_seed_is_that_of_another_seed():
+    dealt = [stratified_folds(TARGETS, 5, seed, repeat) for seed in range(3) for repeat in range(3)]
+
+    assert len({folds.tobytes() for folds in dealt}) == 9
+
+
+def test_the_largest_seed_has_repeats():
+    assert len(cross_validation(TARGETS, num_folds=2, num_repeats=2, seed=2 ** 32 - 1)) == 4
 
 
 @pytest.mark.parametrize('repeats', [1, 3])
@@ -90,8 +102,8 @@ def test_a_hold_out_is_one_split():
     assert split.measure.tolist() == [3, 4]
 
 
-def accuracy(correct: list[float], targets: list[int]) -> Accuracy:
-    return Accuracy(torch.tensor(correct, dtype=torch.float64), torch.tensor(targets))
+def accuracy(correct: list[float], targets: list[int], images: str = 'the same') -> Accuracy:
+    return Accuracy(torch.tensor(correct, dtype=torch.float64), torch.tensor(targets), images)
 
 
 def test_balanced_accuracy_and_its_error_by_hand():
@@ -102,6 +114,30 @@ def test_balanced_accuracy_and_its_error_by_hand():
     variance = first * (1 - first) / 4 + second * (1 - second) / 1
     assert mean == pytest.approx(100 * (3 / 4 + 1) / 2)
     assert error == pytest.approx(100 * math.sqrt(variance) / 2)
+
+
+def test_the_mean_of_repeats_is_that_of_each_image():
+    first, second = accuracy([1, 0, 1], [0, 0, 1]), accuracy([0, 0, 1], [0, 0, 1])
+
+    mean = mean_accuracy([first, second])
+
+    assert mean.correct.tolist() == [0.5, 0, 1]
+    assert (mean.targets.tolist(), mean.images) == ([0, 0, 1], first.images)
+    with pytest.raises(ValueError, match='different images'):
+        mean_accuracy([first, accuracy([0, 0, 1], [0, 0, 1], 'others')])
+
+
+def test_the_share_of_all_images_and_its_error_by_hand():
+    recall, count = torch.tensor([0.75, 0.5, 1.0], dtype=torch.float64), torch.tensor([4.0, 0, 1], dtype=torch.float64)
+
+    mean, error = overall_accuracy(recall, count)
+
+    # 3 of 4 and 1 of 1
+    first, second = (3 + 1) / (4 + 2), (1 + 1) / (1 + 2)
+    variance = (4 * first * (1 - first) + second * (1 - second)) / 5 ** 2
+    assert mean == pytest.approx(100 * 4 / 5)
+    assert error == pytest.approx(100 * math.sqrt(variance))
+    assert overall_accuracy(recall, torch.zeros_like(count)) is None
 
 
 def test_the_error_of_some_classes():
@@ -144,13 +180,41 @@ def test_a_difference_on_the_same_images_has_a_smaller_error():
 def test_a_difference_by_hand():
     better, other = accuracy([1, 1, 1, 0], [0, 0, 1, 1]), accuracy([1, 0, 1, 0], [0, 0, 1, 1])
 
-    # class 0 has the differences 0 and 1, of variance 1 / 4, over n - 1; class 1 has none
+    # class 0 has the differences 0 and 1, of mean square 1 / 2, over n; class 1 has none
     assert difference(better, other) == pytest.approx((25.0, 100 * math.sqrt(1 / 4) / 2))
     assert difference(better, better) == (0, 0)
 
 
-def test_a_difference_on_other_images_adds_both_errors():
-    better, other = accuracy([1, 1, 0], [0, 0, 1]), accuracy([1, 0], [0, 1])
+def test_a_class_of_one_image_can_be_luck():
+    """So can a class of two images that are both right for one classifier alone."""
+    targets = [0, 1, 1, 2, 2, 2, 2]
+    better, other = accuracy([1, 1, 1, 1, 1, 1, 0], targets), accuracy([0, 0, 0, 1, 1, 1, 0], targets)
+
+    gap, error = difference(better, other)
+
+    assert gap == pytest.approx(100 * 2 / 3)
+    assert error == pytest.approx(100 * math.sqrt(1 + 1 / 2) / 3)
+
+
+def test_equally_good_classifiers_seldom_differ_by_more_than_the_error():
+    """One error to one side is passed by a sixth of all draws, on classes of one to four images too."""
+    random = np.random.default_rng(0)
+    targets = np.repeat(np.arange(20), [1] * 10 + [2] * 6 + [4] * 4)
+
+    num_better = 0
+    for _ in range(2000):
+        is_hard = random.random(len(targets)) < 0.4
+        first, second = (
+            accuracy((is_hard ^ (random.random(len(targets)) < 0.2)).tolist(), targets.tolist()) for _ in range(2))
+        gap, error = difference(first, second)
+        num_better += gap > error + 1e-9
+
+    assert num_better / 2000 < 0.2
+
+
+@pytest.mark.parametrize('targets', [[0, 1], [0, 0, 1]], ids=['other classes', 'the same classes'])
+def test_a_difference_on_other_images_adds_both_errors(targets):
+    better, other = accuracy([1, 1, 0], [0, 0, 1]), accuracy([1, 0, 0][:len(targets)], targets, 'others')
 
     expected = math.hypot(better.of_classes()[1], other.of_classes()[1])
     assert difference(better, other) == pytest.approx((better.balanced - other.balanced, expected))
@@ -161,7 +225,8 @@ def test_the_luck_of_the_best_of_many_is_taken_back():
     generator = torch.Generator().manual_seed(0)
     targets = torch.repeat_interleave(torch.arange(6), torch.tensor([60, 40, 20, 10, 6, 4]))
     settings = [
-        Accuracy((torch.rand(len(targets), generator=generator) < 0.6).double(), targets) for _ in range(60)]
+        Accuracy((torch.rand(len(targets), generator=generator) < 0.6).double(), targets, 'the same')
+        for _ in range(60)]
 
     best = max(setting.balanced for setting in settings)
     _, recall = corrected_recalls(settings)
@@ -172,8 +237,8 @@ def test_the_luck_of_the_best_of_many_is_taken_back():
 
 def test_a_setting_that_is_better_by_far_keeps_its_accuracy():
     targets = torch.repeat_interleave(torch.arange(3), torch.tensor([40, 20, 8]))
-    good = Accuracy((torch.arange(68) % 4 > 0).double(), targets)
-    bad = Accuracy((torch.arange(68) % 4 == 0).double(), targets)
+    good = Accuracy((torch.arange(68) % 4 > 0).double(), targets, 'the same')
+    bad = Accuracy((torch.arange(68) % 4 == 0).double(), targets, 'the same')
 
     count, recall = corrected_recalls([bad, good])
 

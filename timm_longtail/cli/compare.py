@@ -1,9 +1,10 @@
-"""`timm-longtail compare`: which classifier is best for given data, chosen by cross-validation, and its export."""
+"""`timm-longtail compare`: which classifier is best for given data, chosen without the test set, and its export."""
 import argparse
 import sys
 import time
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from ..config.data_options import add_data_options
@@ -12,7 +13,14 @@ from ..evaluation.report.page import write_page_of_run
 from ..evaluation.report.reading import PREDICTIONS, UNCALIBRATED
 from ..retraining.classifier import Classifier
 from ..retraining.compare import Compared, Result, calibrate, choose, compare_families, evaluate, finish
-from ..retraining.comparison_report import comparison_json, cross_validated_table, recommendation, test_table
+from ..retraining.compared import choose_classes
+from ..retraining.comparison_report import (
+    chosen_how,
+    comparison_json,
+    cross_validated_table,
+    recommendation,
+    test_table,
+)
 from ..retraining.families import FAMILIES, why_not
 from ..retraining.feature_cache import add_feature_cache, open_cache
 from ..retraining.figures import draw_comparison
@@ -23,7 +31,7 @@ from ..retraining.trained_model import named_data
 from ..training.accelerator import create_accelerator
 from ..training.provenance import validate_command
 from ..utils.errors import UserError, one_line, unknown_name
-from ..utils.files import require_place, write_json
+from ..utils.files import BEST, LAST, require_place, write_json
 from ..utils.output_lock import hold_folder
 from ..utils.ranges import Number
 from .compare_training import require_trainable, train_methods
@@ -100,6 +108,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     # methods that are trained
     if args.train and len(args.sources) > 1:
         raise UserError('--train is for one model')
+    if len(set(args.train)) < len(args.train):
+        raise UserError('--train: a method is named twice')
     if args.train:
         require_trainable(args, Path(args.output) / 'train')
         if args.val_fraction is None:
@@ -136,12 +146,35 @@ def _labels(sources: list[str]) -> list[str]:
 
 
 def _require_same_images(representations: dict[str, Representation]):
-    """Raise a `UserError` where models would be tested on different images."""
-    tests = {label: representation.test_set.hash for label, representation in representations.items()}
-    first = next(iter(tests))
-    for label, digest in tests.items():
-        if digest != tests[first]:
-            raise UserError(f'{first} and {label} have other test images: name the data for both by --dataset')
+    """Raise a `UserError` where models would be tested on different images, or on different classes."""
+    first, *others = representations
+    one = representations[first]
+    for label in others:
+        other = representations[label]
+        differ = ''
+        if other.test_set.hash != one.test_set.hash:
+            differ = 'test images'
+        elif other.train_set.num_classes != one.train_set.num_classes:
+            differ = 'classes'
+        if differ:
+            raise UserError(f'{first} and {label} have other {differ}: name the data for both by --dataset')
+
+
+def _compute_features(representations: dict[str, Representation]):
+    """Compute the features of all images, and say of how many.
+
+    Those of test images, too: one that cannot be read ends the command here, and not after hours.
+    What their classes are is asked after the choice only.
+    """
+    for label, representation in representations.items():
+        started = time.perf_counter()
+        train, held, test = representation.train, representation.held, representation.test
+        num_images = len(train.targets) + (0 if held is None else len(held.targets))
+        counts = representation.class_counts
+        print(
+            f'{label}: features of {num_images} images, {len(counts)} classes of {max(counts)} to {min(counts)}, and '
+            f'of {len(test.targets)} test images; {time.perf_counter() - started:.1f} s',
+            flush=True)
 
 
 def _compare(
@@ -149,8 +182,17 @@ def _compare(
         representation: Representation,
         args: argparse.Namespace,
         prefix: str,
+        classes: torch.Tensor,
 ) -> list[Result]:
-    """Cross-validate all classifiers of one model, saying what is left out."""
+    """Cross-validate all classifiers of one model, saying what is left out.
+
+    Args:
+        label: What the model is called.
+        representation: Model and data.
+        args: Options.
+        prefix: Stands before the names of its classifiers.
+        classes: Classes that settings are chosen on.
+    """
     names = FAMILIES if 'all' in args.classifiers else args.classifiers
     refused = {name: why_not(FAMILIES[name], representation) for name in names}
     for reason in dict.fromkeys(reason for reason in refused.values() if reason is not None):
@@ -158,19 +200,17 @@ def _compare(
         print(f'left out: {", ".join(alike)}: {reason}')
 
     started = time.perf_counter()
-    compared = Compared(label, representation, args.folds, args.repeats, args.seed)
-    counts = representation.class_counts
-    print(
-        f'{label}: features of {len(compared.data.targets)} images, {len(counts)} classes of '
-        f'{max(counts)} to {min(counts)}; {time.perf_counter() - started:.1f} s',
-        flush=True)
-
+    compared = Compared(label, representation, args.folds, args.repeats, args.seed, classes)
+    if Path(representation.args.source).name == BEST and representation.seen and compared.uses_hold_out:
+        print(
+            f'{label}: this epoch was chosen on the hold-out, so that its figures there are too high; those of {LAST} '
+            'are not',
+            flush=True)
     if compared.chooses_on_part:
         print(
-            f'{label}: settings are chosen on {len(compared.trial.classes)} of the {len(counts)} classes, which are '
+            f'{label}: settings are chosen on {len(classes)} of the {compared.data.num_classes} classes, which are '
             'easier to tell apart than all of them')
 
-    started = time.perf_counter()
     families = {name: FAMILIES[name] for name in FAMILIES if name in refused and refused[name] is None}
     results = list(compare_families(compared, families, prefix))
     print(f'{label}: {_how(compared)}; {time.perf_counter() - started:.1f} s', flush=True)
@@ -182,7 +222,8 @@ def _how(compared: Compared) -> str:
     if compared.uses_hold_out:
         return f'measured on {len(compared.trial.splits[0].measure)} images that are held out'
 
-    counts = compared.representation.class_counts
+    all_counts = compared.representation.class_counts
+    counts = [all_counts[label] for label in compared.trial.classes]
     num_rare = sum(1 < count < compared.num_folds for count in counts)
     num_single = counts.count(1)
     words = f'{compared.num_folds} folds'
@@ -200,15 +241,16 @@ def _export(result: Result, folder: Path) -> str:
     figures = {name: value for name, value in result.test.items() if name != 'intervals'}
     mean, error = result.expected
     figures['intervals'] = {name: list(ends) for name, ends in result.test['intervals'].items() if ends}
-    figures['cross_validated'] = {
+    figures['expected'] = {
+        'chosen': chosen_how(result.compared),
         'balanced': mean,
         'standard_error': error,
-        'ece_before': result.ece[0],
-        'ece': result.ece[1],
+        'balanced_ece_before': result.ece[0],
+        'balanced_ece': result.ece[1],
     }
     options = {**result.options, 'temperature': result.temperature}
     name = result.name.rpartition('/')[2]
-    classifier = Classifier(name, result.module, options=options, note='chosen by cross-validation')
+    classifier = Classifier(name, result.module, options=options, note=f'chosen {chosen_how(result.compared)}')
     return export_classifier(folder, classifier, result.compared.representation, figures)
 
 
@@ -226,12 +268,12 @@ def _report(chosen: Result, folder: Path):
 
 
 def _calibration(result: Result) -> str:
-    """Return what the temperature has brought."""
+    """Return what the temperature has brought, each class weighing the same."""
     before, after = result.ece
-    test_before, test_after = result.test.get('ece_before', result.test['ece']), result.test['ece']
+    test_before, test_after = result.test['balanced_ece_before'], result.test['balanced_ece']
     return (
-        f'temperature {result.temperature:.3g}: calibration error {before:.1f} before and {after:.1f} after on the '
-        f'images measured, {test_before:.1f} and {test_after:.1f} on the test set')
+        f'temperature {result.temperature:.3g}: balanced calibration error {before:.1f} before and {after:.1f} after '
+        f'on the images measured, {test_before:.1f} and {test_after:.1f} on the test set')
 
 
 def main(argv: list[str] | None = None):
@@ -253,30 +295,35 @@ def main(argv: list[str] | None = None):
     _require_same_images(representations)
     folder = Path(args.output)
     hold_folder(folder)
+    _compute_features(representations)
 
     # methods to compare with become models of their own, named by the method
     if args.train:
-        start = representations[labels[0]].trained_model
-        for run in train_methods(args, start, folder / 'train'):
-            representations[run.name] = _open(str(run), args, accelerator)
+        start = representations[labels[0]]
+        runs = train_methods(args, start, folder / 'train')
+        trained = {f'train/{run.name}': _open(str(run), args, accelerator) for run in runs}
+        _compute_features(trained)
+        representations.update(trained)
         hold_folder(folder)  # each run held its own
 
     # the choice, which the test images have no part in
+    classes = choose_classes(list(representations.values()))
     results = []
     for label, representation in representations.items():
         prefix = f'{label}/' if len(representations) > 1 else ''
-        results += _compare(label, representation, args, prefix)
+        results += _compare(label, representation, args, prefix, classes)
     chosen = choose(results)
     print(f'\n{cross_validated_table(results)}', flush=True)
     calibrate(chosen)
     print(f'\n{recommendation(results, chosen)}', flush=True)
 
-    # only now the test images are read
+    # only now the test set is looked at
     for result in results:
         finish(result)
         evaluate(result, result.compared.representation.test)
     print(f'\n{test_table(results, chosen)}')
-    print('95 % intervals over test images; * was chosen before the test set was read')
+    print('95 % intervals over test images; * was chosen without them')
+    print('All: each image counts the same; Balanced: each class')
 
     content = comparison_json(results, chosen)
     reason = _export(chosen, folder)

@@ -6,11 +6,15 @@ from pathlib import Path
 
 from ..config.data_options import data_words
 from ..methods import method_class
-from ..retraining.trained_model import TrainedModel, named_data
+from ..retraining.representation import Representation
+from ..retraining.trained_model import named_data
 from ..utils.errors import UserError
 from . import train
 
 __all__ = ['require_trainable', 'train_methods']
+
+# images of a batch of `train`, where no other number is given
+_DEFAULT_BATCH_SIZE = 128
 
 
 def require_trainable(args: argparse.Namespace, folder: Path):
@@ -33,30 +37,31 @@ def require_trainable(args: argparse.Namespace, folder: Path):
             raise UserError(f'--train {method}: {folder / method} is there already; name another --output')
 
 
-def train_methods(args: argparse.Namespace, trained_model: TrainedModel, folder: Path) -> list[Path]:
+def train_methods(args: argparse.Namespace, start: Representation, folder: Path) -> list[Path]:
     """Train the model by each method, from its weights and without the hold-out.
 
     Args:
         args: Options of `compare`.
-        trained_model: Model to start from.
+        start: Model to start from, and its data.
         folder: Folder of the runs.
 
     Returns:
         Output folder of each run.
     """
     # what all have in common; typed options come last, and win
-    data = data_words(*named_data(args, trained_model))
+    data = data_words(*named_data(args, start.trained_model))
+    typed = shlex.split(args.train_args)
     common = [
-        '--model', trained_model.name,
+        '--model', start.trained_model.name,
         *_weights(args),
         *data,
         '--val-fraction', str(args.val_fraction),
         *_input(args),
+        *_batch_size(len(start.train_set), typed),
         '--seed', str(args.seed),
         '--no-recipe',
         '--output', str(folder),
     ]
-    typed = shlex.split(args.train_args)
 
     for method in args.train:
         print(f'\n{method}', flush=True)
@@ -82,6 +87,14 @@ def _input(args: argparse.Namespace) -> list[str]:
     if args.workers is not None:
         words += ['--workers', str(args.workers)]
     return words
+
+
+def _batch_size(num_images: int, typed: list[str]) -> list[str]:
+    """Return the options that make a small set one batch, of which an epoch needs one."""
+    is_given = any(word.startswith('--global-batch-size') for word in typed)
+    if num_images >= _DEFAULT_BATCH_SIZE or is_given:
+        return []
+    return ['--batch-size', str(num_images)]
 
 
 def _epochs(method: str, epochs: int) -> int:

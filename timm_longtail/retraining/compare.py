@@ -4,8 +4,9 @@ anything tested.
 Shapes: N images that are fitted and measured on, M of them measured, C classes, D width of the
 features.
 """
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,7 +19,15 @@ from ..utils.errors import UserError
 from ..utils.progress import progress
 from .calibration import class_balanced_ece, fit_temperature
 from .compared import Compared
-from .cross_validation import Accuracy, corrected_recalls, difference, mean_recall
+from .cross_validation import (
+    Accuracy,
+    Split,
+    corrected_recalls,
+    difference,
+    mean_accuracy,
+    mean_recall,
+    overall_accuracy,
+)
 from .families import FAMILIES, REFERENCE, Family, LinearRule
 from .representation import Features
 
@@ -30,6 +39,7 @@ __all__ = [
     'choose',
     'choose_setting',
     'compare_families',
+    'contenders',
     'evaluate',
     'finish',
     'lead',
@@ -56,10 +66,10 @@ class Result:
             chosen, by `calibrate`.
         rule: Classifier, fitted on all training images; None until `finish`.
         temperature: Divisor of its logits; 1 until `calibrate`.
-        ece: Calibration error on the images measured, before and after, in percent; None until
-            `calibrate`.
+        ece: Calibration error on the images measured, before and after, in percent, each class
+            weighing the same; None until `calibrate`.
         test: Figures on the test set, with `intervals`; of a calibrated classifier `ece_before`,
-            too. None until `evaluate`.
+            too, and `balanced_ece_before` and `balanced_ece`, as `ece` here. None until `evaluate`.
     """
     name: str
     family: Family
@@ -81,9 +91,14 @@ class Result:
         return self.rule.folded(self.compared.data.scale, self.temperature)
 
     def cross_validated(self) -> dict[str, tuple[float, float] | None]:
-        """Return mean recall and its standard error in percent, of all classes (`balanced`) and of each group."""
+        """Return accuracies to expect and their standard errors in percent.
+
+        `all` counts each image the same, `balanced` each class, and a group the same each of its
+        classes.
+        """
         groups = shot_groups(self.compared.representation.train_set.shot_counts)
         return {
+            'all': overall_accuracy(self.recall, self.count),
             'balanced': mean_recall(self.recall, self.count),
             **{name: mean_recall(self.recall, self.count, groups[name]) for name in GROUPS},
         }
@@ -110,7 +125,7 @@ def compare_families(compared: Compared, families: dict[str, Family], prefix: st
         prefix: Stands before each name, where there are several models.
     """
     for name, family in progress(families.items(), 'cross-validation', len(families), unit='classifier'):
-        settings = list(_measure(compared, family))
+        settings = _measure(compared, family)
         setting, rivals = choose_setting(settings, family.usual_tau, compared.variance_factor)
         count, recall = corrected_recalls([one.accuracy for one in rivals])
         yield Result(
@@ -166,34 +181,72 @@ def _measured(setting: Setting) -> float:
     return setting.accuracy.balanced
 
 
-def _measure(compared: Compared, family: Family) -> Iterator[Setting]:
-    """Yield the settings of a family, until they get worse and worse."""
-    data, splits = compared.trial.data, compared.trial.splits
-    all_targets = compared.trial.classes[data.targets.cpu()]
-    measured = torch.cat([split.measure for split in splits])
-    times = torch.bincount(measured, minlength=len(data.targets))
-    rows = times.nonzero()[:, 0]
+def _measure(compared: Compared, family: Family) -> list[Setting]:
+    """Return the settings of a family, until they get worse and worse in the first repeat."""
+    first, *others = compared.trial.repeats
+    repeats = [_measure_once(compared, family, first)]
+    num_steps = 1 + repeats[0][-1].position
+    for splits in others:
+        repeats.append(_measure_once(compared, family, splits, num_steps))
 
+    settings = []
+    for alike in zip(*repeats, strict=True):
+        accuracy = mean_accuracy([setting.accuracy for setting in alike])
+        settings.append(replace(alike[0], accuracy=accuracy))
+    return settings
+
+
+def _measure_once(
+        compared: Compared,
+        family: Family,
+        splits: Sequence[Split],
+        num_steps: int | None = None,
+) -> list[Setting]:
+    """Return the settings of a family in one repeat, whose folds are let go at the end.
+
+    Args:
+        compared: Model and data.
+        family: Kind of classifier.
+        splits: Folds of the repeat.
+        num_steps: How far to go on the path; None goes on until settings get worse and worse.
+    """
+    settings: list[Setting] = []
     best, num_worse = None, 0
-    paths = [compared.candidates(family, data.take(split.fit)) for split in splits]  # all go forward step by step
-    for position, steps in enumerate(zip(*paths)):
-        correct = torch.zeros(len(steps[0]), len(data.targets), dtype=torch.float64)
-        for split, rules in zip(splits, steps):
-            features, targets = data.values[split.measure], data.targets[split.measure]
-            for row, rule in zip(correct, rules):
-                row[split.measure] += (rule.logits(features).argmax(dim=1) == targets).double().cpu()
+    for step in islice(_steps(compared, family, splits), num_steps):
+        settings += step
 
-        found = [Accuracy(row[rows] / times[rows], all_targets[rows]) for row in correct]
-        for rule, accuracy in zip(steps[0], found):
-            yield Setting(position, rule.options, accuracy)
-
-        step_best = max(found, key=lambda accuracy: accuracy.balanced)
-        if best is None or step_best.balanced > best.balanced:
+        step_best = max(step, key=_measured)
+        if best is None or _measured(step_best) > _measured(best):
             best, num_worse = step_best, 0
         else:
-            num_worse += not _may_be_chance(*difference(best, step_best))
-        if num_worse == _PATIENCE:
-            return
+            gap, error = difference(best.accuracy, step_best.accuracy, compared.variance_factor)
+            num_worse += not _may_be_chance(gap, error)
+        if num_steps is None and num_worse == _PATIENCE:
+            break
+    return settings
+
+
+def _steps(compared: Compared, family: Family, splits: Sequence[Split]) -> Iterator[list[Setting]]:
+    """Yield the settings of each step on the path of a family, measured in one repeat.
+
+    All folds go forward step by step, so that the features of all of them are held at once.
+    """
+    data = compared.trial.data
+    measured = torch.cat([split.measure for split in splits]).sort().values
+    targets = compared.trial.classes[data.targets.cpu()[measured]]
+    images = compared.images_of(compared.trial.rows[measured])
+
+    paths = [compared.candidates(family, data.take(split.fit)) for split in splits]
+    for position, rules_of_folds in enumerate(zip(*paths)):
+        options = [rule.options for rule in rules_of_folds[0]]
+        correct = torch.zeros(len(options), len(data.targets), dtype=torch.float64)
+        for split, rules in zip(splits, rules_of_folds):
+            features, labels = data.values[split.measure], data.targets[split.measure]
+            for row, rule in zip(correct, rules):
+                row[split.measure] = (rule.logits(features).argmax(dim=1) == labels).double().cpu()
+
+        accuracies = [Accuracy(row[measured], targets, images) for row in correct]
+        yield [Setting(position, *found) for found in zip(options, accuracies)]
 
 
 def choose(results: list[Result]) -> Result:
@@ -205,22 +258,42 @@ def choose(results: list[Result]) -> Result:
     worth no points; but the best of many measured accuracies is partly luck, and this family is the
     best one known beforehand. Where it is not there, the best accuracy decides.
 
-    The error is that of the difference on the same images.
+    The error is that of the difference on the same images. See `contenders` for what is left aside.
 
     Args:
-        results: Of all families and models.
+        results: Of all families and models, on the same classes.
 
     Raises:
         UserError: There are none.
+        ValueError: They were measured on different classes.
     """
     if not results:
         raise UserError('there is no classifier to choose from')
+    _require_same_classes(results)
 
-    best = max(results, key=lambda result: result.balanced)
-    for result in results:
+    among = contenders(results)
+    best = max(among, key=lambda result: result.balanced)
+    for result in among:
         if result.compared is best.compared and result.family is FAMILIES[REFERENCE]:
             return result if _may_be_chance(*lead(best, result)) else best
     return best
+
+
+def contenders(results: list[Result]) -> list[Result]:
+    """Return what is chosen among: results on images that their model was not trained on, if there are any.
+
+    Those on images that it was trained on are too high, by more than classifiers differ.
+
+    Args:
+        results: Of all families and models.
+    """
+    return [result for result in results if not result.compared.is_optimistic] or results
+
+
+def _require_same_classes(results: Sequence[Result]):
+    first, *others = (result.compared.trial.classes for result in results)
+    if not all(torch.equal(classes, first) for classes in others):
+        raise ValueError('results on different classes cannot be compared: make each Compared of the same ones')
 
 
 def lead(better: Result, other: Result) -> tuple[float, float]:
@@ -228,8 +301,12 @@ def lead(better: Result, other: Result) -> tuple[float, float]:
 
     Args:
         better: One result.
-        other: Another one.
+        other: Another one, on the same classes.
+
+    Raises:
+        ValueError: They were measured on different classes.
     """
+    _require_same_classes([better, other])
     factor = max(better.compared.variance_factor, other.compared.variance_factor)
     _, error = difference(better.accuracy, other.accuracy, factor)
     return better.balanced - other.balanced, error
@@ -259,6 +336,7 @@ def calibrate(result: Result):
         logits.append(rule.logits(data.values[split.measure]))
         targets.append(data.targets[split.measure])
     logits, targets = torch.cat(logits), torch.cat(targets)
+    measured = torch.cat([split.measure for split in splits])
 
     result.temperature = fit_temperature(logits, targets)
     result.ece = (
@@ -267,7 +345,7 @@ def calibrate(result: Result):
     )
     if compared.chooses_on_part:
         correct = logits.argmax(dim=1) == targets
-        result.complete = Accuracy(correct.double().cpu(), targets.cpu())
+        result.complete = Accuracy(correct.double().cpu(), targets.cpu(), compared.images_of(measured))
 
 
 def _at(result: Result, rows: torch.Tensor) -> LinearRule:
@@ -287,6 +365,10 @@ def evaluate(result: Result, features: Features):
     figures = features.evaluate(result.module)
     figures['intervals'] = bootstrap_intervals(
         figures['class_correct'], figures['class_total'], features.shot_counts)
-    if result.temperature != 1:
-        figures['ece_before'] = features.evaluate(result.rule.folded(result.compared.data.scale))['ece']
+
+    if result.ece is not None:
+        uncalibrated = result.rule.folded(result.compared.data.scale)
+        figures['ece_before'] = features.evaluate(uncalibrated)['ece']
+        figures['balanced_ece_before'] = class_balanced_ece(features.logits(uncalibrated), features.targets)
+        figures['balanced_ece'] = class_balanced_ece(features.logits(result.module), features.targets)
     result.test = figures

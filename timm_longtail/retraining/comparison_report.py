@@ -2,16 +2,16 @@
 from typing import Any
 
 from ..evaluation.tables import GROUPS
-from .compare import Result, lead
+from .compare import Result, contenders, lead
+from .compared import Compared
 
-__all__ = ['comparison_json', 'cross_validated_table', 'recommendation', 'test_table']
+__all__ = ['chosen_how', 'comparison_json', 'cross_validated_table', 'recommendation', 'test_table']
 
-_COLUMNS = ('balanced', *GROUPS)
+_COLUMNS = ('all', 'balanced', *GROUPS)
 
 
 def cross_validated_table(results: list[Result]) -> str:
-    """Return the cross-validated mean recall of all classes and of each group, with standard
-    errors, as Markdown.
+    """Return accuracies on images that were not fitted on, with standard errors, as Markdown.
 
     Args:
         results: In the order of the rows.
@@ -21,7 +21,15 @@ def cross_validated_table(results: list[Result]) -> str:
         figures = result.cross_validated()
         cells = [_with_error(figures[name]) for name in _COLUMNS]
         rows.append([result.name, *cells, _settings(result.options)])
-    return _table(['cross-validated', *map(str.capitalize, _COLUMNS), 'Setting'], rows)
+    return _table([_measured_how(results), *map(str.capitalize, _COLUMNS), 'Setting'], rows)
+
+
+def _measured_how(results: list[Result]) -> str:
+    """Return what stands above the names of classifiers: they are measured alike, or not."""
+    with_hold_out = {result.compared.uses_hold_out for result in results}
+    if len(with_hold_out) > 1:
+        return 'not fitted on'
+    return 'hold-out' if with_hold_out.pop() else 'cross-validated'
 
 
 def test_table(results: list[Result], chosen: Result) -> str:
@@ -31,13 +39,12 @@ def test_table(results: list[Result], chosen: Result) -> str:
         results: In the order of the rows, each after `evaluate`.
         chosen: The one that was chosen, which is marked.
     """
-    names = ('all', *GROUPS)
     rows = []
     for result in results:
-        cells = [_with_interval(result.test[name], result.test['intervals'][name]) for name in names]
+        cells = [_with_interval(result.test[name], result.test['intervals'][name]) for name in _COLUMNS]
         mark = ' *' if result is chosen else ''
         rows.append([result.name + mark, *cells])
-    return _table(['test set', *map(str.capitalize, names)], rows)
+    return _table(['test set', *map(str.capitalize, _COLUMNS)], rows)
 
 
 def _with_error(figure: tuple[float, float] | None) -> str:
@@ -71,8 +78,20 @@ def _table(titles: list[str], rows: list[list[str]]) -> str:
     return '\n'.join(lines)
 
 
+def chosen_how(compared: Compared) -> str:
+    """Return what the settings of classifiers were chosen by, in words that go on after `chosen`.
+
+    Args:
+        compared: Model and data.
+    """
+    how = 'on the hold-out' if compared.uses_hold_out else 'by cross-validation'
+    if compared.chooses_on_part:
+        how += f', on {len(compared.trial.classes)} of the {compared.data.num_classes} classes'
+    return how
+
+
 def recommendation(results: list[Result], chosen: Result) -> str:
-    """Return in a sentence or two what to use, how good it is and how sure that is.
+    """Return in a few sentences what to use, how good it is and how sure that is.
 
     Args:
         results: All results.
@@ -88,24 +107,37 @@ def recommendation(results: list[Result], chosen: Result) -> str:
     lines = [
         f'Use {chosen.name}, {chosen.family.title}{settings}: balanced accuracy {mean:.1f} ± {error:.1f} {how}.']
 
-    others = [result for result in results if result is not chosen]
+    among = contenders(results)
+    others = [result for result in among if result is not chosen]
     if others:
         second = max(others, key=lambda result: result.balanced)
-        gap, error = lead(second, chosen)
-        # differences are known on the classes that settings were chosen on
-        where = ' on the part of the classes' if chosen.complete is not None else ''
-        if gap <= 0:
-            lines.append(f'The next, {second.name}, is {-gap:.1f} ± {error:.1f} below it{where}.')
-        else:
-            lines.append(
-                f'{second.name} is {gap:.1f} ± {error:.1f} above it{where}, which may be luck: another classifier must '
-                'be better by more than the standard error.')
+        lines.append(_beside(second, chosen))
 
+    left_aside = [result for result in results if result.compared.is_optimistic]
+    if left_aside and not chosen.compared.is_optimistic:
+        labels = dict.fromkeys(result.compared.label for result in left_aside)
+        lines.append(f'Left aside, measured on images that the model was trained on: {", ".join(labels)}.')
     if chosen.compared.is_optimistic:
         lines.append(
             'The model was trained on these very images, so that all figures but those of the test set are too high; '
             'train with --val-fraction to choose on images that it has not seen.')
     return ' '.join(lines)
+
+
+def _beside(second: Result, chosen: Result) -> str:
+    """Return how far apart the chosen classifier and the next one are."""
+    gap, error = lead(second, chosen)
+    size = f'{abs(gap):.1f} ± {error:.1f}'
+
+    # differences are known on the classes that settings were chosen on
+    where = ' on the part of the classes' if chosen.complete is not None else ''
+    if f'{abs(gap):.1f}' == '0.0':
+        return f'The next, {second.name}, is as good{where}: the difference is {size}.'
+    if gap < 0:
+        return f'The next, {second.name}, is {size} below it{where}.'
+    return (
+        f'{second.name} is {size} above it{where}, which may be luck: another classifier must be better by more than '
+        'the standard error.')
 
 
 def comparison_json(results: list[Result], chosen: Result) -> dict[str, Any]:
@@ -115,8 +147,9 @@ def comparison_json(results: list[Result], chosen: Result) -> dict[str, Any]:
     setting, `cv_uncorrected` without that, `cv_se` the standard error,
     `test` the balanced accuracy on the test set. `cv` is of the `cv_classes` classes that settings
     were chosen on, `cv_all_classes` and its standard error of all of them, null but for the one
-    chosen from a part of the classes. `temperature` is 1 and `cv_ece`, before and after,
-    null where nothing was calibrated.
+    chosen from a part of the classes. `cv_groups` has `cv` and its standard error, too, the share of
+    all images, and the same of each group. `temperature` is 1 and `cv_ece`, before and after, each
+    class weighing the same, null where nothing was calibrated.
 
     Args:
         results: Each after `evaluate`.

@@ -20,8 +20,10 @@ __all__ = [
     'cross_validation',
     'corrected_recalls',
     'difference',
+    'mean_accuracy',
     'mean_recall',
     'hold_out',
+    'overall_accuracy',
     'stratified_folds',
     'variance_factor',
 ]
@@ -30,7 +32,12 @@ ALWAYS_TRAINED = -1
 """Fold of an image that is never held out: the only one of its class."""
 
 
-def stratified_folds(targets: Sequence[int], num_folds: int, seed: int = 0) -> np.ndarray:
+def stratified_folds(
+        targets: Sequence[int],
+        num_folds: int,
+        seed: int = 0,
+        repeat: int = 0,
+) -> np.ndarray:
     """Deal the images of each class over the folds in turn, as cards are dealt.
 
     A class with n >= K images has n / K of them in each fold, up to one. A class with 1 < n < K
@@ -43,6 +50,7 @@ def stratified_folds(targets: Sequence[int], num_folds: int, seed: int = 0) -> n
         targets: Class of each image [N].
         num_folds: K, at least 2.
         seed: Seed of the order within each class.
+        repeat: Which time the images are dealt; each has an order of its own.
 
     Returns:
         Fold of each image, int64 [N]; `ALWAYS_TRAINED` for the only image of a class.
@@ -54,7 +62,7 @@ def stratified_folds(targets: Sequence[int], num_folds: int, seed: int = 0) -> n
         raise UserError(f'cross-validation needs two folds or more, got {num_folds}')
 
     targets = np.asarray(targets)
-    random = rng.generator(seed, purpose='folds')
+    random = rng.generator(seed, epoch=repeat, purpose='folds')
     folds = np.full(len(targets), ALWAYS_TRAINED, np.int64)
     dealt = 0
     for label in np.unique(targets):
@@ -103,7 +111,7 @@ def cross_validation(
 
     splits: list[Split] = []
     for repeat in range(num_repeats):
-        splits += _splits_of(stratified_folds(targets, num_folds, seed + repeat))
+        splits += _splits_of(stratified_folds(targets, num_folds, seed, repeat))
     return splits
 
 
@@ -134,9 +142,11 @@ class Accuracy:
         correct: Share of the times that an image was measured in which it was classified correctly,
             float64 [M].
         targets: Class of each of these images, int64 [M].
+        images: What tells these images in this order from any others, such as a digest.
     """
     correct: torch.Tensor
     targets: torch.Tensor
+    images: str
 
     def of_classes(self, classes: Sequence[int] | None = None) -> tuple[float, float] | None:
         """Return the mean recall of some classes in percent, and its standard error; None where
@@ -160,6 +170,23 @@ class Accuracy:
         """Mean recall of all classes that were measured, in percent."""
         count, recall = class_means(self.correct, self.targets)
         return 100 * float(recall[count > 0].mean())
+
+
+def mean_accuracy(repeats: Sequence[Accuracy]) -> Accuracy:
+    """Return the accuracy over several measurements of the same images.
+
+    Args:
+        repeats: One or more; of each image the mean is taken.
+
+    Raises:
+        ValueError: They are of different images.
+    """
+    first = repeats[0]
+    if any(other.images != first.images for other in repeats):
+        raise ValueError('accuracies of different images have no mean')
+
+    correct = torch.stack([accuracy.correct for accuracy in repeats]).mean(dim=0)
+    return Accuracy(correct, first.targets, first.images)
 
 
 def class_means(values: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,6 +223,24 @@ def mean_recall(
     return 100 * float(recall.mean()), 100 * math.sqrt(float(variance))
 
 
+def overall_accuracy(recall: torch.Tensor, count: torch.Tensor) -> tuple[float, float] | None:
+    """Return the share of images that were classified correctly in percent, and its standard error.
+
+    The recall of a class errs as in `Accuracy.of_classes`, and weighs as many images as it has.
+
+    Args:
+        recall: Recall of each class, float64 [C].
+        count: Images that it was measured on, float64 [C].
+    """
+    total = float(count.sum())
+    if total == 0:
+        return None
+
+    p = (count * recall + 1) / (count + 2)
+    variance = (count * p * (1 - p)).sum() / total ** 2
+    return 100 * float(count @ recall) / total, 100 * math.sqrt(float(variance))
+
+
 def _measured(count: torch.Tensor, classes: Sequence[int] | None) -> torch.Tensor:
     """Return which of some classes have images, as rows of `count`."""
     if classes is None:
@@ -228,6 +273,11 @@ def difference(better: Accuracy, other: Accuracy, factor: float = 1.0) -> tuple[
     their difference is that of the mean difference over the images, class by class, which is much
     less than that of either accuracy.
 
+    The error is the one that there would be if both were equally good (McNemar, Psychometrika 1947,
+    https://doi.org/10.1007/BF02295996): an image on which they differ counts whole, whichever of
+    them is right there. The spread around the mean that was found would be 0 for a class of one
+    image, and nothing would then be luck.
+
     Args:
         better: Accuracy of one classifier.
         other: Accuracy of another. Where it was measured on other images, the squared errors of
@@ -235,18 +285,16 @@ def difference(better: Accuracy, other: Accuracy, factor: float = 1.0) -> tuple[
         factor: Factor of the squared error, see `variance_factor`.
     """
     gap = better.balanced - other.balanced
-    if not torch.equal(better.targets, other.targets):
+    if better.images != other.images:
         (_, first), (_, second) = better.of_classes(), other.of_classes()
         return gap, math.sqrt(factor) * math.hypot(first, second)
 
     differences = better.correct - other.correct  # in [-1, 1]
-    count, mean = class_means(differences, better.targets)
-    _, square = class_means(differences.square(), better.targets)
+    count, square = class_means(differences.square(), better.targets)
 
     is_measured = count > 0
-    count, mean, square = count[is_measured], mean[is_measured], square[is_measured]
-    variance = (square - mean.square()).clamp(min=0) / (count - 1).clamp(min=1)
-    return gap, 100 * math.sqrt(factor * float(variance.sum())) / len(count)
+    variance = square[is_measured] / count[is_measured]
+    return gap, 100 * math.sqrt(factor * float(variance.sum())) / len(variance)
 
 
 def corrected_recalls(

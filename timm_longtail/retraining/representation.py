@@ -19,6 +19,7 @@ from ..data import EpochSampler, LongTailDataset, create_sampler
 from ..evaluation.evaluators import LongTailEvaluator
 from ..training.accelerator import memory_format
 from ..training.loaders import create_eval_loader
+from ..utils.errors import UserError
 from ..utils.progress import progress
 from .feature_cache import FeatureCache, KeptFeatures, features_digest
 from .trained_model import TrainedModel
@@ -63,6 +64,15 @@ class Features:
         evaluator = LongTailEvaluator(self.shot_counts, confusion=True)
         self.show(classifier, evaluator)
         return evaluator.confusion_matrix(reduce=False)
+
+    @torch.no_grad()
+    def logits(self, classifier: nn.Module) -> torch.Tensor:
+        """Return the logits of a classifier on these features, float32 [N, C].
+
+        Args:
+            classifier: Module from features [B, D] to class logits [B, C].
+        """
+        return torch.cat([classifier(values) for values in self.values.split(CHUNK)])
 
     @torch.no_grad()
     def show(self, classifier: nn.Module, evaluator: LongTailEvaluator):
@@ -186,6 +196,10 @@ class Representation:
             values.append(features.cpu())
             targets.append(target.cpu())
             positions.append(index.cpu())
+
+        if not sum(map(len, targets)):
+            some = next(iter(loader.bad_images.values()), 'it is empty')
+            raise UserError(f'none of the {len(dataset)} images of {dataset.name} could be read: {some}')
 
         made = KeptFeatures(torch.cat(values), torch.cat(targets), torch.cat(positions), loader.bad_images)
         if self.cache is not None:
