@@ -36,6 +36,9 @@ on the Hub. `--results` writes no row twice: move its file away first. Rows whos
 STUDY = 'resnet20_cifar.pc_comp.cifar100_lt_if100'
 STUDY_BASELINE = 'resnet20_cifar.cifar100_lt_if100'
 
+# long-tailed set of training images alone that settings of fast training are chosen on (benchmarks/held_out.py)
+HELD_OUT = 'cifar100_lt_held_out'
+
 # the model of the comparison of GLMC without and with contrast
 MIXTURES_MODEL = 'glmc_resnet20'
 
@@ -118,8 +121,7 @@ def _differing(row: Row) -> set[str]:
     Speed, precision and seed are none of them.
     """
     recipe = str(find_recipe(row['recipe']))
-    command = re.split(r'train\.py|distributed_train\.sh \d+|timm[-_]longtail train', row['command'])[-1]
-    typed = parse_train_args([*shlex.split(command), '-c', recipe])
+    typed = parse_train_args([*_typed_options(row), '-c', recipe])
     written = parse_train_args(['-c', recipe])
 
     differing = set()
@@ -136,6 +138,12 @@ def _differing(row: Row) -> set[str]:
 
     # where a recipe starts from the weights of another run, they are typed
     return differing - {'initial_checkpoint'}
+
+
+def _typed_options(row: Row) -> list[str]:
+    """Return the options of training in the command of a row."""
+    command = re.split(r'train\.py|distributed_train\.sh \d+|timm[-_]longtail train', row['command'])[-1]
+    return shlex.split(command)
 
 
 def _expected(row: Row) -> tuple[str, str]:
@@ -202,6 +210,7 @@ def short_table() -> str:
     rows = [
         row for row in _rows()
         if not _is_full(row) and row['method'] not in apart and row['model'] != MIXTURES_MODEL
+        and row.get('dataset_name') != HELD_OUT
     ]
 
     groups: dict[str, list[list[str]]] = {}
@@ -209,6 +218,25 @@ def short_table() -> str:
         shown = _options(runs[0]['method_kwargs']) or runs[0].get('experiment')
         groups.setdefault(_caption(runs[0]), []).append([_setting(runs[0], shown), *_figures(runs)])
     return _captioned(['Model, method', 'Epochs', 'Seeds', 'All (best)', *GROUP_TITLES], groups)
+
+
+def fast_table() -> str:
+    """Return the settings of fast training that were tried, a row each, in the order of their accuracy."""
+    rows = [row for row in _rows() if row.get('dataset_name') == HELD_OUT]
+
+    lines = []
+    for runs in sorted(_by_setting(rows), key=lambda runs: -statistics.mean(run['last']['all'] for run in runs)):
+        row = runs[0]
+        cells = [
+            _setting(row, _options(row['method_kwargs'])),
+            str(row['global_batch_size']),
+            f'{parse_train_args(_typed_options(row)).lr:g}',
+            str(row['epochs']),
+            f'{row["forward_passes"]:,}',
+            *(_over_seeds(runs, name) for name in ('all', *GROUPS)),
+        ]
+        lines.append(cells)
+    return table(['Model, method', 'Batch', 'Rate', 'Epochs', 'Forwards', 'All', *GROUP_TITLES], lines)
 
 
 def _caption(row: Row) -> str:
