@@ -1,5 +1,7 @@
 """Logistic regression against scikit-learn, and what warm starts, weights and offsets are."""
+from dataclasses import dataclass
 from types import SimpleNamespace
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -173,3 +175,34 @@ def test_a_large_set_begins_on_a_part_of_the_images(data, monkeypatch):
     assert whole == COUNTS and coarse == [8, 4, 1, 1]  # one in eight of 60, 25, 8 and 3
     assert coarse_share == share
     torch.testing.assert_close(weight, expected, atol=1e-3, rtol=1e-3)
+
+
+@dataclass(eq=False)
+class Kept:
+    """A tensor that a graph needs for its backward pass."""
+    tensor: torch.Tensor
+
+
+def most_saved(features: torch.Tensor, targets: torch.Tensor) -> int:
+    """Fit, and return the most elements that were kept at once for backward passes."""
+    alive = WeakSet()
+    most = 0
+
+    def pack(tensor: torch.Tensor) -> Kept:
+        nonlocal most
+        kept = Kept(tensor)
+        alive.add(kept)
+        most = max(most, sum(one.tensor.numel() for one in alive))
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        fit_logistic(features, targets, C, 1.0)
+    return most
+
+
+def test_memory_does_not_grow_with_the_images(data, monkeypatch):
+    """Of 96 images or of 960, one chunk of 8 is kept at once: its values, logits, and what all chunks share."""
+    monkeypatch.setattr(logistic, '_MAX_LOGITS', 8 * C)
+    features, targets = data
+
+    assert most_saved(features.repeat(10, 1), targets.repeat(10)) == most_saved(features, targets)

@@ -209,16 +209,22 @@ class _Problem:
             line_search_fn='strong_wolfe')
 
         def closure() -> torch.Tensor:
-            optimizer.zero_grad()
-            weight, bias = parameters[0] * weight_unit, parameters[1] * bias_unit
-            total = penalty / 2 * weight.square().sum()
-            total.backward(retain_graph=True)
+            # leaves: the graph of a chunk ends here, and is freed by its backward pass
+            weight = (parameters[0].detach() * weight_unit).requires_grad_()
+            bias = (parameters[1].detach() * bias_unit).requires_grad_()
+
+            penalised = penalty / 2 * weight.square().sum()
+            penalised.backward()
+            total = penalised.detach()
             for values, targets in self.chunks():
                 logits = F.linear(values, weight, bias)  # [n, C]
                 loss = F.cross_entropy(logits, targets, self.class_weights, reduction='sum')
-                loss.backward(retain_graph=True)
-                total = total + loss
-            return total.detach()
+                loss.backward()
+                total += loss.detach()
+
+            parameters[0].grad = weight.grad * weight_unit
+            parameters[1].grad = bias.grad * bias_unit
+            return total
 
         with torch.enable_grad():
             optimizer.step(closure)
