@@ -102,6 +102,40 @@ def test_the_gradient_at_the_end_is_zero(data):
     assert bias.grad.abs().max() < 1e-3
 
 
+def test_every_fit_of_a_path_ends_near_its_minimum():
+    """Within ten times the tolerance, for the class that is farthest from it.
+
+    At the weak penalties the images of a class are fitted, and its curvature is a thousandth of what it was.
+    """
+    counts = torch.tensor([200, 100, 50, 25, 12, 6, 4, 3])
+    num_classes, width = len(counts), 32
+    targets = torch.repeat_interleave(torch.arange(num_classes), counts)
+
+    # the classes overlap at first, and are told apart in the end
+    generator = torch.Generator().manual_seed(0)
+    means = 0.5 * torch.randn(num_classes, width, generator=generator, dtype=torch.float64)
+    features = means[targets] + 0.4 * torch.randn(len(targets), width, generator=generator, dtype=torch.float64)
+    features /= features.norm(dim=1).mean()
+
+    def logits_of(**options) -> torch.Tensor:
+        class_weights = len(targets) / (num_classes * counts)
+        path = logistic_path(features, targets, num_classes, [10.0, 100.0, 1e3, 1e4], class_weights, **options)
+        logits = torch.stack([F.linear(features, weight, bias) for weight, bias in path])  # [path, N, C]
+        return logits - logits.mean(dim=2, keepdim=True)  # a constant in all logits is free
+
+    error = (logits_of() - logits_of(tolerance=TIGHT)).square().mean(dim=1).sqrt()  # [path, C]
+    assert error.max() < 10 * 2e-2
+
+
+@pytest.mark.parametrize('limit, is_warned', [(3, True), (1000, False)])
+def test_a_fit_that_the_limit_ends_is_told(data, limit, is_warned, monkeypatch, caplog):
+    monkeypatch.setattr(logistic, '_MAX_ITERATIONS', limit)
+
+    fit_logistic(*data, C, 10.0)
+
+    assert ('3 iterations at a penalty of 1.0e-03 did not reach the minimum' in caplog.text) == is_warned
+
+
 def test_a_strength_that_is_not_positive_is_refused(data):
     with pytest.raises(UserError, match='is positive, got 0'):
         fit_logistic(*data, C, 0)

@@ -20,8 +20,11 @@ products are all that costs, and on a GPU they are two orders of magnitude faste
 
 Shapes: N images, C classes, D width of the features.
 """
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -29,6 +32,8 @@ from torch.nn import functional as F
 from ..utils.errors import UserError
 
 __all__ = ['fit_logistic', 'logistic_path', 'principal_axes']
+
+_logger = logging.getLogger(__name__)
 
 _MAX_ITERATIONS = 1000
 _MAX_LOGITS = 2 ** 26
@@ -65,7 +70,7 @@ def logistic_path(
         num_classes: int,
         path: Sequence[float],
         class_weights: torch.Tensor | None = None,
-        tolerance: float = 1e-2,
+        tolerance: float = 2e-2,
         axes: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Fit a classifier for each strength of the penalty, each from where the one before it ended.
@@ -79,7 +84,8 @@ def logistic_path(
             end.
         class_weights: Weight of the images of each class [C]; None is 1.
         tolerance: A fit ends where a step to the minimum along any one axis would move the logits
-            of the rarest class by less than this, over the root of D.
+            of any class by less than this, over the root of D; the step is that of the curvature
+            at the start of the fit.
         axes: Orthogonal matrix [D, D] whose columns are about the principal axes of the features;
             None computes them. Others take more iterations to the same minimum.
 
@@ -196,17 +202,23 @@ class _Problem:
             penalty: Strength of the penalty.
             tolerance: See `logistic_path`.
         """
-        # the loss has about unit curvature in each of these
+        # the loss has about unit curvature in each of these, so that a gradient is a step to the minimum
         curvature = self.curvature(weight, bias)
         weight_unit = (curvature[:, None] * self.spread + penalty).rsqrt()
         bias_unit = curvature.rsqrt()
         parameters = [(weight / weight_unit).requires_grad_(), (bias / bias_unit).requires_grad_()]
 
-        rarest = float(self.share[self.share > 0].min())
+        # a step s moves the logits of a class by s / sqrt(curvature)
+        least = float(curvature[self.share > 0].min())
         optimizer = torch.optim.LBFGS(
-            parameters, max_iter=_MAX_ITERATIONS, max_eval=2 * _MAX_ITERATIONS,
-            tolerance_grad=tolerance * (rarest / weight.shape[1]) ** 0.5, tolerance_change=1e-15, history_size=20,
-            line_search_fn='strong_wolfe')
+            parameters,
+            max_iter=_MAX_ITERATIONS,
+            max_eval=2 * _MAX_ITERATIONS,
+            tolerance_grad=tolerance * math.sqrt(least / weight.shape[1]),
+            tolerance_change=1e-15,
+            history_size=20,
+            line_search_fn='strong_wolfe',
+        )
 
         def closure() -> torch.Tensor:
             # leaves: the graph of a chunk ends here, and is freed by its backward pass
@@ -228,12 +240,21 @@ class _Problem:
 
         with torch.enable_grad():
             optimizer.step(closure)
+        _warn_unfinished(optimizer.state[parameters[0]], penalty)
         return parameters[0].detach() * weight_unit, parameters[1].detach() * bias_unit
 
     def on_features(self, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the classifier that gives the same logits on the features as they were."""
         weight = weight @ self.axes.T
         return weight, bias - weight @ self.centre
+
+
+def _warn_unfinished(state: dict[str, Any], penalty: float):
+    """Say so where a limit has ended a fit, and not its tolerance."""
+    if state['n_iter'] >= _MAX_ITERATIONS or state['func_evals'] >= 2 * _MAX_ITERATIONS:
+        _logger.warning(
+            f'logistic regression: {state["n_iter"]} iterations at a penalty of {penalty:.1e} did not reach the '
+            'minimum; what they reached is taken')
 
 
 def fit_logistic(
