@@ -143,6 +143,20 @@ def test_discriminants_of_few_or_many_images(images, width):
     torch.testing.assert_close(F.linear(features, weight, bias).softmax(1), expected.softmax(1))
 
 
+@pytest.mark.parametrize('width', [3, 30])
+@pytest.mark.parametrize('copies', [1, 3])
+def test_without_variance_within_classes_discriminants_are_the_nearest_mean(width, copies):
+    """One image of each class, or the same one several times, whose mean may be rounded."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(7, width, generator=generator)
+    targets = torch.arange(7).repeat(copies)
+    (weight, bias), = linear_discriminants(means[targets], targets, 7, [0.3])
+
+    images = torch.randn(50, width, generator=generator, dtype=torch.float64)
+    nearest = torch.cdist(images, means.double()).argmin(dim=1)
+    assert torch.equal(F.linear(images, weight, bias).argmax(dim=1), nearest)
+
+
 @pytest.mark.parametrize('shrinkage, classes, words', [
     (0.0, C, r'in \(0, 1\], got 0.0'),
     (0.5, C + 1, f'class {C} has no images'),
