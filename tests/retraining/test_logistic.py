@@ -184,7 +184,7 @@ def test_the_minimum_does_not_depend_on_the_axes(data):
 
     weight, _ = fit_logistic(features, targets, C, 10.0, tolerance=TIGHT)
 
-    unturned, _ = fit_logistic(features, targets, C, 10.0, tolerance=TIGHT, axes=torch.eye(D, dtype=torch.float64))
+    unturned, _ = fit_logistic(features, targets, C, 10.0, tolerance=TIGHT, turned=True)
     torch.testing.assert_close(weight, unturned, atol=1e-3, rtol=1e-3)
 
 

@@ -71,13 +71,13 @@ def logistic_path(
         path: Sequence[float],
         class_weights: torch.Tensor | None = None,
         tolerance: float = 2e-2,
-        axes: torch.Tensor | None = None,
+        turned: bool = False,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Fit a classifier for each strength of the penalty, each from where the one before it ended.
 
     Args:
         features: Features of norm about 1, float32 or float64 [N, D]: the penalty means what it
-            does at that scale.
+            does at that scale. They are not kept while classifiers are taken.
         targets: Class of each image, int64 [N], on the same device.
         num_classes: C.
         path: Strengths `C`, increasing: the weaker penalties, which take longer, start near their
@@ -86,34 +86,25 @@ def logistic_path(
         tolerance: A fit ends where a step to the minimum along any one axis would move the logits
             of any class by less than this, over the root of D; the step is that of the curvature
             at the start of the fit.
-        axes: Orthogonal matrix [D, D] whose columns are about the principal axes of the features;
-            None computes them. Others take more iterations to the same minimum.
+        turned: Whether the features are along their principal axes, about, so that these need not
+            be computed. Along others a fit takes more iterations to the same minimum.
 
-    Yields:
-        Weight [C, D] and bias [C], a pair for each strength.
+    Returns:
+        Iterator over weight [C, D] and bias [C], a pair for each strength.
 
     Raises:
         UserError: A strength that is not positive.
     """
-    if axes is None:
-        axes = principal_axes(features)
-    if class_weights is None:
-        class_weights = torch.ones(num_classes)
-    problem = _Problem.create(features, targets, class_weights, axes)
-    total = float(class_weights.double()[targets.cpu()].sum())
-
-    # what features that say nothing end with: the log prior
-    weight = features.new_zeros(num_classes, features.shape[1])
-    bias = problem.share.clamp(min=1e-12).log()
     for strength in path:
         if not strength > 0:
             raise UserError(f'the strength C of a logistic regression is positive, got {strength}')
-        penalty = 1 / (strength * total)
-        if strength == path[0] and features.numel() * num_classes > _LARGE:
-            # most of the way at an eighth of the cost
-            weight, bias = problem.coarse(_COARSE).minimise(weight, bias, penalty, tolerance)
-        weight, bias = problem.minimise(weight, bias, penalty, tolerance)
-        yield problem.on_features(weight, bias)
+    if class_weights is None:
+        class_weights = torch.ones(num_classes)
+
+    axes = None if turned else principal_axes(features)
+    problem = _Problem.create(features, targets, class_weights, axes)
+    total = float(class_weights.double()[targets.cpu()].sum())
+    return problem.minima([1 / (strength * total) for strength in path], tolerance)
 
 
 @dataclass
@@ -127,7 +118,7 @@ class _Problem:
         share: Sum of the weights of the images of each class [C].
         spread: Mean square of the values along each axis [D].
         centre: What was subtracted from the features [D].
-        axes: What they were multiplied by [D, D].
+        axes: What they were multiplied by [D, D]; None for nothing.
     """
     values: torch.Tensor
     targets: torch.Tensor
@@ -135,7 +126,7 @@ class _Problem:
     share: torch.Tensor
     spread: torch.Tensor
     centre: torch.Tensor
-    axes: torch.Tensor
+    axes: torch.Tensor | None
 
     @classmethod
     def create(
@@ -143,7 +134,7 @@ class _Problem:
             features: torch.Tensor,
             targets: torch.Tensor,
             class_weights: torch.Tensor,
-            axes: torch.Tensor,
+            axes: torch.Tensor | None,
     ) -> '_Problem':
         """Centre and turn features [N, D]; see `logistic_path`."""
         counts = torch.bincount(targets, minlength=len(class_weights))
@@ -152,9 +143,25 @@ class _Problem:
 
         image_weights = class_weights[targets]
         centre = image_weights @ features
-        values = (features - centre) @ axes
+        values = features - centre
+        if axes is not None:
+            values = values @ axes
         spread = image_weights @ values.square()
         return cls(values, targets, class_weights, counts * class_weights, spread, centre, axes)
+
+    def minima(self, penalties: Sequence[float], tolerance: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield weight [C, D] and bias [C] on the features as they were at each penalty; see `minimise`."""
+        # what features that say nothing end with: the log prior
+        weight = self.values.new_zeros(len(self.share), self.values.shape[1])
+        bias = self.share.clamp(min=1e-12).log()
+
+        # most of the way at an eighth of the cost
+        if self.values.numel() * len(self.share) > _LARGE:
+            weight, bias = self.coarse(_COARSE).minimise(weight, bias, penalties[0], tolerance)
+
+        for penalty in penalties:
+            weight, bias = self.minimise(weight, bias, penalty, tolerance)
+            yield self.on_features(weight, bias)
 
     def coarse(self, step: int) -> '_Problem':
         """Return a problem of one image in `step` of each class, one at least; a class weighs what it did."""
@@ -221,21 +228,22 @@ class _Problem:
         )
 
         def closure() -> torch.Tensor:
-            # leaves: the graph of a chunk ends here, and is freed by its backward pass
+            # leaves of the graph of each chunk, which is freed once its gradient is there
             weight = (parameters[0].detach() * weight_unit).requires_grad_()
             bias = (parameters[1].detach() * bias_unit).requires_grad_()
 
-            penalised = penalty / 2 * weight.square().sum()
-            penalised.backward()
-            total = penalised.detach()
+            total = penalty / 2 * weight.detach().square().sum()
+            weight_grad, bias_grad = penalty * weight.detach(), torch.zeros_like(bias)
             for values, targets in self.chunks():
                 logits = F.linear(values, weight, bias)  # [n, C]
                 loss = F.cross_entropy(logits, targets, self.class_weights, reduction='sum')
-                loss.backward()
+                of_weight, of_bias = torch.autograd.grad(loss, (weight, bias))
                 total += loss.detach()
+                weight_grad += of_weight
+                bias_grad += of_bias
 
-            parameters[0].grad = weight.grad * weight_unit
-            parameters[1].grad = bias.grad * bias_unit
+            parameters[0].grad = weight_grad * weight_unit
+            parameters[1].grad = bias_grad * bias_unit
             return total
 
         with torch.enable_grad():
@@ -245,7 +253,8 @@ class _Problem:
 
     def on_features(self, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the classifier that gives the same logits on the features as they were."""
-        weight = weight @ self.axes.T
+        if self.axes is not None:
+            weight = weight @ self.axes.T
         return weight, bias - weight @ self.centre
 
 
@@ -271,6 +280,6 @@ def fit_logistic(
         targets: Classes, int64 [N].
         num_classes: C.
         strength: Strength `C`.
-        **options: `class_weights`, `tolerance`, `axes`.
+        **options: `class_weights`, `tolerance`, `turned`.
     """
     return next(logistic_path(features, targets, num_classes, [strength], **options))
