@@ -26,7 +26,7 @@ from .representation import Representation
 
 __all__ = ['FAMILIES', 'REFERENCE', 'Family', 'LinearRule', 'TrainingFeatures', 'why_not']
 
-STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 1e4, 3e4)
 """Strengths C of logistic regression, on features of mean norm 1."""
 
 PRIOR_TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
