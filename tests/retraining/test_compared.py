@@ -226,7 +226,7 @@ def test_the_folds_of_a_repeat_are_let_go_before_the_next():
 
     def fit(data: TrainingFeatures, path: tuple[float, ...]):
         nonlocal most
-        held.add(data.values)
+        held.add(data.targets)  # the values are copied where they are used
         most = max(most, len(held))
         for setting in path:
             yield LinearRule(setting * torch.ones(C, data.values.shape[1]), torch.zeros(C), {'setting': setting})
@@ -272,3 +272,14 @@ def test_a_path_goes_on_where_getting_worse_may_be_chance():
 
     assert result.options == {'threshold': 2.5}
     assert reached == set(path)
+
+
+@pytest.mark.parametrize('name', ['logistic', 'crt'])
+def test_the_best_strength_of_features_that_are_much_alike_is_within_the_path(name):
+    """What tells the images apart is a hundredth of the length that features are divided by."""
+    representation = representation_of()
+    representation.train.values += 100
+
+    result, = compare_families(Compared('model', representation), {name: FAMILIES[name]})
+
+    assert result.position < len(FAMILIES[name].path) - 1

@@ -1,4 +1,5 @@
 """Families of linear classifiers: closed forms against loops, and folding into one linear layer."""
+import gc
 import math
 from types import SimpleNamespace
 
@@ -8,9 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from timm_longtail.models.layers import CosineLinear
+from timm_longtail.retraining import families
 from timm_longtail.retraining.closed_form import nearest_class_mean
 from timm_longtail.retraining.closed_form.discriminant import linear_discriminants
 from timm_longtail.retraining.families import FAMILIES, LinearRule, TrainingFeatures
+from timm_longtail.retraining.logistic import fit_logistic, principal_axes
 from timm_longtail.utils.errors import UserError
 
 COUNTS = [40, 15, 6, 2]
@@ -40,6 +43,47 @@ def test_features_that_are_all_zero_are_refused():
     _, data = create_features()
     with pytest.raises(UserError, match='model: all features are zero'):
         TrainingFeatures.create(torch.zeros(4, D), torch.arange(4), data.representation)
+
+
+def test_rows_of_rows():
+    values, data = create_features()
+    rows, chosen = torch.tensor([5, 0, 41, 60]), torch.tensor([2, 1])
+
+    taken = data.take(rows).take(chosen)
+
+    torch.testing.assert_close(taken.values * data.scale, values[[41, 0]])
+    assert taken.targets.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize('name, copies', [('lda', 0), ('logistic', 1), ('crt', 1)])
+def test_copies_of_a_fold_that_are_held_between_the_steps(name, copies):
+    _, data = create_features()
+    folds = [torch.arange(first, len(data.targets)) for first in (1, 2, 3)]  # no other tensor has as many rows
+    paths = [FAMILIES[name].rules(data.take(rows)) for rows in folds]
+    for path in paths:
+        next(path)
+
+    gc.collect()
+    tensors = [one for one in gc.get_objects() if type(one) is torch.Tensor and one.ndim == 2]
+    for rows in folds:
+        assert sum(len(one) == len(rows) for one in tensors) == copies
+
+
+@pytest.mark.parametrize('name', [name for name, family in FAMILIES.items() if not family.own])
+def test_axes_are_found_once_and_only_where_they_are_needed(name, monkeypatch):
+    found = []
+
+    def noted(values: torch.Tensor) -> torch.Tensor:
+        found.append(values)
+        return principal_axes(values)
+
+    monkeypatch.setattr(families, 'principal_axes', noted)
+    _, data = create_features()
+    for rows in (torch.arange(63), torch.arange(1, 63)):
+        next(FAMILIES[name].rules(data.take(rows)))
+
+    needs_axes = name in ('logistic', 'crt')
+    assert len(found) == int(needs_axes)
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
@@ -83,6 +127,16 @@ def test_the_adjustment_takes_the_log_prior_off():
     expected = [1 - 2 * math.log(count / sum(COUNTS)) for count in COUNTS]
     assert adjusted.bias.tolist() == pytest.approx(expected)
     assert adjusted.options == {'C': 1.0, 'tau': 2.0}
+
+
+def test_logistic_regression_is_that_on_the_features_as_they_are():
+    _, data = create_features()
+    part = data.take(torch.arange(10, 60))
+    rule = next(FAMILIES['logistic'].rules(part, first=3))
+
+    weight, bias = fit_logistic(part.values, part.targets, C, rule.options['C'], tolerance=1e-6)
+    expected = F.linear(data.values, weight, bias)
+    torch.testing.assert_close(rule.logits(data.values).softmax(1), expected.softmax(1), atol=0.01, rtol=0)
 
 
 @pytest.mark.parametrize('metric', ['l2', 'cosine'])
@@ -141,6 +195,20 @@ def test_discriminants_of_few_or_many_images(images, width):
     inverse = (0.8 * covariance + 0.2 * covariance.trace() / width * torch.eye(width, dtype=torch.float64)).inverse()
     expected = F.linear(features, means @ inverse, -((means @ inverse) * means).sum(dim=1) / 2)
     torch.testing.assert_close(F.linear(features, weight, bias).softmax(1), expected.softmax(1))
+
+
+@pytest.mark.parametrize('width', [3, 30])
+@pytest.mark.parametrize('copies', [1, 3])
+def test_without_variance_within_classes_discriminants_are_the_nearest_mean(width, copies):
+    """One image of each class, or the same one several times, whose mean may be rounded."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(7, width, generator=generator)
+    targets = torch.arange(7).repeat(copies)
+    (weight, bias), = linear_discriminants(means[targets], targets, 7, [0.3])
+
+    images = torch.randn(50, width, generator=generator, dtype=torch.float64)
+    nearest = torch.cdist(images, means.double()).argmin(dim=1)
+    assert torch.equal(F.linear(images, weight, bias).argmax(dim=1), nearest)
 
 
 @pytest.mark.parametrize('shrinkage, classes, words', [

@@ -1,5 +1,7 @@
 """Logistic regression against scikit-learn, and what warm starts, weights and offsets are."""
+from dataclasses import dataclass
 from types import SimpleNamespace
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -100,6 +102,40 @@ def test_the_gradient_at_the_end_is_zero(data):
     assert bias.grad.abs().max() < 1e-3
 
 
+def test_every_fit_of_a_path_ends_near_its_minimum():
+    """Within ten times the tolerance, for the class that is farthest from it.
+
+    At the weak penalties the images of a class are fitted, and its curvature is a thousandth of what it was.
+    """
+    counts = torch.tensor([200, 100, 50, 25, 12, 6, 4, 3])
+    num_classes, width = len(counts), 32
+    targets = torch.repeat_interleave(torch.arange(num_classes), counts)
+
+    # the classes overlap at first, and are told apart in the end
+    generator = torch.Generator().manual_seed(0)
+    means = 0.5 * torch.randn(num_classes, width, generator=generator, dtype=torch.float64)
+    features = means[targets] + 0.4 * torch.randn(len(targets), width, generator=generator, dtype=torch.float64)
+    features /= features.norm(dim=1).mean()
+
+    def logits_of(**options) -> torch.Tensor:
+        class_weights = len(targets) / (num_classes * counts)
+        path = logistic_path(features, targets, num_classes, [10.0, 100.0, 1e3, 1e4], class_weights, **options)
+        logits = torch.stack([F.linear(features, weight, bias) for weight, bias in path])  # [path, N, C]
+        return logits - logits.mean(dim=2, keepdim=True)  # a constant in all logits is free
+
+    error = (logits_of() - logits_of(tolerance=TIGHT)).square().mean(dim=1).sqrt()  # [path, C]
+    assert error.max() < 10 * 2e-2
+
+
+@pytest.mark.parametrize('limit, is_warned', [(3, True), (1000, False)])
+def test_a_fit_that_the_limit_ends_is_told(data, limit, is_warned, monkeypatch, caplog):
+    monkeypatch.setattr(logistic, '_MAX_ITERATIONS', limit)
+
+    fit_logistic(*data, C, 10.0)
+
+    assert ('3 iterations at a penalty of 1.0e-03 did not reach the minimum' in caplog.text) == is_warned
+
+
 def test_a_strength_that_is_not_positive_is_refused(data):
     with pytest.raises(UserError, match='is positive, got 0'):
         fit_logistic(*data, C, 0)
@@ -148,7 +184,7 @@ def test_the_minimum_does_not_depend_on_the_axes(data):
 
     weight, _ = fit_logistic(features, targets, C, 10.0, tolerance=TIGHT)
 
-    unturned, _ = fit_logistic(features, targets, C, 10.0, tolerance=TIGHT, axes=torch.eye(D, dtype=torch.float64))
+    unturned, _ = fit_logistic(features, targets, C, 10.0, tolerance=TIGHT, turned=True)
     torch.testing.assert_close(weight, unturned, atol=1e-3, rtol=1e-3)
 
 
@@ -173,3 +209,34 @@ def test_a_large_set_begins_on_a_part_of_the_images(data, monkeypatch):
     assert whole == COUNTS and coarse == [8, 4, 1, 1]  # one in eight of 60, 25, 8 and 3
     assert coarse_share == share
     torch.testing.assert_close(weight, expected, atol=1e-3, rtol=1e-3)
+
+
+@dataclass(eq=False)
+class Kept:
+    """A tensor that a graph needs for its backward pass."""
+    tensor: torch.Tensor
+
+
+def most_saved(features: torch.Tensor, targets: torch.Tensor) -> int:
+    """Fit, and return the most elements that were kept at once for backward passes."""
+    alive = WeakSet()
+    most = 0
+
+    def pack(tensor: torch.Tensor) -> Kept:
+        nonlocal most
+        kept = Kept(tensor)
+        alive.add(kept)
+        most = max(most, sum(one.tensor.numel() for one in alive))
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        fit_logistic(features, targets, C, 1.0)
+    return most
+
+
+def test_memory_does_not_grow_with_the_images(data, monkeypatch):
+    """Of 96 images or of 960, one chunk of 8 is kept at once: its values, logits, and what all chunks share."""
+    monkeypatch.setattr(logistic, '_MAX_LOGITS', 8 * C)
+    features, targets = data
+
+    assert most_saved(features.repeat(10, 1), targets.repeat(10)) == most_saved(features, targets)

@@ -1,5 +1,6 @@
 """Temperature of a classifier (Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599), each class
-weighing the same.
+weighing the same, fitted to targets short of certainty (Platt, Probabilistic Outputs for Support
+Vector Machines, 1999, section 2.2).
 
 Shapes: N images, C classes.
 """
@@ -7,6 +8,8 @@ import math
 
 import torch
 from torch.nn import functional as F
+
+from ..utils.errors import UserError
 
 __all__ = ['class_balanced_ece', 'fit_temperature']
 
@@ -20,18 +23,36 @@ def fit_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:
     """Return the T at which the cross-entropy of logits / T is least; the mean is taken over
     classes.
 
+    Where all images are classified correctly, T would be 0, and the classifier certain of its next
+    mistake. But n correct images of n tell of a chance of (n + 1) / (n + 2) by Laplace's rule. That
+    is the target of the true class, and the others share the rest. T is one number for all classes,
+    so n is the number of all images: the effective one, as images of rare classes weigh more.
+
     The cross-entropy is convex in 1 / T, and so has one minimum in log T, which a golden section
-    finds. T lies in [1e-4, 1e4]: where all images are classified correctly, the best T is 0.
+    finds in [1e-4, 1e4].
 
     Args:
         logits: Of images that the classifier was not fitted on [N, C].
         targets: Class of each image, int64 [N].
+
+    Raises:
+        UserError: Logits that are not finite.
     """
+    if not logits.isfinite().all():
+        raise UserError('calibration: the logits of the classifier are not finite')
+
     logits = logits.double()
-    weights = _image_weights(targets, logits.shape[1])
+    num_classes = logits.shape[1]
+    weights = _image_weights(targets, num_classes)
+
+    # torch gives the true class a part of what it takes off, too
+    num_effective = 1 / float(weights.square().sum())
+    rest = 1 / (num_effective + 2)
+    smoothing = rest * num_classes / max(num_classes - 1, 1)
 
     def loss(log_temperature: float) -> float:
-        losses = F.cross_entropy(logits / math.exp(log_temperature), targets, reduction='none')
+        scaled = logits / math.exp(log_temperature)
+        losses = F.cross_entropy(scaled, targets, reduction='none', label_smoothing=smoothing)
         return float(losses @ weights)
 
     low, high = _LOG_RANGE

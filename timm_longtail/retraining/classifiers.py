@@ -15,7 +15,7 @@ from ..models.layers import CosineLinear
 from ..utils.errors import UserError, unknown_name
 from .classifier import Classifier
 from .closed_form import fit_logit_adjust, fit_nearest_means, fit_tau_norm
-from .cross_validated import fit_cross_validated, is_cross_validated
+from .cross_validated import fit_cross_validated, fit_linear, is_cross_validated
 from .gradient import train_classifier
 from .representation import Representation
 
@@ -118,7 +118,7 @@ def make_classifiers(name: str, representation: Representation) -> list[Classifi
 
     started = time.perf_counter()
     if name in _FROM_STAGE_1 and not representation.same_classes and representation.linear is None:
-        representation.linear = fit_cross_validated('linear', representation).module
+        representation.linear = fit_linear(representation)
 
     if is_cross_validated(name, representation):
         made = [fit_cross_validated(name, representation)]

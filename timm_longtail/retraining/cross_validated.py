@@ -3,12 +3,14 @@ strength is chosen by cross-validation.
 """
 from dataclasses import replace
 
+from torch import nn
+
 from .classifier import Classifier
-from .compare import Compared, calibrate, compare_families, finish
+from .compare import Compared, Result, calibrate, compare_families, finish
 from .families import FAMILIES
 from .representation import Representation
 
-__all__ = ['CROSS_VALIDATED', 'fit_cross_validated', 'is_cross_validated']
+__all__ = ['CROSS_VALIDATED', 'fit_cross_validated', 'fit_linear', 'is_cross_validated']
 
 CROSS_VALIDATED = {
     'crt': FAMILIES['crt'],
@@ -42,16 +44,34 @@ def fit_cross_validated(name: str, representation: Representation) -> Classifier
         name: One of `CROSS_VALIDATED`.
         representation: Model and data.
     """
-    compared = Compared(representation.trained_model.name, representation)
-    result, = compare_families(compared, {name: CROSS_VALIDATED[name]})
-    finish(result)
+    result = _fit(name, representation)
     calibrate(result)
 
     mean, error = result.expected
-    how = 'on the hold-out' if compared.uses_hold_out else 'by cross-validation'
+    how = 'on the hold-out' if result.compared.uses_hold_out else 'by cross-validation'
     return Classifier(
         name,
         result.module,
         options={**result.options, 'temperature': result.temperature},
         note=f'settings chosen {how}, balanced accuracy {mean:.1f} ± {error:.1f}',
     )
+
+
+def fit_linear(representation: Representation) -> nn.Linear:
+    """Return the linear classifier that others start from, where the model has none of these classes.
+
+    Its logits are those that it was fitted with, not divided by a temperature: what an adjustment
+    for the prior takes off them is the prior of the fit.
+
+    Args:
+        representation: Model and data.
+    """
+    return _fit('linear', representation).module
+
+
+def _fit(name: str, representation: Representation) -> Result:
+    """Choose the settings of a classifier, and fit it to all training images; it is not calibrated."""
+    compared = Compared(representation.trained_model.name, representation)
+    result, = compare_families(compared, {name: CROSS_VALIDATED[name]})
+    finish(result)
+    return result

@@ -10,6 +10,7 @@ Shapes: N images, C classes, D width of the features.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from .representation import Representation
 
 __all__ = ['FAMILIES', 'REFERENCE', 'Family', 'LinearRule', 'TrainingFeatures', 'why_not']
 
-STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 1e4, 3e4)
 """Strengths C of logistic regression, on features of mean norm 1."""
 
 PRIOR_TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
@@ -70,24 +71,57 @@ class LinearRule:
 
 
 @dataclass
-class TrainingFeatures:
-    """What a classifier is fitted on.
+class _Pool:
+    """Features that classifiers are fitted on by parts, and what is made of all of them once, where it is asked for.
 
     Attributes:
-        values: Features divided by `scale`, float32 [N, D], on the GPU where there is one.
-        targets: Class of each image, int64 [N].
-        num_classes: C.
-        scale: What they were divided by.
-        representation: Model and data, for classifiers that start from the model's own.
-        axes: Principal axes of all features, of which these may be a part [D, D].
-        classes: Which classes of the data set they are of, int64 [C]; None for all.
+        values: Divided features, float32 [N, D], on the GPU where there is one.
+        whole: The pool that these are a part of, whose axes serve for it; None for none.
     """
     values: torch.Tensor
+    whole: '_Pool | None' = None
+
+    @cached_property
+    def axes(self) -> torch.Tensor:
+        """Principal axes [D, D]."""
+        if self.whole is not None:
+            return self.whole.axes
+        return principal_axes(self.values)
+
+    @cached_property
+    def centre(self) -> torch.Tensor:
+        """Mean of the features [D]."""
+        return self.values.mean(dim=0)
+
+    @cached_property
+    def turned(self) -> torch.Tensor:
+        """Features from their centre along the axes [N, D]."""
+        return (self.values - self.centre) @ self.axes
+
+
+@dataclass
+class TrainingFeatures:
+    """What a classifier is fitted on: all features, or some rows of them.
+
+    Rows are copied where they are used. What is held between the steps of K folds that go forward
+    together is all features, the same along their axes, and what a fit keeps of its rows: nothing
+    in closed forms, and one copy in logistic regression, which makes K + 1 sets of features.
+
+    Attributes:
+        pool: All features.
+        targets: Class of each image, int64 [N].
+        num_classes: C.
+        scale: What the features were divided by.
+        representation: Model and data, for classifiers that start from the model's own.
+        rows: Which features of the pool these are, int64 [N]; None for all.
+        classes: Which classes of the data set they are of, int64 [C]; None for all.
+    """
+    pool: _Pool
     targets: torch.Tensor
     num_classes: int
     scale: float
     representation: Representation
-    axes: torch.Tensor
+    rows: torch.Tensor | None = None
     classes: torch.Tensor | None = None
 
     @classmethod
@@ -102,23 +136,37 @@ class TrainingFeatures:
         device = representation.accelerator.device
         if device.type != 'cuda':  # others lack the double precision of closed forms
             device = torch.device('cpu')
-        divided = (values / scale).to(device)
-        return cls(
-            divided, targets.to(device), representation.train_set.num_classes, scale, representation,
-            principal_axes(divided))
+        pool = _Pool((values / scale).to(device))
+        return cls(pool, targets.to(device), representation.train_set.num_classes, scale, representation)
+
+    @property
+    def values(self) -> torch.Tensor:
+        """Divided features, float32 [N, D]; a copy, where they are some rows."""
+        return self._of_rows(self.pool.values)
+
+    @property
+    def turned(self) -> torch.Tensor:
+        """The features from the centre of the pool along its axes [N, D]; a copy, where they are some rows."""
+        return self._of_rows(self.pool.turned)
+
+    def _of_rows(self, values: torch.Tensor) -> torch.Tensor:
+        return values if self.rows is None else values[self.rows]
 
     def take(self, rows: torch.Tensor) -> 'TrainingFeatures':
-        """Return the features of some rows."""
-        return replace(self, values=self.values[rows], targets=self.targets[rows])
+        """Return the features of some rows, int64."""
+        own = rows if self.rows is None else self.rows[rows]
+        return replace(self, rows=own, targets=self.targets[rows])
 
     def of_classes(self, classes: torch.Tensor) -> 'TrainingFeatures':
-        """Return the same features, with their classes counted within some classes.
+        """Return the same features as a pool of their own, with their classes counted within some
+        classes.
 
         Args:
             classes: All classes that there are features of, increasing, int64 on the CPU.
         """
         targets = torch.searchsorted(classes.to(self.targets.device), self.targets)
-        return replace(self, targets=targets, num_classes=len(classes), classes=classes)
+        pool = _Pool(self.values, whole=self.pool)
+        return replace(self, pool=pool, rows=None, targets=targets, num_classes=len(classes), classes=classes)
 
     @property
     def log_prior(self) -> torch.Tensor:
@@ -144,7 +192,6 @@ class Family:
             2021), those of a loss that weighs classes equally nothing.
         own: Whether it is made of the model's own classifier, and so needs one of the data's
             classes.
-        fitted: Whether it learns from the features.
     """
     title: str
     fit: Callable[..., Any]
@@ -152,7 +199,6 @@ class Family:
     taus: tuple[float, ...] = ()
     usual_tau: float | None = None
     own: bool = False
-    fitted: bool = True
 
     def rules(self, data: TrainingFeatures, first: int = 0) -> Iterator[LinearRule]:
         """Fit a classifier for each setting on the path, or the one that there is.
@@ -207,8 +253,9 @@ def _ncm_cosine(data: TrainingFeatures) -> LinearRule:
 
 def _ncm_centred(data: TrainingFeatures) -> LinearRule:
     """The largest cosine of x - mu with the mean direction of a class: Linear(W, -W mu), with unit rows of W."""
-    centre = data.values.mean(dim=0)
-    directions = F.normalize(data.values - centre, dim=1)
+    values = data.values
+    centre = values.mean(dim=0)
+    directions = F.normalize(values - centre, dim=1)
     weight = F.normalize(_class_means(directions, data), dim=1)
     return LinearRule(weight, -(weight @ centre))
 
@@ -230,17 +277,18 @@ def _weighted_logistic(data: TrainingFeatures, strengths: Sequence[float]) -> It
 
 
 def _logistic_path(data: TrainingFeatures, strengths: Sequence[float], **options) -> Iterator[LinearRule]:
-    fits = logistic_path(data.values, data.targets, data.num_classes, strengths, axes=data.axes, **options)
+    fits = logistic_path(data.turned, data.targets, data.num_classes, strengths, turned=True, **options)
     for strength, (weight, bias) in zip(strengths, fits):
-        yield LinearRule(weight, bias, {'C': strength})
+        # the same logits on the features as they are
+        weight = weight @ data.pool.axes.T
+        yield LinearRule(weight, bias - weight @ data.pool.centre, {'C': strength})
 
 
 FAMILIES = {
-    'joint': Family('its own classifier', _own, own=True, fitted=False),
+    'joint': Family('its own classifier', _own, own=True),
     'logit_adjust': Family(
-        'its own classifier, adjusted for the prior', _own, taus=PRIOR_TAUS[1:], usual_tau=1.0, own=True,
-        fitted=False),
-    'tau_norm': Family('its own classifier, tau-normalised', _tau_norm, TAUS[1:], own=True, fitted=False),
+        'its own classifier, adjusted for the prior', _own, taus=PRIOR_TAUS[1:], usual_tau=1.0, own=True),
+    'tau_norm': Family('its own classifier, tau-normalised', _tau_norm, TAUS[1:], own=True),
     'ncm_l2': Family('nearest class mean', _ncm_l2),
     'ncm_cosine': Family('nearest class mean by the cosine', _ncm_cosine),
     'ncm_centred': Family('nearest class mean by the cosine, centred', _ncm_centred),

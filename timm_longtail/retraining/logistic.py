@@ -20,8 +20,11 @@ products are all that costs, and on a GPU they are two orders of magnitude faste
 
 Shapes: N images, C classes, D width of the features.
 """
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -29,6 +32,8 @@ from torch.nn import functional as F
 from ..utils.errors import UserError
 
 __all__ = ['fit_logistic', 'logistic_path', 'principal_axes']
+
+_logger = logging.getLogger(__name__)
 
 _MAX_ITERATIONS = 1000
 _MAX_LOGITS = 2 ** 26
@@ -65,49 +70,41 @@ def logistic_path(
         num_classes: int,
         path: Sequence[float],
         class_weights: torch.Tensor | None = None,
-        tolerance: float = 1e-2,
-        axes: torch.Tensor | None = None,
+        tolerance: float = 2e-2,
+        turned: bool = False,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Fit a classifier for each strength of the penalty, each from where the one before it ended.
 
     Args:
         features: Features of norm about 1, float32 or float64 [N, D]: the penalty means what it
-            does at that scale.
+            does at that scale. They are not kept while classifiers are taken.
         targets: Class of each image, int64 [N], on the same device.
         num_classes: C.
         path: Strengths `C`, increasing: the weaker penalties, which take longer, start near their
             end.
         class_weights: Weight of the images of each class [C]; None is 1.
         tolerance: A fit ends where a step to the minimum along any one axis would move the logits
-            of the rarest class by less than this, over the root of D.
-        axes: Orthogonal matrix [D, D] whose columns are about the principal axes of the features;
-            None computes them. Others take more iterations to the same minimum.
+            of any class by less than this, over the root of D; the step is that of the curvature
+            at the start of the fit.
+        turned: Whether the features are along their principal axes, about, so that these need not
+            be computed. Along others a fit takes more iterations to the same minimum.
 
-    Yields:
-        Weight [C, D] and bias [C], a pair for each strength.
+    Returns:
+        Iterator over weight [C, D] and bias [C], a pair for each strength.
 
     Raises:
         UserError: A strength that is not positive.
     """
-    if axes is None:
-        axes = principal_axes(features)
-    if class_weights is None:
-        class_weights = torch.ones(num_classes)
-    problem = _Problem.create(features, targets, class_weights, axes)
-    total = float(class_weights.double()[targets.cpu()].sum())
-
-    # what features that say nothing end with: the log prior
-    weight = features.new_zeros(num_classes, features.shape[1])
-    bias = problem.share.clamp(min=1e-12).log()
     for strength in path:
         if not strength > 0:
             raise UserError(f'the strength C of a logistic regression is positive, got {strength}')
-        penalty = 1 / (strength * total)
-        if strength == path[0] and features.numel() * num_classes > _LARGE:
-            # most of the way at an eighth of the cost
-            weight, bias = problem.coarse(_COARSE).minimise(weight, bias, penalty, tolerance)
-        weight, bias = problem.minimise(weight, bias, penalty, tolerance)
-        yield problem.on_features(weight, bias)
+    if class_weights is None:
+        class_weights = torch.ones(num_classes)
+
+    axes = None if turned else principal_axes(features)
+    problem = _Problem.create(features, targets, class_weights, axes)
+    total = float(class_weights.double()[targets.cpu()].sum())
+    return problem.minima([1 / (strength * total) for strength in path], tolerance)
 
 
 @dataclass
@@ -121,7 +118,7 @@ class _Problem:
         share: Sum of the weights of the images of each class [C].
         spread: Mean square of the values along each axis [D].
         centre: What was subtracted from the features [D].
-        axes: What they were multiplied by [D, D].
+        axes: What they were multiplied by [D, D]; None for nothing.
     """
     values: torch.Tensor
     targets: torch.Tensor
@@ -129,7 +126,7 @@ class _Problem:
     share: torch.Tensor
     spread: torch.Tensor
     centre: torch.Tensor
-    axes: torch.Tensor
+    axes: torch.Tensor | None
 
     @classmethod
     def create(
@@ -137,7 +134,7 @@ class _Problem:
             features: torch.Tensor,
             targets: torch.Tensor,
             class_weights: torch.Tensor,
-            axes: torch.Tensor,
+            axes: torch.Tensor | None,
     ) -> '_Problem':
         """Centre and turn features [N, D]; see `logistic_path`."""
         counts = torch.bincount(targets, minlength=len(class_weights))
@@ -146,9 +143,25 @@ class _Problem:
 
         image_weights = class_weights[targets]
         centre = image_weights @ features
-        values = (features - centre) @ axes
+        values = features - centre
+        if axes is not None:
+            values = values @ axes
         spread = image_weights @ values.square()
         return cls(values, targets, class_weights, counts * class_weights, spread, centre, axes)
+
+    def minima(self, penalties: Sequence[float], tolerance: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield weight [C, D] and bias [C] on the features as they were at each penalty; see `minimise`."""
+        # what features that say nothing end with: the log prior
+        weight = self.values.new_zeros(len(self.share), self.values.shape[1])
+        bias = self.share.clamp(min=1e-12).log()
+
+        # most of the way at an eighth of the cost
+        if self.values.numel() * len(self.share) > _LARGE:
+            weight, bias = self.coarse(_COARSE).minimise(weight, bias, penalties[0], tolerance)
+
+        for penalty in penalties:
+            weight, bias = self.minimise(weight, bias, penalty, tolerance)
+            yield self.on_features(weight, bias)
 
     def coarse(self, step: int) -> '_Problem':
         """Return a problem of one image in `step` of each class, one at least; a class weighs what it did."""
@@ -196,38 +209,61 @@ class _Problem:
             penalty: Strength of the penalty.
             tolerance: See `logistic_path`.
         """
-        # the loss has about unit curvature in each of these
+        # the loss has about unit curvature in each of these, so that a gradient is a step to the minimum
         curvature = self.curvature(weight, bias)
         weight_unit = (curvature[:, None] * self.spread + penalty).rsqrt()
         bias_unit = curvature.rsqrt()
         parameters = [(weight / weight_unit).requires_grad_(), (bias / bias_unit).requires_grad_()]
 
-        rarest = float(self.share[self.share > 0].min())
+        # a step s moves the logits of a class by s / sqrt(curvature)
+        least = float(curvature[self.share > 0].min())
         optimizer = torch.optim.LBFGS(
-            parameters, max_iter=_MAX_ITERATIONS, max_eval=2 * _MAX_ITERATIONS,
-            tolerance_grad=tolerance * (rarest / weight.shape[1]) ** 0.5, tolerance_change=1e-15, history_size=20,
-            line_search_fn='strong_wolfe')
+            parameters,
+            max_iter=_MAX_ITERATIONS,
+            max_eval=2 * _MAX_ITERATIONS,
+            tolerance_grad=tolerance * math.sqrt(least / weight.shape[1]),
+            tolerance_change=1e-15,
+            history_size=20,
+            line_search_fn='strong_wolfe',
+        )
 
         def closure() -> torch.Tensor:
-            optimizer.zero_grad()
-            weight, bias = parameters[0] * weight_unit, parameters[1] * bias_unit
-            total = penalty / 2 * weight.square().sum()
-            total.backward(retain_graph=True)
+            # leaves of the graph of each chunk, which is freed once its gradient is there
+            weight = (parameters[0].detach() * weight_unit).requires_grad_()
+            bias = (parameters[1].detach() * bias_unit).requires_grad_()
+
+            total = penalty / 2 * weight.detach().square().sum()
+            weight_grad, bias_grad = penalty * weight.detach(), torch.zeros_like(bias)
             for values, targets in self.chunks():
                 logits = F.linear(values, weight, bias)  # [n, C]
                 loss = F.cross_entropy(logits, targets, self.class_weights, reduction='sum')
-                loss.backward(retain_graph=True)
-                total = total + loss
-            return total.detach()
+                of_weight, of_bias = torch.autograd.grad(loss, (weight, bias))
+                total += loss.detach()
+                weight_grad += of_weight
+                bias_grad += of_bias
+
+            parameters[0].grad = weight_grad * weight_unit
+            parameters[1].grad = bias_grad * bias_unit
+            return total
 
         with torch.enable_grad():
             optimizer.step(closure)
+        _warn_unfinished(optimizer.state[parameters[0]], penalty)
         return parameters[0].detach() * weight_unit, parameters[1].detach() * bias_unit
 
     def on_features(self, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the classifier that gives the same logits on the features as they were."""
-        weight = weight @ self.axes.T
+        if self.axes is not None:
+            weight = weight @ self.axes.T
         return weight, bias - weight @ self.centre
+
+
+def _warn_unfinished(state: dict[str, Any], penalty: float):
+    """Say so where a limit has ended a fit, and not its tolerance."""
+    if state['n_iter'] >= _MAX_ITERATIONS or state['func_evals'] >= 2 * _MAX_ITERATIONS:
+        _logger.warning(
+            f'logistic regression: {state["n_iter"]} iterations at a penalty of {penalty:.1e} did not reach the '
+            'minimum; what they reached is taken')
 
 
 def fit_logistic(
@@ -244,6 +280,6 @@ def fit_logistic(
         targets: Classes, int64 [N].
         num_classes: C.
         strength: Strength `C`.
-        **options: `class_weights`, `tolerance`, `axes`.
+        **options: `class_weights`, `tolerance`, `turned`.
     """
     return next(logistic_path(features, targets, num_classes, [strength], **options))
