@@ -217,6 +217,47 @@ def test_the_weights_of_a_published_checkpoint(tmp_path, messages):
     assert f'tensors from {tmp_path / "deit.pth"} (model); ' in messages.messages[-1]
 
 
+@pytest.fixture(scope='module')
+def bird_export(tmp_path_factory):
+    """An export of a network of three classes, with the weights and the bias of its classifier."""
+    model = timm.create_model('resnet20_cifar', num_classes=3, layers=(1, 1, 1), channels=(4, 4, 8))
+    torch.nn.init.normal_(model.get_classifier().bias)
+    folder = tmp_path_factory.mktemp('birds') / 'export'
+    export_model(model, folder, class_names=['auk', 'bee-eater', 'crow'])
+    return folder, model.get_classifier()
+
+
+@pytest.mark.parametrize('option', ['--model', '--initial-checkpoint'])
+@pytest.mark.parametrize('classes, rows', [
+    (['auk', 'bee-eater', 'crow'], [0, 1, 2]),
+    (['crow', 'auk', 'bee-eater'], [2, 0, 1]),
+    (['auk', 'bee-eater', 'dove'], None),
+])
+def test_a_classifier_follows_the_names_of_its_classes(option, classes, rows, bird_export, messages):
+    folder, classifier = bird_export
+    options = ['--model', f'local-dir:{folder}', '--pretrained']
+    if option == '--initial-checkpoint':
+        small = ['--model-kwargs', 'layers=(1,1,1)', 'channels=(4,4,8)']
+        options = ['--model', 'resnet20_cifar', *small, '--initial-checkpoint', folder]
+    model = create_task_model(arguments(*options), 3, 32, classes)
+
+    own = model.get_classifier()
+    if rows is None:
+        assert not (own.weight == classifier.weight).any()
+        assert 'classifier: starts anew, since the weights know other classes (auk, bee-eater, crow)' in (
+            messages.messages[-1])
+    else:
+        assert torch.equal(own.weight, classifier.weight[rows]) and torch.equal(own.bias, classifier.bias[rows])
+
+
+@pytest.mark.parametrize('tune, is_said', [('classifier', True), ('all', False)])
+def test_frozen_weights_that_a_file_lacks_are_named(tune, is_said, tmp_path, messages):
+    torch.save(timm.create_model('vit_tiny_patch16_224', depth=1, num_classes=3).state_dict(), tmp_path / 'small.pth')
+    create_task_model(arguments(*VIT, '--tune', tune, '--initial-checkpoint', tmp_path / 'small.pth'), 3)
+    words = '--tune classifier keeps most of the weights as they are, and 12 of 32 of them are random'
+    assert any(words in message for message in messages.messages) == is_said
+
+
 @pytest.mark.parametrize('kwargs, words', [
     ('num_classes=3', '--model-kwargs num_classes: the data set and --pretrained decide'),
     ('in_chans=1', '--model-kwargs in_chans=1: images have 3 channels'),

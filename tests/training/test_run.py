@@ -65,7 +65,7 @@ def saved():
 @pytest.mark.parametrize('options, words', [
     (['--img-size', '16'], 'img_size 32 there, 16 here'),
     (['--mean', '0', '0', '0'], 'mean .* there'),
-    (['--method-kwargs', 'mixup_alpha=1'], 'method_kwargs mixup_alpha 0.0 there, 1 here$'),
+    (['--method-kwargs', 'mixup_alpha=1'], r'method_kwargs mixup_alpha 0.0 there, 1 here \('),
 ])
 def test_a_run_of_other_options_is_not_resumed(options, words, saved):
     _, other = make_run('ce', *options)

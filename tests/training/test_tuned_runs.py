@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import shlex
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ from timm_longtail.training.build import _checkpoint_gradients
 from timm_longtail.training.checkpoint import read_checkpoint, read_part, write_checkpoint
 from timm_longtail.training.initial_classifier import class_means, initialise_classifier, read_text_features
 from timm_longtail.training.loop import evaluate, fit
+from timm_longtail.training.output_folder import run_name
+from timm_longtail.training.rows import data_tag
 from timm_longtail.utils.errors import UserError
 from timm_longtail.utils.files import LAST
 
@@ -114,7 +117,7 @@ def test_another_tuning_or_head_is_named(others, words, saved):
     options, _, _, state = saved
     _, resumed = make_run('ce', *options, *others)
 
-    with pytest.raises(UserError, match=f'^it is of another run: {words}$'):
+    with pytest.raises(UserError, match=fr'^it is of another run: {words} \(--experiment names a folder '):
         resumed.load_state_dict(state, 'it')
 
 
@@ -176,6 +179,23 @@ def test_other_frozen_weights_are_refused(weights, tmp_path):
         resumed.load_state_dict(read_checkpoint(tmp_path / LAST), 'it')
     with pytest.raises(UserError, match='trained on other frozen weights than .*start.safetensors has now'):
         load_checkpoint(tmp_path / LAST)
+
+    start.unlink()
+    words = 'no frozen weights: those are of .*start.safetensors, .* cannot be read .* The export of the run has all'
+    with pytest.raises(UserError, match=words):
+        load_checkpoint(tmp_path / LAST)
+
+
+@pytest.mark.parametrize('model, name', [
+    ('resnet50', 'resnet50'),
+    ('local-dir:output/vit.ce.photos.s0/export', 'vit.ce.photos.s0'),
+    ('local-dir:export', 'export'),
+    ('local-dir:weights/vit/', 'vit'),
+    ('hf-hub:user/vit', 'vit'),
+])
+def test_a_run_is_called_after_the_run_that_it_starts_from(model, name):
+    args = Namespace(model=model, method='ce', seed=3)
+    assert run_name(args, digits(64)) == f'{name}.ce.{data_tag(digits(64))}.s3'
 
 
 @pytest.mark.ddp

@@ -317,8 +317,10 @@ def why_not(family: Family, representation: Representation) -> str | None:
     if not representation.trained_model.has_classes:
         return 'the model has no classifier of its own'
     if not representation.same_classes:
-        return (f'the model\'s own classifier has {representation.trained_model.model.num_classes} classes, '
-                f'the data {representation.train_set.num_classes}')
+        own, data = representation.trained_model.model.num_classes, representation.train_set.num_classes
+        if own == data:
+            return f'the model\'s own classifier has {own} other classes'
+        return f'the model\'s own classifier has {own} classes, the data {data}'
 
     if representation.seen and representation.held_out is None:
         return 'it was trained on the images that it would be measured on; train with --val-fraction'

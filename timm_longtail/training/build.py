@@ -75,7 +75,8 @@ def build_run(
     # model and method
     preprocessing = preprocessing or choose_preprocessing(options, train_set)
     if model is None:
-        model = create_task_model(options, train_set.num_classes, preprocessing.img_size)
+        model = create_task_model(
+            options, train_set.num_classes, preprocessing.img_size, class_names=train_set.class_names)
     check_input(model, preprocessing.img_size)
     if options.grad_checkpointing:
         _checkpoint_gradients(model)

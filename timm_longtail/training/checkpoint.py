@@ -37,7 +37,7 @@ __all__ = [
     'load_method_state',
     'method_state',
     'read_checkpoint',
-    'read_input_config',
+    'read_about',
     'read_part',
     'read_weights',
     'restoring',
@@ -367,22 +367,22 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return read_part(path)[1]
 
 
-def read_input_config(path: Path) -> dict[str, Any] | None:
-    """Return the input of a training checkpoint's model, without reading tensors.
+def read_about(path: Path) -> dict[str, Any] | None:
+    """Return what a training checkpoint says of its model, without reading tensors.
 
     Args:
         path: File.
 
     Returns:
-        The fields of `Preprocessing`, or None where the file is of another kind; what is wrong with
-        it is said where the weights are read.
+        `preprocessing`, the fields of `Preprocessing`, `class_names` and more; None where the file
+        is of another kind. What is wrong with it is said where the weights are read.
     """
     if path.suffix == '.safetensors' or not path.is_file():
         return None
     try:
         with torch.serialization.safe_globals(_plain_types()):
             content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-        return dict(content['about']['preprocessing'])
+        return dict(content['about'])
     except Exception:  # no archive, a pickle of something else, another program's
         return None
 

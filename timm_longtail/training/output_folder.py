@@ -21,7 +21,9 @@ def run_name(args: Namespace, train_set) -> str:
         args: Options of `train.py`.
         train_set: Training images.
     """
-    model = args.model.rpartition('/')[2]
+    # every export is called so, and the run that made it has a name of its own
+    place = args.model.rstrip('/').removesuffix('/export')
+    model = place.rpartition('/')[2].rpartition(':')[2]
     return f'{model}.{args.method}.{data_tag(train_set)}.s{args.seed}'
 
 

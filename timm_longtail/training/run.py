@@ -257,7 +257,8 @@ class Run:
         with restoring(source):
             differing = differences(here, state['protocol'], method_defaults=default_options(type(self.method)))
         if differing:
-            raise UserError(f'{source} is of another run: {", ".join(differing)}')
+            raise UserError(
+                f'{source} is of another run: {", ".join(differing)} (--experiment names a folder for a new one)')
 
     def _load_optimisation(self, state: dict[str, Any]):
         """Load the state of the optimizers, the moving average and the gradient scaler."""

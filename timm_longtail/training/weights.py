@@ -3,7 +3,7 @@ import inspect
 import logging
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from ..data.preprocessing import check_preprocessing, read_preprocessing
 from ..export.checks import CONFIG, WEIGHTS
 from ..methods import method_class
 from ..models.factory import create_timm_model, pretrained_config
-from ..models.heads import set_head
+from ..models.heads import set_head, single_classifier
 from ..models.tuning import frozen_digest, load_trained_state_dict, trained_state_dict, tune_model
 from ..utils import rng
 from ..utils.errors import UserError, one_line
 from ..utils.files import read_json
 from ..utils.finite import check_finite, trained_tensors
-from .checkpoint import check_architecture, read_input_config, read_part
+from .checkpoint import check_architecture, read_about, read_part
 
 __all__ = [
     'architecture_of',
@@ -113,9 +113,9 @@ def weights_preprocessing(
     """
     if initial_checkpoint:
         path = initial_weights_path(initial_checkpoint)
-        stored = read_input_config(path)
-        if stored is not None:
-            return _from_fields(stored, str(path)), str(path)
+        about = read_about(path)
+        if about is not None:
+            return _from_fields(about['preprocessing'], str(path)), str(path)
 
         config_path = path.with_name(CONFIG)
         config = read_json(config_path) if config_path.is_file() else {}
@@ -209,7 +209,12 @@ def say_input(preprocessing: Preprocessing, source: str, typed: Iterable[str] = 
     _logger.info(line)
 
 
-def create_task_model(args: Namespace, num_classes: int, img_size: int | None = None) -> nn.Module:
+def create_task_model(
+        args: Namespace,
+        num_classes: int,
+        img_size: int | None = None,
+        class_names: Sequence[str] | None = None,
+) -> nn.Module:
     """Build the timm model that the method asks for, with the weights it starts from.
 
     These are drawn from the training seed, pretrained, or from a file.
@@ -219,6 +224,7 @@ def create_task_model(args: Namespace, num_classes: int, img_size: int | None = 
         num_classes: Classes of the data set.
         img_size: Side of its input; given to a model that is built for one size. None leaves it at
             its default.
+        class_names: Classes of the data set; a classifier of others does not stay. None keeps it.
 
     Raises:
         UserError: An argument that the model does not take or that contradicts the data; weights
@@ -249,8 +255,74 @@ def create_task_model(args: Namespace, num_classes: int, img_size: int | None = 
     if args.head is not None:
         set_head(model, args.head)
     if args.initial_checkpoint:
-        load_initial_weights(model, path)
+        left = load_initial_weights(model, path)
+        _warn_of_frozen(args, model, path, left)
+
+    learned = _learned_classes(args, model)
+    if learned and class_names is not None:
+        _fit_classifier(model, learned, class_names)
     return model
+
+
+def _warn_of_frozen(args: Namespace, model: nn.Module, path: Path, left: Sequence[str]):
+    """Say so where weights that a file does not have stay random: those that the tuning does not train.
+
+    Args:
+        args: Options of `train.py`.
+        model: Model that the file was loaded into.
+        path: The file.
+        left: Parameters that it does not have.
+    """
+    tuning = args.tune or method_class(args.method).tune
+    classifier = {id(parameter) for parameter in single_classifier(model).parameters()}
+    parameters = dict(model.named_parameters())
+    random = [name for name in left if id(parameters[name]) not in classifier]
+    if random and tuning not in (None, 'all'):
+        _logger.warning(
+            f'--tune {tuning} keeps most of the weights as they are, and {len(random)} of {len(parameters)} of them '
+            f'are random, since {path} does not have them: {_shown(random, 3)}')
+
+
+def _learned_classes(args: Namespace, model: nn.Module) -> list[str] | None:
+    """Return the classes of the weights that a model starts from, in their order; None where they are not said."""
+    if not args.initial_checkpoint:
+        timm_model: Any = model  # timm has no class that declares what its models share
+        return timm_model.pretrained_cfg.get('label_names') if args.pretrained else None
+
+    path = initial_weights_path(args.initial_checkpoint)
+    about = read_about(path)
+    if about is not None:
+        return about.get('class_names')
+    config_path = path.with_name(CONFIG)
+    is_of_export = path.name == WEIGHTS and config_path.is_file()
+    return read_json(config_path).get('label_names') if is_of_export else None
+
+
+@torch.no_grad()
+def _fit_classifier(model: nn.Module, learned: Sequence[str], class_names: Sequence[str]):
+    """Put the rows of a classifier into the order of the data set's classes; one of other classes starts anew.
+
+    As many classes are not the same classes, and the order of a data set is that of its folders.
+
+    Args:
+        model: Model with its weights.
+        learned: Classes of these weights.
+        class_names: Classes of the data set.
+    """
+    classifier = single_classifier(model)
+    is_other_size = len(learned) != len(class_names) or len(learned) != getattr(model, 'num_classes', 0)
+    if is_other_size or list(learned) == list(class_names) or not hasattr(classifier, 'weight'):
+        return  # of another size it has started anew already
+
+    if sorted(learned) == sorted(class_names):
+        rows = [list(learned).index(name) for name in class_names]
+        for parameter in classifier.parameters():
+            parameter.copy_(parameter[rows].clone())
+        _logger.info('classifier: the weights have its classes in another order; now they are in that of the data')
+        return
+
+    classifier.reset_parameters()
+    _logger.info(f'classifier: starts anew, since the weights know other classes ({_shown(learned, 3)})')
 
 
 def create_tuned_model(state: dict[str, Any], source: str) -> nn.Module:
@@ -267,10 +339,16 @@ def create_tuned_model(state: dict[str, Any], source: str) -> nn.Module:
         UserError: The weights that the run started from are not there, or are others now.
     """
     options, about = Namespace(**state['args']), state['about']
-    model = create_task_model(options, len(about['class_names']), about['preprocessing']['img_size'])
+    start = options.initial_checkpoint or options.model
+    try:
+        model = create_task_model(options, len(about['class_names']), about['preprocessing']['img_size'])
+    except UserError as e:
+        raise UserError(
+            f'{source} holds what was tuned and no frozen weights: those are of {start}, seen from the folder that the '
+            f'run was started in, and cannot be read ({e}). The export of the run has all weights') from e
+
     tune_model(model, options.tune or method_class(options.method).tune)
     if frozen_digest(model) != state['protocol']['backbone']:
-        start = options.initial_checkpoint or options.model
         raise UserError(f'{source} was trained on other frozen weights than {start} has now')
 
     weights = state.get('state_dict_ema', state['state_dict'])
@@ -306,7 +384,7 @@ def _pretrained_cfg(args: Namespace) -> dict[str, Any]:
     return pretrained_config(args.model, **args.model_kwargs)
 
 
-def load_initial_weights(model: nn.Module, path: Path):
+def load_initial_weights(model: nn.Module, path: Path) -> list[str]:
     """Load what fits of a file of weights, and say what did not.
 
     The model's own `checkpoint_filter_fn` in timm translates names of other releases and resizes
@@ -315,6 +393,9 @@ def load_initial_weights(model: nn.Module, path: Path):
     Args:
         model: timm model.
         path: File of weights, see `read_part`.
+
+    Returns:
+        Names of the parameters that were not in the file, or of another shape there.
 
     Raises:
         UserError: Nothing fits, a value that would be taken is not finite, or the file has adapters
@@ -345,6 +426,7 @@ def load_initial_weights(model: nn.Module, path: Path):
         f'initial checkpoint: {len(fits)} of {len(own)} tensors from {path}{taken}; '
         f'of another shape: {_shown(other_shape)}; missing: {_shown(own.keys() - weights.keys())}; '
         f'unexpected: {_shown(weights.keys() - own.keys())}')
+    return [name for name, _ in model.named_parameters() if name not in fits]
 
 
 def _refuse_adapters(unexpected: Iterable[str], model_name: str, path: Path):
