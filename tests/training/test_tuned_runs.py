@@ -382,7 +382,7 @@ def test_an_ensemble_is_said_in_the_row_and_measured_by_validate(photos, tmp_pat
 
     assert (row['tta'], row['tune'], row['head']) == ('five_crop', 'adaptformer', 'cosine')
     assert row['init_classifier'] == 'class_means'
-    assert 'are trained (adaptformer)' in printed
+    assert 'are trained (adaptformer(bottleneck=1))' in printed
     assert 'warning: --tune adaptformer keeps most of the weights as they are, and these are random' in printed
 
     # at the start, above the figures, in the report and in the export

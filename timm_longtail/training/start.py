@@ -8,7 +8,7 @@ import yaml
 from ..data import LongTailDataset
 from ..data.longtail import shot_groups
 from ..evaluation.evaluators import GROUPS
-from ..models.tuning import tuning_name
+from ..models.tuning import tuning_name, tuning_words
 from ..utils.files import create_text, write_json
 from .options import plain
 from .provenance import relative_to_root
@@ -169,7 +169,7 @@ def _model_lines(run: Run) -> list[str]:
         if not name.startswith('branches.'):
             num_deployed += parameter.numel()
 
-    tuning = tuning_name(method.model)
+    tuning = tuning_words(method.model)
     tuned = f' ({tuning})' if tuning else ''
     trained = f'{num_trained / 1e6:.3g}' if tuning else f'{num_trained / 1e6:.2f}'
     method_words = ' '.join([options.method, *(f'{name}={value}' for name, value in options.method_kwargs.items())])
