@@ -223,3 +223,14 @@ def test_where_the_classifier_started_is_said(columns, trained, tmp_path):
     report, = read_reports(changed(write_run(tmp_path / 'run'), **columns))
 
     assert report.facts.get('What is trained') == trained
+
+
+@pytest.mark.parametrize('factor, counts, words', [
+    (1, COUNTS, 'not cut; largest class over smallest 80'),  # 400 over 5
+    (1, [30] * 10, None),
+    (100.0, COUNTS, '100'),
+])
+def test_the_imbalance_of_a_set_that_was_not_cut_is_that_of_its_counts(factor, counts, words, tmp_path):
+    report, = read_reports(changed(write_run(tmp_path / 'run', counts=counts), imbalance_factor=factor))
+
+    assert report.facts.get('Imbalance factor') == words

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from ...data.longtail import natural_imbalance
 from ...utils.errors import UserError
 from ...utils.files import read_json, read_text, read_yaml, reading
 from ...utils.private_paths import cut_folders, without_folders
@@ -330,8 +331,10 @@ def _facts(row: Mapping[str, Any]) -> dict[str, str]:
         facts['Training images'] = f'{sum(counts):,} in {len(counts):,} classes, {sizes}'
     if row.get('dataset'):
         facts['Data set'] = str(row.get('dataset_name') or row['dataset'])
-    if row.get('imbalance_factor', 1) != 1:
-        facts['Imbalance factor'] = f'{row["imbalance_factor"]:g}'
+    factor = row.get('imbalance_factor', 1)
+    natural = natural_imbalance(factor, counts)
+    if natural or factor != 1:
+        facts['Imbalance factor'] = natural or f'{factor:g}'
     if row.get('subset_hash'):
         facts['Fingerprint of the images'] = row['subset_hash']
     if row.get('val_fraction'):
