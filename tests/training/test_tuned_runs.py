@@ -406,7 +406,7 @@ def test_an_ensemble_is_said_in_the_row_and_measured_by_validate(photos, tmp_pat
 
 
 def test_an_ensemble_of_images_in_memory_is_refused():
-    with pytest.raises(UserError, match='view corner.* works on image files only, and .* is decoded in memory'):
+    with pytest.raises(UserError, match='--tta five_crop is for image files, .* in memory: add --loader worker'):
         make_run('ce', *VIT, '--tta', 'five_crop')
 
 
