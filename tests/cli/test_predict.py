@@ -196,7 +196,7 @@ def test_mistakes(options, message, model, tmp_path):
 
 def test_views_of_files_for_a_model_of_images_in_memory(photos, tmp_path):
     folder = export(tmp_path / 'export', resident=True)
-    with pytest.raises(UserError, match='--tta five_crop: .* was trained on images in memory'):
+    with pytest.raises(UserError, match='--tta five_crop: .* was trained on images in memory.* with --loader worker'):
         predict.main([str(folder), str(photos), '--tta', 'five_crop'])
 
 

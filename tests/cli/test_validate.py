@@ -152,6 +152,8 @@ def test_a_timm_model_takes_its_groups_from_the_training_split(capsys, monkeypat
     (['--model', 'local-dir:RUN/export', '--predictions', '/nowhere/p.csv'], 'cannot write /nowhere/p.csv'),
     (['--checkpoint', 'RUN', 'RUN', '--predictions', 'RUN/p.csv'], 'RUN/p.csv is for one model'),
     (['--checkpoint', 'RUN', 'RUN'], 'a model is named twice'),
+    (['--model', 'local-dir:RUN/export', '--tta', 'five_crop'],
+     '--tta five_crop is for image files, and digits_lt is decoded in memory: add --loader worker'),
 ])
 def test_bad_input(run, options, message):
     with pytest.raises(UserError, match='.*') as error:

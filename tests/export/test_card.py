@@ -221,3 +221,10 @@ def test_card_of_a_model_that_was_trained_without_classes(method, num_classes, m
     assert card.data.pipeline_tag == 'image-feature-extraction'
     for part in [*said, 'trained without their classes']:
         assert part in card.content, part
+
+
+def test_card_of_a_set_that_was_not_cut(tmp_path):
+    folder = export_model(build(), tmp_path / 'a', {**PROVENANCE, 'imbalance_factor': 1})
+    text = (folder / 'README.md').read_text()
+    assert 'Protocol: not cut; largest class over smallest 10, subset hash' in text
+    assert 'imbalance factor' not in text

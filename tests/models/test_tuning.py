@@ -356,6 +356,7 @@ def test_a_block_with_rotary_positions_is_its_equation():
     (lambda: timm.create_model('cait_xxs24_224', device='meta'), 'last_block', 'Cait does not say what its blocks are'),
     (vit, 'adapter', "unknown tuning 'adapter'; did you mean adaptformer"),
     (vit, 'adaptformer(bottleneck=0)', 'bottleneck must be in'),
+    (vit, 'lora(8)', r"cannot read the tuning 'lora\(8\)'; write a name, or name\(argument=value\)$"),
     (vit, 'adaptformer(width=3)', 'tuning adaptformer takes bottleneck'),
 ])
 def test_refused_in_one_line(build, tuning, words):

@@ -320,11 +320,15 @@ def test_texts_are_projected_to_the_features_of_the_model(tmp_path):
 
 
 @pytest.mark.parametrize('names, width, tensors, words', [
-    (['ant', 'bee'], 5, {}, 'lacks 1 of the 3 classes: cow'),
+    (['ant', 'bee'], 5, {}, 'lacks 1 of the 3 classes: cow; it has ant, bee$'),
+    (['Ant', 'Bee', 'Cow', 'Dog'], 5, {}, 'lacks 3 of the 3 classes: ant, bee, cow; it has Ant, Bee, Cow, …$'),
+    ([], 5, {}, 'lacks 3 of the 3 classes: ant, bee, cow; it has no names$'),
     (['ant', 'bee', 'bee', 'cow'], 5, {}, "class_names has 'bee' twice"),
     ('abc', 5, {}, 'class_names is not a list of 3 names'),
     (NAMES, 4, {}, r'texts are 5 wide, the features of the model 4; the file can hold a projection \[4, 5\]'),
     (NAMES, 4, {'projection': torch.ones(4, 6)}, r'projection is \[4, 6\], expected \[4, 5\]'),
+    (NAMES, 4, {'projection': torch.ones(6, 5)}, r'projection is \[6, 5\], expected \[4, 5\]'),
+    (NAMES, 4, {'projection': torch.ones(5)}, r'projection is \[5\], expected \[4, 5\]'),
     (NAMES, 5, {'features': torch.zeros(3, 5)}, 'features of a class are zero, NaN or infinite'),
     (NAMES, 5, {'features': None, 'texts': torch.ones(3, 5)}, r'has no features \[N, E\] of texts: it holds texts'),
 ])
@@ -402,7 +406,7 @@ def test_an_ensemble_is_said_in_the_row_and_measured_by_validate(photos, tmp_pat
 
     assert (row['tta'], row['tune'], row['head']) == ('five_crop', 'adaptformer', 'cosine')
     assert row['init_classifier'] == 'class_means'
-    assert 'are trained (adaptformer)' in printed
+    assert 'are trained (adaptformer(bottleneck=1))' in printed
     assert 'warning: --tune adaptformer keeps most of the weights as they are, and these are random' in printed
 
     # at the start, above the figures, in the report and in the export
@@ -422,7 +426,7 @@ def test_an_ensemble_is_said_in_the_row_and_measured_by_validate(photos, tmp_pat
 
 
 def test_an_ensemble_of_images_in_memory_is_refused():
-    with pytest.raises(UserError, match='view corner.* works on image files only, and .* is decoded in memory'):
+    with pytest.raises(UserError, match='--tta five_crop is for image files, .* in memory: add --loader worker'):
         make_run('ce', *VIT, '--tta', 'five_crop')
 
 

@@ -129,7 +129,9 @@ def _predictor(
 
     in_memory = trained_model.provenance.get('resident') is True
     if in_memory and args.tta is not None:
-        raise UserError(f'--tta {args.tta}: {args.model} was trained on images in memory, which are looked at whole')
+        raise UserError(
+            f'--tta {args.tta}: {args.model} was trained on images in memory, which are looked at whole; '
+            'it is for a model that was trained with --loader worker')
 
     num_workers = args.workers
     if num_workers is None:

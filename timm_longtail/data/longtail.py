@@ -18,6 +18,7 @@ __all__ = [
     'image_digests',
     'long_tail_counts',
     'long_tail_indices',
+    'natural_imbalance',
     'shot_groups',
     'subset_hash',
 ]
@@ -146,6 +147,21 @@ def subset_hash(images: torch.Tensor, targets: Sequence[int] | np.ndarray) -> st
 
     # sorted: the order of the rows does not matter
     return hashlib.sha256(b''.join(sorted(rows))).hexdigest()[:12]
+
+
+def natural_imbalance(imbalance_factor: float, class_counts: Sequence[int]) -> str | None:
+    """Return the imbalance in words where it is that of the images as they are; None where they were cut, or are even.
+
+    A data set that is not cut has factor 1, whatever the sizes of its classes.
+
+    Args:
+        imbalance_factor: Factor that the data set was cut to.
+        class_counts: Images of each class.
+    """
+    if imbalance_factor != 1 or not class_counts or min(class_counts) == max(class_counts):
+        return None
+    ratio = max(class_counts) / max(min(class_counts), 1)
+    return f'not cut; largest class over smallest {ratio:.4g}'
 
 
 def shot_groups(

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..data.longtail import natural_imbalance
 from ..evaluation.tables import format_table
 from ..methods import list_methods, method_class
 from ..utils.errors import UserError
@@ -193,8 +194,10 @@ def _protocol(config: dict[str, Any]) -> str:
 def _subset(provenance: dict[str, Any]) -> str:
     """Return by what the training images were chosen, as far as it is known."""
     known = []
-    if provenance.get('imbalance_factor') is not None:
-        known.append(f'imbalance factor {provenance["imbalance_factor"]:g}')
+    factor = provenance.get('imbalance_factor')
+    if factor is not None:
+        natural = natural_imbalance(factor, provenance.get('class_counts') or [])
+        known.append(natural or f'imbalance factor {factor:g}')
     if provenance.get('subset_hash') is not None:
         known.append(f'subset hash {code_span(provenance["subset_hash"])}')
     if provenance.get('subset_order') is not None:

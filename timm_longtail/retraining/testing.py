@@ -9,6 +9,7 @@ import torch
 from ..data import LongTailDataset, create_dataset, create_loader, create_splits
 from ..evaluation.predictions import NeighborRecorder, Recorder
 from ..training.accelerator import memory_format
+from ..training.loaders import check_ensemble
 from ..training.loop import evaluate
 from ..utils.errors import UserError
 from ..utils.progress import progress
@@ -140,6 +141,9 @@ def measure(
 
     Returns:
         The figures, and the recorder with every prediction.
+
+    Raises:
+        UserError: `tta` for images in memory, or for a model without classes.
     """
     # the input that the model wants, unless another was asked for
     preprocessing = trained_model.preprocessing
@@ -164,6 +168,7 @@ def measure(
     }
     if args.tta is not None and data.train_set is not None:
         raise UserError(f'--tta averages logits, and {trained_model.name} has no classes')
+    check_ensemble(data.test_set, args.tta)
     loader = create_loader(data.test_set, **options)
 
     if data.train_set is None:

@@ -20,6 +20,7 @@ from ..utils.errors import UserError, one_line
 from ..utils.files import reading, require_regular_file
 from .loaders import create_eval_loader
 from .run import Run
+from .start import list_some
 
 __all__ = ['check_initial_classifier', 'initialise_classifier', 'read_text_features']
 
@@ -160,16 +161,16 @@ def read_text_features(path: str | Path, class_names: Sequence[str], width: int)
     missing = [name for name in class_names if name not in rows]
     if missing:
         shown = one_line(', '.join(missing), 60)
-        raise UserError(f'{path} lacks {len(missing)} of the {len(class_names)} classes: {shown}')
+        held = one_line(list_some(list(rows)), 60) or 'no names'
+        raise UserError(f'{path} lacks {len(missing)} of the {len(class_names)} classes: {shown}; it has {held}')
 
     weight = features[[rows[name] for name in class_names]]  # [K, E]
     if projection is not None:
-        if projection.ndim != 2 or projection.shape[1] != weight.shape[1]:
-            raise UserError(
-                f'{path}: projection is {list(projection.shape)}, expected [{width}, {weight.shape[1]}]')
+        expected = [width, weight.shape[1]]
+        if list(projection.shape) != expected:
+            raise UserError(f'{path}: projection is {list(projection.shape)}, expected {expected}')
         weight = weight @ projection.T
-
-    if weight.shape[1] != width:
+    elif weight.shape[1] != width:
         raise UserError(
             f'{path}: texts are {weight.shape[1]} wide, the features of the model {width}; '
             f'the file can hold a projection [{width}, {features.shape[1]}]')

@@ -16,7 +16,7 @@ from ..utils.progress import progress
 from .accelerator import usable_cores
 from .options import Options
 
-__all__ = ['RunData', 'TrainBatches', 'create_eval_loader', 'create_run_data']
+__all__ = ['RunData', 'TrainBatches', 'check_ensemble', 'create_eval_loader', 'create_run_data']
 
 # of one process, where --workers does not say
 _MAX_WORKERS = 8
@@ -118,6 +118,19 @@ def create_run_data(
     )
 
 
+def check_ensemble(dataset: LongTailDataset, tta: str | None):
+    """Raise a `UserError` for an ensemble of views of images in memory, which are looked at whole.
+
+    Args:
+        dataset: Images.
+        tta: Ensemble of views, see `Preprocessing.test_views`; None is one view.
+    """
+    if tta is not None and dataset.resident:
+        raise UserError(
+            f'--tta {tta} is for image files, and {dataset.name} is decoded in memory: '
+            'add --loader worker, which takes a set that has files')
+
+
 def create_eval_loader(
         dataset: LongTailDataset,
         options: Namespace,
@@ -137,7 +150,11 @@ def create_eval_loader(
         rank: Number of the shard.
         world_size: Number of shards.
         tta: Ensemble of views, see `Preprocessing.test_views`; None is one view.
+
+    Raises:
+        UserError: An ensemble of views of images in memory.
     """
+    check_ensemble(dataset, tta)
     return create_loader(
         dataset,
         preprocessing.test_views(tta),

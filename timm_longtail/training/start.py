@@ -8,13 +8,16 @@ import yaml
 from ..data import LongTailDataset
 from ..data.longtail import shot_groups
 from ..evaluation.evaluators import GROUPS
-from ..models.tuning import tuning_name
+from ..models.tuning import tuning_name, tuning_words
 from ..utils.files import create_text, write_json
 from .options import plain
 from .provenance import relative_to_root
 from .run import Run
 
 __all__ = ['counted_words', 'data_summary', 'list_some', 'start_lines', 'write_start']
+
+# of the moving average of the weights, at the end of a run; more is hardly trained
+_LARGEST_SHARE_OF_THE_START = 0.1
 
 
 def start_lines(run: Run, train_set: LongTailDataset, checkpoint: Path | None) -> list[str]:
@@ -30,6 +33,7 @@ def start_lines(run: Run, train_set: LongTailDataset, checkpoint: Path | None) -
         f'recipe: {relative_to_root(options.recipe) or "none"}',
         *_data_lines(run, train_set),
         *_batch_lines(run),
+        *_average_lines(run),
         *_model_lines(run),
         _evaluation_line(run),
         _device_line(run),
@@ -139,6 +143,23 @@ def _batch_lines(run: Run) -> list[str]:
     return lines
 
 
+def _average_lines(run: Run) -> list[str]:
+    """Return a warning where the run is too short for the moving average of its weights to leave the start."""
+    options = run.options
+    if not options.model_ema or options.model_ema_warmup:
+        return []
+
+    num_updates = run.steps_per_epoch * options.epochs
+    share = options.model_ema_decay ** num_updates
+    if share <= _LARGEST_SHARE_OF_THE_START:
+        return []
+    return [
+        f'warning: --model-ema-decay {options.model_ema_decay:g} over {num_updates} updates leaves {100 * share:.0f} % '
+        'of the average, which is exported, at the weights of the start: '
+        'add --model-ema-warmup, or take a smaller --model-ema-decay',
+    ]
+
+
 def _model_lines(run: Run) -> list[str]:
     """Return the model and its size, the method, and the samplers of its streams."""
     options, method = run.options, run.method
@@ -148,7 +169,7 @@ def _model_lines(run: Run) -> list[str]:
         if not name.startswith('branches.'):
             num_deployed += parameter.numel()
 
-    tuning = tuning_name(method.model)
+    tuning = tuning_words(method.model)
     tuned = f' ({tuning})' if tuning else ''
     trained = f'{num_trained / 1e6:.3g}' if tuning else f'{num_trained / 1e6:.2f}'
     method_words = ' '.join([options.method, *(f'{name}={value}' for name, value in options.method_kwargs.items())])

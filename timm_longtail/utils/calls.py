@@ -108,7 +108,7 @@ def parse_call(kind: str, text: str) -> tuple[str, dict[str, Any]]:
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         pass  # whatever is wrong with the text, the message is the same
     raise UserError(
-        f'cannot read the {kind} {shown(text)}; write a name or name(argument=value), e.g. sim(scale=0.08)')
+        f'cannot read the {kind} {shown(text)}; write a name, or name(argument=value)')
 
 
 def _read_keywords(keywords: list[ast.keyword]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The report page: what it holds, that it is text where it should be, and that it needs nothing else."""
+import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +59,13 @@ def html(run):
     picture = Picture('data:image/jpeg;base64,AAAA', 9, 0, 0.99)
     reports[0].gallery = Gallery([picture], [Picture('data:image/jpeg;base64,BBBB', 9)])
     return page.render(reports)
+
+
+def changed(run: Path, **columns) -> Path:
+    """Change columns of the `metrics.json` of a run; returns its folder."""
+    row = json.loads((run / 'metrics.json').read_text())
+    (run / 'metrics.json').write_text(json.dumps({**row, **columns}))
+    return run
 
 
 def test_every_section_is_there(html):
@@ -190,3 +199,38 @@ def test_class_names_and_counts_are_read(run):
 
     assert report.class_names == NASTY
     assert report.class_counts == COUNTS
+
+
+@pytest.mark.parametrize('columns, start', [
+    ({'model': 'local-dir:/home/ada/first/export', 'pretrained': True}, 'weights of local-dir:first/export'),
+    ({'model': 'resnet50.a1_in1k', 'pretrained': True}, 'pretrained weights of timm'),
+    ({'model': 'local-dir:first/export', 'pretrained': True, 'initial_checkpoint': '/home/ada/a.pth'}, 'a.pth'),
+    ({'model': 'local-dir:first/export', 'pretrained': False}, 'from scratch'),
+])
+def test_the_weights_that_a_run_began_with_are_named(columns, start, tmp_path):
+    report, = read_reports(changed(write_run(tmp_path / 'run'), **columns))
+
+    assert report.facts['Start'] == start
+
+
+@pytest.mark.parametrize('columns, trained', [
+    ({'tune': 'lora', 'head': 'cosine', 'init_classifier': 'class_means'},
+     'lora, head cosine, classifier started at class_means'),
+    ({'init_classifier': 'text:/home/ada/texts.safetensors'}, 'classifier started at text:texts.safetensors'),
+    ({}, None),
+])
+def test_where_the_classifier_started_is_said(columns, trained, tmp_path):
+    report, = read_reports(changed(write_run(tmp_path / 'run'), **columns))
+
+    assert report.facts.get('What is trained') == trained
+
+
+@pytest.mark.parametrize('factor, counts, words', [
+    (1, COUNTS, 'not cut; largest class over smallest 80'),  # 400 over 5
+    (1, [30] * 10, None),
+    (100.0, COUNTS, '100'),
+])
+def test_the_imbalance_of_a_set_that_was_not_cut_is_that_of_its_counts(factor, counts, words, tmp_path):
+    report, = read_reports(changed(write_run(tmp_path / 'run', counts=counts), imbalance_factor=factor))
+
+    assert report.facts.get('Imbalance factor') == words

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from ...data.longtail import natural_imbalance
 from ...utils.errors import UserError
 from ...utils.files import read_json, read_text, read_yaml, reading
 from ...utils.private_paths import cut_folders, without_folders
@@ -116,15 +117,19 @@ def _training_facts(row: dict[str, Any], best: dict[str, Any]) -> dict[str, str]
     if row.get('sampler'):
         facts['Sampler'] = row['sampler']
 
-    if row.get('tune') or row.get('head'):
-        facts['What is trained'] = ', '.join(filter(None, (row.get('tune'), row.get('head') and f'head {row["head"]}')))
+    trained = [
+        row.get('tune'),
+        row.get('head') and f'head {row["head"]}',
+        row.get('init_classifier') and f'classifier started at {row["init_classifier"]}',
+    ]
+    if any(trained):
+        facts['What is trained'] = ', '.join(filter(None, trained))
 
     length = f'{row["epochs"]} epochs'
     if row.get('epochs_trained', row['epochs']) < row['epochs']:
         length = f'{row["epochs_trained"]} of {length}, stopped by the hold-out'
     facts['Length'] = f'{length}, batches of {row["global_batch_size"]} images'
-    start = row.get('initial_checkpoint') or ('pretrained weights of timm' if row.get('pretrained') else 'from scratch')
-    facts['Start'] = str(start)
+    facts['Start'] = _start(row)
     if row.get('seconds'):
         facts['Time'] = _duration(row['seconds'])
 
@@ -135,6 +140,18 @@ def _training_facts(row: dict[str, Any], best: dict[str, Any]) -> dict[str, str]
         chosen += f': All {best["all"]:.2f} %'
     facts['Best epoch'] = chosen
     return facts
+
+
+def _start(row: dict[str, Any]) -> str:
+    """Return which weights a training began with."""
+    if row.get('initial_checkpoint'):
+        return str(row['initial_checkpoint'])
+    if not row.get('pretrained'):
+        return 'from scratch'
+
+    # an export is named by its place: `local-dir:FOLDER`, `hf-hub:USER/NAME`
+    model = str(row.get('model'))
+    return f'weights of {model}' if ':' in model else 'pretrained weights of timm'
 
 
 def _read_history(path: Path) -> list[dict[str, float]]:
@@ -314,8 +331,10 @@ def _facts(row: Mapping[str, Any]) -> dict[str, str]:
         facts['Training images'] = f'{sum(counts):,} in {len(counts):,} classes, {sizes}'
     if row.get('dataset'):
         facts['Data set'] = str(row.get('dataset_name') or row['dataset'])
-    if row.get('imbalance_factor', 1) != 1:
-        facts['Imbalance factor'] = f'{row["imbalance_factor"]:g}'
+    factor = row.get('imbalance_factor', 1)
+    natural = natural_imbalance(factor, counts)
+    if natural or factor != 1:
+        facts['Imbalance factor'] = natural or f'{factor:g}'
     if row.get('subset_hash'):
         facts['Fingerprint of the images'] = row['subset_hash']
     if row.get('val_fraction'):

@@ -12,6 +12,7 @@ from .tuned import (
     trained_state_dict,
     tune_model,
     tuning_name,
+    tuning_words,
 )
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     'trained_state_dict',
     'tune_model',
     'tuning_name',
+    'tuning_words',
 ]

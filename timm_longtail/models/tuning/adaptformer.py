@@ -36,12 +36,20 @@ class AdaptFormerTuning(Tuning):
 
     def _check_width(self, model: nn.Module):
         """Refuse adapters of another width than the one that was asked for."""
-        own = adapters_of(model)[0].down.out_features
+        own = _width_of(model)
         if self.bottleneck not in (None, own):
             raise UserError(
                 f'{type(model).__name__} has adapters of bottleneck={own} already, '
                 f'and cannot be tuned by adaptformer(bottleneck={self.bottleneck})')
 
+    def chosen(self, model: Any) -> str:
+        return f'adaptformer(bottleneck={_width_of(model)})'
+
     def deploy(self, model: Any):
-        bottleneck = adapters_of(model)[0].down.out_features
+        bottleneck = _width_of(model)
         describe_on_backbone(model, 'adaptformer', bottleneck=bottleneck)
+
+
+def _width_of(model: nn.Module) -> int:
+    """Return the bottleneck of the adapters that a model has."""
+    return adapters_of(model)[0].down.out_features

@@ -31,6 +31,14 @@ class Tuning:
         """
         raise NotImplementedError
 
+    def chosen(self, model: Any) -> str | None:
+        """Return the tuning with the options that it chose by the model, `adaptformer(bottleneck=4)`; None without any.
+
+        Args:
+            model: Model that was tuned by this.
+        """
+        return None
+
     def deploy(self, model: Any):
         """Bring a trained model into the form that is published: one that timm builds by its name.
 

@@ -27,6 +27,7 @@ __all__ = [
     'trained_state_dict',
     'tune_model',
     'tuning_name',
+    'tuning_words',
 ]
 
 _BRANCHES = 'branches.'
@@ -123,6 +124,12 @@ def tuning_name(model: nn.Module) -> str | None:
     """Return the tuning of a model; None for one that is trained whole."""
     tuned = getattr(model, 'tuned', None)
     return None if tuned is None else tuned.name
+
+
+def tuning_words(model: nn.Module) -> str | None:
+    """Return the tuning of a model with what it chose by the model; None for one that is trained whole."""
+    tuned = getattr(model, 'tuned', None)
+    return None if tuned is None else tuned.tuning.chosen(model) or tuned.name
 
 
 def frozen_names(model: nn.Module) -> frozenset[str]:
