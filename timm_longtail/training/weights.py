@@ -150,7 +150,9 @@ def choose_preprocessing(args: Namespace, dataset: LongTailDataset) -> Preproces
             read.
     """
     if dataset.resident and args.crop_pct not in (None, 1):
-        raise UserError('--crop-pct is for image files: images in memory are looked at whole')
+        raise UserError(
+            '--crop-pct is for image files: images in memory are looked at whole; '
+            '--loader worker leaves files as they are')
 
     # the weights, or else the data
     cfg = _pretrained_cfg(args)
