@@ -303,7 +303,7 @@ def keep(args: argparse.Namespace, row: dict[str, Any]):
 
 
 def create_parser() -> argparse.ArgumentParser:
-    """Return the parser of both commands."""
+    """Return the parser of the commands."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     commands = parser.add_subparsers(dest='command', required=True)
     formatter = argparse.ArgumentDefaultsHelpFormatter
@@ -315,7 +315,7 @@ def create_parser() -> argparse.ArgumentParser:
     step.add_argument('--bf16', action='store_true', help='autocast to bf16')
     step.add_argument('--grad-checkpointing', action='store_true')
     step.add_argument('--batch-size', type=int, default=32)
-    step.set_defaults(run=cost)
+    step.set_defaults(run=cost, tunings=['classifier', 'last_block', *TUNINGS[1:]])
 
     tuned = commands.add_parser('control', help='a positive control on CIFAR-100', formatter_class=formatter)
     tuned.add_argument('--model', default='vit_tiny_patch16_224')
