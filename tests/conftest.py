@@ -5,7 +5,9 @@ Features of images are kept in a folder of the tests.
 import gc
 import os
 import shutil
+import signal
 import tempfile
+import threading
 
 from .support import forks
 
@@ -13,6 +15,9 @@ CACHE = 'TIMM_LONGTAIL_CACHE'
 
 
 def pytest_configure(config):
+    # under nohup, too: what is tested here answers the signal, and its processes inherit what this one does
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.feature_cache = os.environ[CACHE] = tempfile.mkdtemp(prefix='features-')
 
 
