@@ -351,6 +351,7 @@ def test_models_are_called_apart_without_folders_of_the_machine(sources, labels)
 @pytest.mark.parametrize('words, message', [
     (['resnet18', 'resnet34', '--dataset', 'digits_lt', '--train', 'ce'], '--train is for one model'),
     (['resnet18', '--dataset', 'digits_lt', '--train', 'ce', 'bcl', 'ce'], '--train: a method is named twice'),
+    (['resnet18', '--dataset', 'digits_lt', '--train-args', '--lr 1'], '--train-args: for --train METHOD'),
     (['resnet18', '--dataset', 'digits_lt', '--train', 'cee'], "unknown method 'cee'; did you mean ce"),
     (['resnet18', '--classifiers', 'ncm'], "unknown classifier 'ncm'; did you mean ncm_l2"),
     (['resnet18', 'resnet34', '--initial-checkpoint', 'x'], '--initial-checkpoint is for one model'),

@@ -94,7 +94,8 @@ def create_parser() -> argparse.ArgumentParser:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    args = create_parser().parse_args(argv)
+    parser = create_parser()
+    args = parser.parse_args(argv)
 
     # what is compared
     for name in args.classifiers:
@@ -106,6 +107,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         raise UserError('a model is named twice')
 
     # methods that are trained
+    if not args.train and args.train_args != parser.get_default('train_args'):
+        raise UserError('--train-args: for --train METHOD, which is not there')
     if args.train and len(args.sources) > 1:
         raise UserError('--train is for one model')
     if len(set(args.train)) < len(args.train):
