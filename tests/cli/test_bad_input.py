@@ -132,6 +132,8 @@ def draw(path, size=(40, 40)):
 def place(tmp_path_factory):
     """A folder with one of everything that is wrong."""
     place = tmp_path_factory.mktemp('place')
+
+    # weights and recipes
     save_file(timm.create_model('resnet18', num_classes=10).state_dict(), place / 'resnet18.safetensors')
     (place / 'cut.safetensors').write_bytes((place / 'resnet18.safetensors').read_bytes()[:1000])
     (place / 'text.pth').write_text('weights')
@@ -139,6 +141,8 @@ def place(tmp_path_factory):
     (place / 'broken.yaml').write_text('lr: [0.1')
     (place / 'list.yaml').write_text('- lr')
     (place / 'word.yaml').write_text('weight_decay: much')
+
+    # images
     for number in range(8):
         draw(place / 'one' / 'cat' / f'{number}.png')
         for name in ('cat', 'dog'):

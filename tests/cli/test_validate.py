@@ -62,11 +62,14 @@ def test_predictions_and_classes(run, tmp_path, capsys):
     correct, total = printed_count(
         capsys, '--model', f'local-dir:{run / "export"}', '--predictions', tmp_path / 'p.csv',
         '--per-class', tmp_path / 'c.csv')
+
     with open(tmp_path / 'p.csv') as f:
         rows = list(csv.DictReader(f))
     assert len(rows) == total and len({row['image'] for row in rows}) == total
     assert sum(row['target'] == row['predicted'] for row in rows) == correct
     assert all(0.1 <= float(row['confidence']) <= 1 for row in rows)
+
+    # stock timm predicts the same
     model = timm.create_model(f'local-dir:{run / "export"}', pretrained=True).eval()
     from timm_longtail.data import create_dataset
     test_set = create_dataset('digits_lt', 'test')
@@ -74,6 +77,7 @@ def test_predictions_and_classes(run, tmp_path, capsys):
     with torch.no_grad():
         first = model(images).argmax(1)
     assert [int(row['predicted']) for row in rows[:9]] == first.tolist()
+
     with open(tmp_path / 'c.csv') as f:
         classes = list(csv.DictReader(f))
     per_class = json.loads((run / 'metrics.json').read_text())['last']['class_correct']

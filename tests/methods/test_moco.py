@@ -229,8 +229,10 @@ def two_steps(rank, name, world_size, mixed=False, **kwargs):
     if mixed:
         method._is_positive = torch.arange(16) % 3 == 0
     task = DistributedDataParallel(method) if world_size > 1 else method
+
     losses = []
     for step in range(2):
+        # the share of this process
         views, target, index = make_batch(seed=step, dtype=torch.float64)
         share = slice(rank * 16 // world_size, (rank + 1) * 16 // world_size)
         loss = task((tuple(v[share] for v in views), target[share], index[share]))['loss']
@@ -241,6 +243,7 @@ def two_steps(rank, name, world_size, mixed=False, **kwargs):
                 parameter -= 0.1 * parameter.grad
             method.after_step('main')
         losses.append(loss.detach())
+
     total = torch.stack(losses)
     if world_size > 1:
         torch.distributed.all_reduce(total)

@@ -169,10 +169,12 @@ def test_weights_of_another_number_of_classes(backbone, suffix, tmp_path, messag
         torch.save({'state_dict': {f'module.{k}': v for k, v in state.items()}}, args.initial_checkpoint)
     else:
         save_file(state, args.initial_checkpoint)
+
     model = create_task_model(args, 3, 224)
     head = 'head' if backbone == 'vit' else 'head.fc'
     for name, value in model.state_dict().items():
         assert torch.equal(value, donor.state_dict()[name]) != name.startswith(f'{head}.'), name
+
     line = messages.records[-1].message
     count = len(donor.state_dict())
     assert f'{count - 2} of {count} tensors' in line
@@ -290,6 +292,8 @@ def test_layers_decay(backbone):
     method = create_method('bcl', create_task_model(args, 3, 224), [3, 2, 1])
     (optimizer,), (scheduler,) = create_optimizers(args, method, 5)
     scheduler.step(5)
+
+    # the rate of each parameter
     name_of = {id(p): name for name, p in method.named_parameters()}
     rates = {name_of[id(p)]: group['lr'] for group in optimizer.param_groups for p in group['params']}
     assert set(rates) == {name for name, _ in method.named_parameters()}
@@ -297,6 +301,8 @@ def test_layers_decay(backbone):
     head = 'fc' if backbone == 'resnet20_cifar' else 'head'
     assert all(rate == pytest.approx(0.05) for name, rate in rates.items() if name.startswith((
         f'model.{head}', 'model.branches')))
+
+    # from layer to layer by a power of the factor
     order = {
         'vit': ('patch_embed.proj', 'blocks.0.attn.qkv', 'blocks.1.attn.qkv'),
         'convnext': ('stem.0', 'stages.1.blocks.0.mlp.fc1', 'stages.2.blocks.0.mlp.fc1'),
@@ -420,6 +426,7 @@ def test_a_folder_of_photographs_to_an_export_that_stock_timm_loads(backbone, ph
     options = BACKBONES[backbone]
     args = arguments(*options)
     save_file(timm.create_model(args.model, **args.model_kwargs).state_dict(), weights)
+
     train.main([
         *options, '--initial-checkpoint', str(weights), '--layer-decay', '0.7', '--method', 'bcl', '--no-recipe',
         '--dataset', 'folder', '--data-dir', str(photos), '--img-size', '64', '--workers', '1', '-b', '8',
@@ -429,6 +436,8 @@ def test_a_folder_of_photographs_to_an_export_that_stock_timm_loads(backbone, ph
     assert '24 images, 3 classes of 12 to 4 (imbalance factor 3)' in printed and 'cropped to 64x64' in printed
     metrics = json.loads((tmp_path / 'run' / 'metrics.json').read_text())
     assert metrics['last']['class_total'] == [4, 4, 4] and metrics['img_size'] == 64
+
+    # a process without this package loads it and computes the same
     export = str(tmp_path / 'run' / 'export')
     done = forks.run('-c', _LOAD, export, server=forks.stock())
     assert done.returncode == 0, done.stderr

@@ -110,6 +110,7 @@ def test_damaged_fields_are_one_line(place, saved_states, monkeypatch):
     damages = [{k: v for k, v in whole.items() if k != name} for name in whole]
     damages += [{**whole, name: value} for name in whole for value in WRONG_VALUES]
     _, run = make_run('toy', *OPTIONS)
+
     refused = set()
     for damaged in damages:
         monkeypatch.setattr(checkpoint, '_read', lambda path, content=damaged: content)
@@ -119,6 +120,7 @@ def test_damaged_fields_are_one_line(place, saved_states, monkeypatch):
         except UserError as e:
             assert '\n' not in str(e)
             refused |= {name for name in whole if name not in damaged or damaged[name] is not whole[name]}
+
     needed = {
         'epoch', 'step', 'arch', 'state_dict', 'method_state', 'optimizer', 'optimizers', 'args', 'about', 'protocol',
         'tree_hashes', 'seconds', 'history', 'best', 'state_dict_ema'}

@@ -194,16 +194,22 @@ def _protocol(config: dict[str, Any]) -> str:
 def _subset(provenance: dict[str, Any]) -> str:
     """Return by what the training images were chosen, as far as it is known."""
     known = []
+
+    # how they were cut
     factor = provenance.get('imbalance_factor')
     if factor is not None:
         natural = natural_imbalance(factor, provenance.get('class_counts') or [])
         known.append(natural or f'imbalance factor {factor:g}')
+
+    # which ones they are
     if provenance.get('subset_hash') is not None:
         known.append(f'subset hash {code_span(provenance["subset_hash"])}')
     if provenance.get('subset_order') is not None:
         known.append(f'subset order {code_span(provenance["subset_order"])}')
     if provenance.get('data_seed') is not None:
         known.append(f'data seed {escape_text(provenance["data_seed"])}')
+
+    # what the run did with them
     if provenance.get('seed') is not None:
         known.append(f'training seed {escape_text(provenance["seed"])}')
     if provenance.get('val_fraction'):

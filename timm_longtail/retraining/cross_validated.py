@@ -7,6 +7,7 @@ from torch import nn
 
 from .classifier import Classifier
 from .compare import Compared, Result, calibrate, compare_families, finish
+from .comparison_report import chosen_how
 from .families import FAMILIES
 from .representation import Representation
 
@@ -48,12 +49,11 @@ def fit_cross_validated(name: str, representation: Representation) -> Classifier
     calibrate(result)
 
     mean, error = result.expected
-    how = 'on the hold-out' if result.compared.uses_hold_out else 'by cross-validation'
     return Classifier(
         name,
         result.module,
         options={**result.options, 'temperature': result.temperature},
-        note=f'settings chosen {how}, balanced accuracy {mean:.1f} ± {error:.1f}',
+        note=f'settings chosen {chosen_how(result.compared)}, balanced accuracy {mean:.1f} ± {error:.1f}',
     )
 
 
