@@ -227,16 +227,22 @@ def fast_table() -> str:
     lines = []
     for runs in sorted(_by_setting(rows), key=lambda runs: -statistics.mean(run['last']['all'] for run in runs)):
         row = runs[0]
+        args = parse_train_args(_typed_options(row))
+        options = _options(row['method_kwargs'])
+        if args.head:
+            options = f'{options} head={args.head}'.strip()
+
         cells = [
-            _setting(row, _options(row['method_kwargs'])),
+            _setting(row, options),
+            f'`{args.opt}`, {args.lr:g}, {args.weight_decay:g}',
             str(row['global_batch_size']),
-            f'{parse_train_args(_typed_options(row)).lr:g}',
             str(row['epochs']),
             f'{row["forward_passes"]:,}',
             *(_over_seeds(runs, name) for name in ('all', *GROUPS)),
         ]
         lines.append(cells)
-    return table(['Model, method', 'Batch', 'Rate', 'Epochs', 'Forwards', 'All', *GROUP_TITLES], lines)
+    titles = ['Model, method', 'Optimizer, rate, decay', 'Batch', 'Epochs', 'Forwards', 'All', *GROUP_TITLES]
+    return table(titles, lines)
 
 
 def _caption(row: Row) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from timm_longtail.export import card
+from timm_longtail.export.__main__ import main as update_folders
 from timm_longtail.export.card import write_card
 from timm_longtail.export.checksums import seal
 from timm_longtail.export.hub import check_export, push_model
@@ -142,7 +142,7 @@ def test_an_export_without_checksums_is_accepted_as_unverified(folder, caplog):
     with caplog.at_level('WARNING'):
         assert 'weights' not in check_export(folder)['timm_longtail']
     assert 'was exported without checksums' in caplog.text
-    card.main([str(folder)])
+    update_folders([str(folder)])
     assert read_config(folder) == sealed
     assert contents(folder) == contents(DIGITS)
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import PretrainedCfg
 from torch import nn
 
-from timm_longtail.export import card
+from timm_longtail.export.__main__ import main as update_folders
 from timm_longtail.export.folder import export_model
 from timm_longtail.export.loading import load_exported
 from timm_longtail.models import attach_branches
@@ -231,11 +231,11 @@ def test_an_export_that_was_changed_is_not_loaded(name, words, tmp_path):
     with pytest.raises(UserError, match=words):
         load_exported(folder)
     if name == 'config.json':
-        card.main([str(folder)])
+        update_folders([str(folder)])
         assert load_exported(folder)[1]['timm_longtail']['seed'] == 4
     else:
         with pytest.raises(UserError, match=words):  # weights of another training are not made right
-            card.main([str(folder)])
+            update_folders([str(folder)])
 
 
 @pytest.mark.parametrize('provenance, words', [

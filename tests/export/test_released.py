@@ -91,7 +91,7 @@ def test_the_test_of_hub_folders_can_fail(tmp_path):
 @pytest.mark.parametrize('folder', RELEASED, ids=lambda folder: folder.name)
 def test_released_cards_are_what_the_code_writes(folder):
     config = check_export(folder)
-    assert (folder / 'README.md').read_text() == model_card(config), f'python -m timm_longtail.export.card {folder}'
+    assert (folder / 'README.md').read_text() == model_card(config), f'python -m timm_longtail.export {folder}'
     metrics = config['timm_longtail']['metrics']
     results = ModelCard.load(folder / 'README.md').data.eval_results
     stated = {result.metric_name: result.metric_value for result in results}

@@ -85,15 +85,18 @@ def test_a_run_of_another_length_is_short(keep):
 
 def test_settings_of_fast_training_have_a_table_of_their_own(keep):
     columns = {'dataset_name': result_tables.HELD_OUT, 'recipe': None, 'epochs': 30}
-    keep('--no-recipe --lr 0.05', all_correct=20.0, forward_passes=300000, method_kwargs={'tau': 0.5}, **columns)
+    keep(
+        '--no-recipe --lr 0.05 --opt adamw --head cosine', all_correct=20.0, forward_passes=300000,
+        method_kwargs={'tau': 0.5}, **columns)
     keep('--no-recipe --lr 0.07', all_correct=25.0, seed=0, forward_passes=600000, **columns)
     keep('--no-recipe --lr 0.07', all_correct=27.0, seed=1, forward_passes=600000, **columns)
     keep()
 
     better, other = lines(result_tables.fast_table())
     batch = str(ROW['global_batch_size'])
-    assert better[:6] == ['`resnet20_cifar`, `ce`', batch, '0.07', '30', '600,000', '26.00 ± 1.41']
-    assert [other[0], other[2], other[5]] == ['`resnet20_cifar`, `ce`, tau=0.5', '0.05', '20.00']
+    assert better[:6] == ['`resnet20_cifar`, `ce`', '`momentum`, 0.07, 0.0005', batch, '30', '600,000', '26.00 ± 1.41']
+    assert [other[0], other[1], other[5]] == [
+        '`resnet20_cifar`, `ce`, tau=0.5 head=cosine', '`adamw`, 0.05, 0.0005', '20.00']
     assert lines(result_tables.short_table()) == []
 
 

@@ -40,3 +40,16 @@ def test_what_a_tuning_chose_is_said(tune, words):
     line = next(line for line in start_lines(run, digits(), None) if line.startswith('model:'))
 
     assert line.endswith(f'M are trained ({words})')
+
+
+@pytest.mark.parametrize('options, words', [
+    (['--head', 'cosine'], ' M parameters, head cosine(scale=25); '),
+    (['--head', 'cosine(scale=16)'], ' M parameters, head cosine(scale=16); '),
+    (['--head', 'linear'], ' M parameters; '),
+])
+def test_a_cosine_classifier_is_said(options, words):
+    _, run = make_run('ce', *options)
+
+    line = next(line for line in start_lines(run, digits(), None) if line.startswith('model:'))
+
+    assert words in line

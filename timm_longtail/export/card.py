@@ -1,9 +1,4 @@
-"""The card of an export: the `README.md` of its folder, a function of its `config.json` alone.
-
-Run as a module, `python -m timm_longtail.export.card hub/NAME …`, it brings folders up to date: it
-writes the checksums into their `config.json`, where they are missing or it was edited, and their
-cards.
-"""
+"""The card of an export: the `README.md` of its folder, a function of its `config.json` alone."""
 import inspect
 import sys
 from pathlib import Path
@@ -12,10 +7,9 @@ from typing import Any
 from ..data.longtail import natural_imbalance
 from ..evaluation.tables import format_table
 from ..methods import list_methods, method_class
-from ..utils.errors import UserError
 from ..utils.files import reading, write_text
 from .checks import CARD, CONFIG, CONFIG_KIND
-from .checksums import read_config, seal
+from .checksums import read_config
 from .markdown import code_block, code_span, escape_cell, escape_text
 from .metadata import has_classes, is_ours, metadata_block, model_name
 
@@ -320,17 +314,3 @@ def _citation(config: dict[str, Any]) -> str:
         return ''
     paper = ' '.join(f'{title}. {paragraphs[0]}'.split())
     return f'The method is from\n\n> {paper}'
-
-
-def main(folders: list[str]):
-    """Write checksums and cards of exported folders."""
-    for folder in folders:
-        seal(folder)
-        print(write_card(folder))
-
-
-if __name__ == '__main__':
-    try:
-        main(sys.argv[1:])
-    except UserError as e:
-        sys.exit(f'python -m timm_longtail.export.card: error: {e}')

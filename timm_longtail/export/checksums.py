@@ -104,7 +104,7 @@ def _check_digest(config: dict[str, Any], path: Path):
     if config.get('config_sha256') != config_digest(config):
         raise UserError(
             f'{path} is damaged, or was edited: its content does not have the digest that it '
-            f'states; `python -m timm_longtail.export.card {path.parent}` takes it as it is now'
+            f'states; `python -m timm_longtail.export {path.parent}` takes it as it is now'
         )
 
 

@@ -154,7 +154,7 @@ def check_export(folder: str | Path) -> dict[str, Any]:
     if not is_sealed(config):
         _logger.warning(
             f'{folder} was exported without checksums, so damage would not be seen; '
-            f'`python -m timm_longtail.export.card {folder}` adds them'
+            f'`python -m timm_longtail.export {folder}` adds them'
         )
 
     verify_weights(folder, config)
@@ -170,7 +170,7 @@ def check_export(folder: str | Path) -> dict[str, Any]:
 
 def _check_card(path: Path, config: dict[str, Any]):
     """Raise a `UserError` unless metadata and table of a card state the figures of a config."""
-    hint = f'rewrite it with `python -m timm_longtail.export.card {path.parent}`'
+    hint = f'rewrite it with `python -m timm_longtail.export {path.parent}`'
     try:
         card = ModelCard.load(path)
     except (ValueError, TypeError, LookupError, AttributeError, OSError, yaml.YAMLError) as e:

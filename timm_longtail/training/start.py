@@ -8,6 +8,7 @@ import yaml
 from ..data import LongTailDataset
 from ..data.longtail import shot_groups
 from ..evaluation.evaluators import GROUPS
+from ..models.layers import CosineLinear
 from ..models.tuning import tuning_name, tuning_words
 from ..utils.files import create_text, write_json
 from .options import plain
@@ -173,9 +174,11 @@ def _model_lines(run: Run) -> list[str]:
     tuned = f' ({tuning})' if tuning else ''
     trained = f'{num_trained / 1e6:.3g}' if tuning else f'{num_trained / 1e6:.2f}'
     method_words = ' '.join([options.method, *(f'{name}={value}' for name, value in options.method_kwargs.items())])
+    classifier = method.model.get_classifier()
+    head = f', head cosine(scale={classifier.scale:g})' if isinstance(classifier, CosineLinear) else ''
     samplers = '; then '.join(loader.sampler.name or type(loader.sampler).__name__ for loader in run.loaders)
     return [
-        f'model: {options.model}, {num_deployed / 1e6:.2f} M parameters; {trained} M are trained{tuned}',
+        f'model: {options.model}, {num_deployed / 1e6:.2f} M parameters{head}; {trained} M are trained{tuned}',
         f'method: {method_words}, views {" ".join(method.views)}',
         f'sampler: {samplers}, {run.loaders[0].num_samples} samples an epoch',
     ]
