@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Measure training on one GPU in at most nine minutes: JSON lines to OUT_DIR, what went wrong beside them.
 #
-#   benchmarks/gpu.sh [PACKED_FILE] [OUT_DIR]
+#   benchmarks/gpu.sh PACKED_FILE [OUT_DIR]
 #
-# PACKED_FILE  data set from `python -m timm_longtail pack`; without one the embedded digits
+# PACKED_FILE  data set from `python -m timm_longtail pack`; '' for the embedded digits, which suffice for TINY=1 only
 # OUT_DIR      output/benchmark by default: results.jsonl, NAME.log of each step, steps.txt
 #
 # Steps run in the order below, the most valuable first. One that fails or takes too long does not stop the others;
@@ -24,8 +24,14 @@ python=${PYTHON:-}
 [[ -n $python ]] || { [[ -x .venv/bin/python ]] && python=.venv/bin/python || python=python3; }
 dataset=digits_lt
 [[ -z $packed ]] || dataset=packed:$packed
+if [[ -z $packed && -z $tiny ]]; then
+    echo "$0: error: PACKED_FILE is missing: an epoch of the embedded digits has no batch of the sizes measured" >&2
+    exit 2
+fi
 failed=0
 : > "$out/steps.txt"
+photos=$(mktemp -d) || exit 2
+trap 'rm -rf "$photos"' EXIT
 
 say() { echo "$(( SECONDS - START )) s  $*" | tee -a "$out/steps.txt" >&2; }
 
@@ -64,7 +70,7 @@ measure() {
 
 # made-up photographs of many sizes, JPEG files in one folder a class: IMAGES of each, SIDE to twice that, LINKS of one
 write_files() {
-    "$python" - "$out/files" "$@" <<'PYTHON'
+    "$python" - "$photos" "$@" <<'PYTHON'
 import sys
 from pathlib import Path
 
@@ -127,9 +133,8 @@ done
 if asked_for compare_files; then
     dataset=folder
     write_files "${files[@]}" || say 'compare_files: the files cannot be written'
-    measure compare_files 90 --data-dir "$out/files" "${file_net[@]}" -b "$photo_batch" "${fast[@]}" "${blocks[@]}" \
+    measure compare_files 90 --data-dir "$photos" "${file_net[@]}" -b "$photo_batch" "${fast[@]}" "${blocks[@]}" \
         --compare
 fi
-rm -rf "$out/files"
 say "results: $out/results.jsonl"
 exit $failed

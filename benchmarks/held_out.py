@@ -14,7 +14,6 @@ from timm_longtail.data import LongTailDataset, create_dataset
 from timm_longtail.data.longtail import long_tail_counts, long_tail_indices
 from timm_longtail.data.packed import write_packed
 
-NAME = 'cifar100_lt_held_out'
 IMBALANCE_FACTOR = 100
 
 parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -39,8 +38,9 @@ def part(whole: LongTailDataset, num_test: int, seed: int) -> tuple[LongTailData
 
     kept = long_tail_counts(int(counts.min()) - num_test, whole.num_classes, IMBALANCE_FACTOR)
     train = rest.subset(long_tail_indices(rest.targets, kept, seed))
-    train = replace(train, name=NAME, imbalance_factor=IMBALANCE_FACTOR, seed=seed, shot_counts=kept, hub_id=None)
-    return train, replace(whole.subset(test_rows), name=NAME, split='test', shot_counts=None, hub_id=None)
+    name = f'{whole.name}_lt_held_out'
+    train = replace(train, name=name, imbalance_factor=IMBALANCE_FACTOR, seed=seed, shot_counts=kept, hub_id=None)
+    return train, replace(whole.subset(test_rows), name=name, split='test', shot_counts=None, hub_id=None)
 
 
 def main(argv: list[str] | None = None):
@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None):
     args = parser.parse_args(argv)
     whole = create_dataset(args.dataset, 'train', args.data_dir)
     train, test = part(whole, args.num_test, args.seed)
-    provenance = {'source': f'training split of {whole.name}', 'command': f'benchmarks.held_out --seed {args.seed}'}
-    write_packed(args.file, train, test, provenance)
+    command = f'benchmarks.held_out --dataset {args.dataset} --num-test {args.num_test} --seed {args.seed}'
+    write_packed(args.file, train, test, {'source': f'training split of {whole.name}', 'command': command})
     print(f'{args.file}: {len(train)} training images of {train.class_counts[0]} to {train.class_counts[-1]} a class, '
           f'{len(test)} test images; fingerprint {train.hash}')
 

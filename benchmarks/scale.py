@@ -291,11 +291,12 @@ def step_cost(run: Run, world_size: int, precision: str = 'bf16') -> Cost:
     The kernels are those of the CPU: workspaces of cuDNN, what NCCL and CUDA hold, and fragmentation are not in it.
 
     Args:
-        run: Run whose batch is that of one process.
+        run: Run whose batch is that of one process; a step takes its micro-batches one after the other.
         world_size: Number of processes W.
         precision: `bf16` for autocast, or `no`.
     """
     method, ema = run.method, run.ema
+    num_micro_batches = run.options.grad_accum_steps
     with FakeTensorMode(), fake_processes(world_size), Meter() as meter:
         make_fake(method)
         if ema is not None:
@@ -308,9 +309,10 @@ def step_cost(run: Run, world_size: int, precision: str = 'bf16') -> Cost:
             batches = make_batches(run, img_size)
             largest = total = 0
             for phase, optimizer in zip(method.phases, optimizers):
-                with torch.autocast('cpu', torch.bfloat16, enabled=precision == 'bf16'):
-                    loss = method(*batches, phase=phase)['loss']
-                loss.backward()
+                for _ in range(num_micro_batches):
+                    with torch.autocast('cpu', torch.bfloat16, enabled=precision == 'bf16'):
+                        loss = method(*batches, phase=phase)['loss'] / num_micro_batches
+                    loss.backward()
 
                 gradients = nbytes(parameter.grad for parameter in method.parameters())
                 largest, total = max(largest, gradients), total + gradients
@@ -368,8 +370,8 @@ def step_cost(run: Run, world_size: int, precision: str = 'bf16') -> Cost:
 
 
 def make_batches(run: Run, img_size: int) -> list:
-    """Return a fake batch of each stream, as the loaders give it."""
-    batch_size = run.images_per_step
+    """Return a fake micro-batch of each stream, as the loaders give it."""
+    batch_size = run.images_per_step // run.options.grad_accum_steps
     batches = []
     for _ in run.loaders:
         views = tuple(torch.empty(batch_size, 3, img_size, img_size) for _ in run.method.views)
@@ -550,7 +552,9 @@ def print_tables(args: argparse.Namespace, options: list[str]):
         with tempfile.TemporaryDirectory() as folder:
             photos = write_photos(Path(folder), (width, height))
             run = create_run(accelerator, recipe, photos, options=options)
-            epochs, global_batch_size = run.options.epochs, run.images_per_step
+            epochs = run.options.epochs
+            # None where a batch of each process is asked for, which any layout can have
+            global_batch_size, parts = run.options.global_batch_size, run.options.grad_accum_steps
 
             rate = args.core_rate or decoding_rate(run, args.photos)
             file_size = sum(path.stat().st_size for path in photos.iterdir()) / 2
@@ -558,8 +562,11 @@ def print_tables(args: argparse.Namespace, options: list[str]):
             decoded.append([f'`{recipe}`', f'{width} x {height}', f'{file_size / 1e3:.0f}', f'{views}', f'{rate:.0f}'])
 
             for layout in args.layouts:
-                if global_batch_size % layout.world_size:
-                    print(f'{recipe}: {global_batch_size} images cannot be cut into {layout}', file=sys.stderr)
+                if global_batch_size is not None and global_batch_size % (layout.world_size * parts):
+                    accumulated = f' x {parts} accumulated' if parts > 1 else ''
+                    print(
+                        f'{recipe}: {global_batch_size} images cannot be cut into {layout}{accumulated}',
+                        file=sys.stderr)
                     continue
                 run = create_run(accelerator, recipe, photos, layout.world_size, options)
                 cost = step_cost(run, layout.world_size, args.precision)

@@ -97,15 +97,21 @@ def resident(field: str) -> int:
 
 
 def return_freed_memory():
-    """Let the allocator of this process (glibc) return what is freed at once, and not keep it for later."""
-    mmap_threshold = -3
-    ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 16)
+    """Let the allocator of this process (glibc) return what is freed at once, and not keep it for later.
+
+    It takes back what `create_accelerator` has chosen, so it is called behind that.
+    """
+    trim_threshold, mmap_threshold = -1, -3
+    library = ctypes.CDLL(None)
+    library.mallopt(mmap_threshold, 1 << 16)
+    library.mallopt(trim_threshold, 1 << 16)
+    library.malloc_trim(0)
 
 
 def measure_memory(recipe: str, batch_size: int, options: list[str]) -> int:
     """Return the bytes that two steps add at their peak to what a built run holds; in a process of its own."""
-    return_freed_memory()
     accelerator = create_accelerator('no')
+    return_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         run = create_run(accelerator, recipe, write_grey(Path(folder)), options=options)
     run.task.train()
@@ -179,8 +185,8 @@ def measure_rank(recipe: str, options: list[str]) -> dict[str, int]:
         `sent`, bytes of a step; `memory`, the most that it held over what it held before the run was built; `gathered`,
         bytes of `all_gather_cat` of GATHERED, forward and backward.
     """
-    return_freed_memory()
     accelerator = create_accelerator('no')
+    return_freed_memory()
     before = resident('VmRSS')
     with tempfile.TemporaryDirectory() as folder:
         run = create_run(accelerator, recipe, write_grey(Path(folder)), options=options)

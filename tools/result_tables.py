@@ -221,11 +221,17 @@ def short_table() -> str:
 
 
 def fast_table() -> str:
-    """Return the settings of fast training that were tried, a row each, in the order of their accuracy."""
-    rows = [row for row in _rows() if row.get('dataset_name') == HELD_OUT]
+    """Return a table for each set of held-out images: a row a setting of fast training, the most accurate first."""
+    settings: dict[tuple, list[Row]] = {}
+    for row in _rows():
+        if row.get('dataset_name') == HELD_OUT:
+            args = parse_train_args(_typed_options(row))
+            typed = [str(getattr(args, name)) for name in TRAINING_OPTIONS]
+            setting = (row['subset_hash'], row['model'], row['method'], row['global_batch_size'], *typed)
+            settings.setdefault(setting, []).append(row)
 
-    lines = []
-    for runs in sorted(_by_setting(rows), key=lambda runs: -statistics.mean(run['last']['all'] for run in runs)):
+    groups: dict[str, list[list[str]]] = {}
+    for runs in sorted(settings.values(), key=lambda runs: -statistics.mean(run['last']['all'] for run in runs)):
         row = runs[0]
         args = parse_train_args(_typed_options(row))
         options = _options(row['method_kwargs'])
@@ -240,9 +246,9 @@ def fast_table() -> str:
             f'{row["forward_passes"]:,}',
             *(_over_seeds(runs, name) for name in ('all', *GROUPS)),
         ]
-        lines.append(cells)
+        groups.setdefault(_caption(row), []).append(cells)
     titles = ['Model, method', 'Optimizer, rate, decay', 'Batch', 'Epochs', 'Forwards', 'All', *GROUP_TITLES]
-    return table(titles, lines)
+    return _captioned(titles, groups)
 
 
 def _caption(row: Row) -> str:

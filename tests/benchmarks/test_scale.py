@@ -160,6 +160,28 @@ def test_options_of_training_are_taken(photo_cost):
     assert checkpointed.step < 0.95 * averaged.step and checkpointed.flops > averaged.flops
 
 
+def test_an_accumulated_batch_is_held_a_part_at_a_time(photo_cost):
+    """The contrast is that of a micro-batch: fewer gathered rows each time, and as many of them together."""
+    whole, parts = photo_cost(4, 'no'), photo_cost(4, 'no', '--grad-accum-steps', '4')
+    assert (parts.images, parts.views) == (whole.images, whole.views) == (64, 192)
+    assert parts.step < 0.5 * whole.step
+    # each part passes the classes through the projection once more, and compares with fewer rows
+    assert parts.flops == pytest.approx(whole.flops, rel=0.1)
+
+    rows, labels = 128 * 128 * 4, 128 * 8  # two views of 64 of the 256 images, 128 wide, and their classes
+    assert parts.collectives == 4 * [('gather', rows), ('gather', labels), ('scatter', rows)]
+    assert parts.gradients == whole.gradients
+
+
+def test_a_batch_of_each_process_fits_every_layout(capsys):
+    AcceleratorState._reset_state(reset_partial_state=False)
+    options = ['--layouts', '1x4', '--core-rate', '50', '--batch-size', '6', *SHORT]
+    main(['--recipes', 'bcl_resnet50.imagenet_lt', *options])
+    printed = capsys.readouterr()
+    assert not printed.err
+    assert '| 6 (18) |' in printed.out
+
+
 def test_tables(capsys):
     AcceleratorState._reset_state(reset_partial_state=False)
     main(['--recipes', 'bcl_resnet50.imagenet_lt', '--layouts', '1x8', '4x3', '--core-rate', '50', *SHORT])

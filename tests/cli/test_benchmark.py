@@ -266,7 +266,8 @@ def gpu_script(tmp_path, **variables):
     done = subprocess.run(
         ['bash', 'benchmarks/gpu.sh', '', str(tmp_path / 'out')], cwd=ROOT, capture_output=True, text=True, timeout=120,
         env={**os.environ, 'TINY': '1', 'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, **variables})
-    return done, (tmp_path / 'out' / 'steps.txt').read_text()
+    steps = tmp_path / 'out' / 'steps.txt'
+    return done, steps.read_text() if steps.exists() else ''
 
 
 @pytest.mark.script
@@ -276,6 +277,24 @@ def test_the_gpu_script(tmp_path):
     assert 'run_bcl: done' in steps and 'wide' not in steps
     row = json.loads((tmp_path / 'out' / 'results.jsonl').read_text())
     assert row['epochs'] == 2 and row['last_all'] is not None
+
+
+@pytest.mark.script
+def test_the_gpu_script_leaves_files_of_others_alone(tmp_path):
+    mine = tmp_path / 'out' / 'files' / 'mine.txt'
+    mine.parent.mkdir(parents=True)
+    mine.write_text('')
+
+    gpu_script(tmp_path, PYTHON='false', ONLY='compare_files')
+
+    assert mine.exists()
+
+
+@pytest.mark.script
+def test_the_gpu_script_wants_a_packed_file(tmp_path):
+    done, steps = gpu_script(tmp_path, TINY='')
+    assert (done.returncode, steps) == (2, '')
+    assert 'PACKED_FILE is missing' in done.stderr
 
 
 @pytest.mark.script

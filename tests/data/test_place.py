@@ -86,12 +86,14 @@ def test_padding_and_hole_grow_with_the_image():
     assert (view.geometry[0].padding, view.photometry[1].length) == (0, 0)
 
 
-@pytest.mark.parametrize('step', [GaussianBlur(48, p=1.), ResizedCrop(48)])
+@pytest.mark.parametrize('step', [GaussianBlur(48, p=1.), ResizedCrop(48), ColorJitter(p=1.)])
 def test_parts_of_a_batch_do_not_change_it(step, monkeypatch):
     images = as_batch(*(np.asarray(make_image((48, 48), seed)) for seed in range(5)))
     params = step.sample(draw(step, 5))
     whole = step.apply(images, params)
-    monkeypatch.setattr(ops, '_PART_BYTES', 2 * 8 * 28 * 48 ** 2)  # two images
+    # two images
+    monkeypatch.setattr(ops, '_PART_BYTES', 2 * 8 * 28 * 48 ** 2)
+    monkeypatch.setattr(ops, '_PART_PIXELS', 2 * 48 ** 2)
 
     assert torch.equal(step.apply(images, params), whole) and whole.shape == images.shape
 

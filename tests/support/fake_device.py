@@ -2,7 +2,8 @@
 
 Under torch's FakeTensorMode an operation on tensors of two devices raises, and so does whatever needs a value on the
 host: `.item()`, `.cpu()` that is looked at, `if tensor`, shapes that follow from data. A training step that runs so
-waits for the device nowhere. The engine of backward has no fake device: steps are tried without gradients.
+reads nothing back. Two things are not seen: the engine of backward has no fake device, so steps are tried without
+gradients; and small copies to the device, such as the parameters of views, for which CUDA may wait.
 """
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -37,7 +37,7 @@ def digits(num_images: int = 64):
 # what the defaults leave out on the digits, none of whose classes is a head class of 100 images
 VARIANTS = [
     'pc_comp head=7 warmup=0.0', 'pc_comp pc=all complement=all alternate=False warmup=0.0',
-    'pnda rotations=pda', 'moco queue_size=40', 'rais first_epochs=0']
+    'pnda rotations=pda', 'moco queue_size=40', 'rais first_epochs=0', 'bcl views=("autoaugment","sim")']
 
 
 def all_methods() -> list[str]:

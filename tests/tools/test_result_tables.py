@@ -100,6 +100,19 @@ def test_settings_of_fast_training_have_a_table_of_their_own(keep):
     assert lines(result_tables.short_table()) == []
 
 
+@pytest.mark.parametrize('typed, columns', [
+    ('--lr 0.1', {}), ('--lr 0.07 --weight-decay 0.001', {}), ('--lr 0.07 --opt adamw', {}),
+    ('--lr 0.07 --head cosine', {}), ('--lr 0.07 --sched cosine', {}),
+    ('--lr 0.07', {'global_batch_size': 99}), ('--lr 0.07', {'subset_hash': 'another'}),
+])
+def test_other_settings_of_fast_training_are_no_other_seeds(typed, columns, keep):
+    kept = {'dataset_name': result_tables.HELD_OUT, 'recipe': None, 'forward_passes': 300000}
+    keep('--no-recipe --lr 0.07', seed=0, **kept)
+    keep(f'--no-recipe {typed}', seed=1, **{**kept, **columns})
+
+    assert len(lines(result_tables.fast_table())) == 2
+
+
 def keep_of_study(keep, **options):
     """Keep a row of the study's recipe with these options of its method."""
     typed = ' '.join(f'{name}={value}' for name, value in options.items())

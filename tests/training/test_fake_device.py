@@ -1,4 +1,4 @@
-"""A step on an accelerator, without one: all that runs between two log lines stays on the device.
+"""A step on an accelerator, without one: forward, views, evaluators and `after_step` read nothing back.
 
 See `tests/support/fake_device.py`: tensors have a place and no values, so an operation on tensors of two devices
 raises, and so does reading a value back, for which the host would wait.
@@ -126,7 +126,7 @@ def test_evaluators_read_nothing_back_before_their_figures(evaluator):
             evaluator.compute()
 
 
-def test_the_log_interval_reads_back_once():
+def test_the_log_interval_reads_back():
     """Whether losses and weights are finite, and whether a signal came, of all processes: without it a run that
     diverged would go on, and would be saved.
     """
@@ -137,6 +137,23 @@ def test_the_log_interval_reads_back_once():
         first_bad = torch.full((), -1, dtype=torch.int64, device=DEVICE)
         with pytest.raises(DataDependentOutputException):
             _check(run, first_bad, {})
+
+
+def test_the_log_interval_reads_back_once(monkeypatch):
+    """All of it in one transfer; counted where tensors have values."""
+    read = []
+    for name in ('tolist', 'item', '__bool__', '__int__', '__float__', 'cpu', 'numpy'):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name,
+            lambda tensor, *args, _name=name, _original=original: read.append(_name) or _original(tensor, *args))
+
+    _, run = make_run('ce', *SMALL, '--model-ema')
+    run.start_epoch(2)
+    first_bad = torch.full((), -1, dtype=torch.int64)
+    read.clear()
+    assert _check(run, first_bad, {}) == 0
+    assert read == ['tolist']
 
 
 @pytest.mark.parametrize('wrong, error', [

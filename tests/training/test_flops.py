@@ -21,8 +21,11 @@ def test_flops_of_a_convolution(groups, needs_input_gradient):
     assert counter.get_total_flops() == passes * 2 * outputs * products
 
 
-def test_flops_of_whole_convolutions_are_those_of_torch():
-    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1, stride=2), nn.Flatten(), nn.Linear(8 * 9, 5))
+@pytest.mark.parametrize('layers', [
+    nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1, stride=2), nn.Flatten(), nn.Linear(8 * 9, 5)),
+    nn.Sequential(nn.Conv2d(3, 8, 3), nn.ConvTranspose2d(8, 4, 3, stride=2)),
+], ids=['plain', 'transposed'])
+def test_flops_of_whole_convolutions_are_those_of_torch(layers):
     counts = []
     for counter in (count_flops(), FlopCounterMode(display=False)):
         with counter:

@@ -21,7 +21,7 @@ from ..evaluation.prediction_formats import FORMATS, UNCERTAIN, create_writer
 from ..evaluation.priors import log_ratio
 from ..retraining.model_prior import describe_prior, learned_prior, read_prior
 from ..retraining.trained_model import TrainedModel, load_model
-from ..training.accelerator import memory_format, usable_cores
+from ..training.accelerator import memory_format, single_device, usable_cores
 from ..training.build import check_input
 from ..training.start import list_some
 from ..utils.errors import UserError
@@ -137,9 +137,7 @@ def _predictor(
     if num_workers is None:
         num_workers = 0 if num_images <= _FEW else min(usable_cores(), _MOST_WORKERS)
 
-    device = torch.device('cpu')
-    if torch.accelerator.is_available():
-        device = torch.accelerator.current_accelerator()
+    device = single_device()
     return Predictor(
         trained_model.model.float().eval().to(device, memory_format=memory_format(device)),
         preprocessing,

@@ -4,11 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..data import LongTailDataset, create_dataset, create_loader, create_splits
 from ..evaluation.predictions import NeighborRecorder, Recorder
-from ..training.accelerator import memory_format
+from ..training.accelerator import memory_format, single_device
 from ..training.loaders import check_ensemble
 from ..training.loop import evaluate
 from ..utils.errors import UserError
@@ -152,9 +150,7 @@ def measure(
     if args.crop_pct is not None:
         preprocessing = replace(preprocessing, crop_pct=args.crop_pct)
 
-    device = torch.device('cpu')
-    if torch.accelerator.is_available():
-        device = torch.accelerator.current_accelerator()
+    device = single_device()
     options: dict[str, Any] = {
         'views': preprocessing.test_views(args.tta),
         'batch_size': args.batch_size,

@@ -16,7 +16,9 @@ from ..data import LongTailDataset
 from ..utils.errors import UserError
 from ..utils.memory import keep_freed_memory
 
-__all__ = ['check_agreement', 'create_accelerator', 'memory_format', 'usable_cores', 'wait_for_main']
+__all__ = [
+    'check_agreement', 'create_accelerator', 'memory_format', 'single_device', 'usable_cores', 'wait_for_main',
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -93,6 +95,14 @@ def usable_cores() -> int:
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def single_device() -> torch.device:
+    """Return the device of a command that is one process; on a CPU it keeps freed memory, as a run does."""
+    if torch.accelerator.is_available():
+        return torch.accelerator.current_accelerator()
+    keep_freed_memory()
+    return torch.device('cpu')
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

@@ -16,21 +16,24 @@ def convolution_backward_flops(
         out_shape: Sequence | None = None,
         **kwargs,
 ) -> int:
-    """Return the FLOPs of the gradients of a convolution: each has as many products as its output.
+    """Return the FLOPs of the gradients of a convolution: each has as many products as the forward pass.
 
     torch's own counter takes the gradient of grouped weights for that of whole ones.
 
     Args:
         grad_shape: Shape of the output, [B, C_out, H, W].
-        x_shape: Shape of the input.
-        weight_shape: Shape of the weights, [C_out, C_in / groups, h, w].
+        x_shape: Shape of the input, [B, C_in, H, W].
+        weight_shape: Shape of the weights, [C_out, C_in / groups, h, w]; [C_in, C_out / groups, h, w] of a transposed
+            convolution.
         *args: Bias sizes, stride, padding, dilation, whether it is transposed, output padding, groups, and which of the
             gradients of input, weights and bias are wanted.
         out_shape: Shapes of the gradients.
         **kwargs: None.
     """
-    num_gradients = sum(args[-1][:2])
-    return num_gradients * 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
+    *_, transposed, _, _, wanted = args
+    # a transposed convolution multiplies each input, not each output, with a window of the weights
+    windows = x_shape if transposed else grad_shape
+    return sum(wanted[:2]) * 2 * math.prod(windows) * math.prod(weight_shape[1:])
 
 
 def count_flops() -> FlopCounterMode:
