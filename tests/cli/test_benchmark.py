@@ -67,7 +67,7 @@ def test_whole_epochs(capsys):
 
 
 def test_bf16_is_reported_as_used(capsys, monkeypatch):
-    monkeypatch.setattr('timm_longtail.training.accelerator._cpu_has_bf16', lambda: False)
+    monkeypatch.setattr('timm_longtail.training.accelerator.cpu_has_bf16', lambda: False)
     row = measured(capsys, '--method', 'ce', '--steps', 1, '--mixed-precision', 'bf16')
     assert row['dtype'] == 'float32'
 

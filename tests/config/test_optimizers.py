@@ -4,7 +4,7 @@ from unittest import mock
 import pytest
 import timm
 import torch
-from timm.optim import list_optimizers
+from timm.optim import list_optimizers, muon
 
 from timm_longtail.config.train_options import parse_train_args
 from timm_longtail.methods import create_method
@@ -33,6 +33,26 @@ def test_steps_are_plain_sgd_with_momentum_and_decay():
         optimizer.step()
     for p, value in zip(parameters, expected):
         torch.testing.assert_close(p.detach().double(), value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('has_bf16, dtype', [(False, torch.float32), (True, torch.bfloat16)])
+def test_muon_orthogonalizes_in_a_type_that_the_cpu_computes(has_bf16, dtype, monkeypatch):
+    orthogonalize = getattr(muon.zeropower_via_newtonschulz, 'func', muon.zeropower_via_newtonschulz)
+    monkeypatch.setattr(muon, 'zeropower_via_newtonschulz', orthogonalize)
+    monkeypatch.setattr('timm_longtail.training.optim.cpu_has_bf16', lambda: has_bf16)
+    options = ['--opt', 'muon', '--lr', '1', '--momentum', '0', '--weight-decay', '0']
+    method = create_method('ce', timm.create_model('resnet20_cifar', num_classes=4), [4, 3, 2, 1])
+    (optimizer,), _ = create_optimizers(parse_train_args([*CE, *options]), method, 10)
+
+    weight = method.model.layer1[0].conv1.weight
+    before = weight.detach().clone()
+    weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+
+    # the rate of a matrix of 16 rows and 144 columns: 0.2 sqrt(144)
+    coefficients = muon._COEFFICIENTS['quintic']
+    update = orthogonalize(weight.grad.flatten(1), 5, coefficients, dtype=dtype).view_as(weight)
+    assert torch.equal(weight.detach(), before.add(update.to(weight), alpha=-0.2 * 144 ** 0.5))
 
 
 @pytest.mark.parametrize('opt', ['lookahead_adamw', 'lookahead_momentum', 'adafactor', 'lamb', 'lion', 'nadam'])

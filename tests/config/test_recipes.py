@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import yaml
+from timm.optim import Muon
 
 from timm_longtail.config.recipe import RECIPES as FOLDER
 from timm_longtail.config.recipe import list_recipes, read_header
@@ -19,9 +20,8 @@ from timm_longtail.training.optim import create_optimizers
 
 from ..support.recipes import RECIPES, build_method, every_recipe, recipe_options, small_network, split_name
 
-
-# recipes that no paper gave
-OURS = [path for path in RECIPES if path.stem.split('.')[1].endswith(('-hour', '-third'))]
+# all others are SGD
+OPTIMIZERS = {'adam': torch.optim.Adam, 'nmuon': Muon}
 
 
 def parse(path, argv):
@@ -88,8 +88,7 @@ def test_an_export_of_such_a_network_loads(name, tmp_path):
 
 
 @every_recipe
-def test_the_optimizer_decays_all_weights_and_is_nesterovs_where_it_is_ours(path):
-    """timm's `sgd` is Nesterov's, which the papers do not take: their recipes say `momentum`."""
+def test_the_optimizer_decays_all_weights_and_sgd_is_no_nesterov(path):
     content = yaml.safe_load(path.read_text())
     assert {'lr', 'momentum', 'weight_decay', 'opt', 'sched', 'epochs', 'global_batch_size'} <= content.keys()
     args = parse(path, ['-c', str(path)])
@@ -103,14 +102,12 @@ def test_the_optimizer_decays_all_weights_and_is_nesterovs_where_it_is_ours(path
 
     decayed = set(own)
     for optimizer in optimizers:
-        is_sgd = content['opt'] != 'adam'
-        assert type(optimizer) is (torch.optim.SGD if is_sgd else torch.optim.Adam)
+        assert type(optimizer) is OPTIMIZERS.get(content['opt'], torch.optim.SGD)
         for group in optimizer.param_groups:
             if {id(p) for p in group['params']} <= own:
                 continue
-            if is_sgd:
-                assert group['momentum'] == 0.9 and group['dampening'] == 0
-                assert group['nesterov'] == (path in OURS)
+            if isinstance(optimizer, torch.optim.SGD):
+                assert group['momentum'] == 0.9 and not group['nesterov'] and group['dampening'] == 0
             assert group['weight_decay'] == float(content['weight_decay']) > 0
             decayed |= {id(p) for p in group['params']}
 

@@ -17,7 +17,8 @@ from ..utils.errors import UserError
 from ..utils.memory import keep_freed_memory
 
 __all__ = [
-    'check_agreement', 'create_accelerator', 'memory_format', 'single_device', 'usable_cores', 'wait_for_main',
+    'check_agreement', 'cpu_has_bf16', 'create_accelerator', 'memory_format', 'single_device', 'usable_cores',
+    'wait_for_main',
 ]
 
 _logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def create_accelerator(mixed_precision: str | None = None, dist_timeout: float =
         raise UserError(f'--dist-timeout must be a number of minutes above 0, got {dist_timeout:g}')
     if on_cpu and mixed_precision == 'fp16':
         raise UserError('--mixed-precision fp16 needs a device')
-    if on_cpu and mixed_precision == 'bf16' and not _cpu_has_bf16():
+    if on_cpu and mixed_precision == 'bf16' and not cpu_has_bf16():
         _logger.warning('mixed precision: bf16 was asked for and fp32 is used: this CPU has no bf16 instructions')
         mixed_precision = 'no'
 
@@ -118,7 +119,8 @@ def memory_format(device: torch.device) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
+    """Return whether this CPU has bf16 instructions, which torch uses."""
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

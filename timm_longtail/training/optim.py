@@ -1,16 +1,21 @@
 """The optimizers and learning-rate schedules of a method: timm's, one of each a phase."""
 from argparse import Namespace
+from functools import partial
 from typing import Any
 
 import torch
 from timm.models import group_parameters
+from timm.optim import muon
 from timm.scheduler.scheduler import Scheduler
 
 from ..config.optim_options import create_optimizer, create_scheduler
 from ..methods import Method
 from ..utils.errors import UserError
+from .accelerator import cpu_has_bf16
 
 __all__ = ['create_optimizers']
+
+_zeropower_in_float32 = partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
 
 
 def create_optimizers(
@@ -37,6 +42,8 @@ def create_optimizers(
         # a rate for a momentum of its own means nothing to an optimizer that scales gradients
         if has_momentum and not isinstance(optimizer, torch.optim.SGD):
             raise UserError(f'--opt {args.opt}: {args.method} moves some parameters by SGD; take momentum or sgd')
+        if isinstance(optimizer, muon.Muon) and not torch.accelerator.is_available() and not cpu_has_bf16():
+            _orthogonalize_in_float32()
         optimizers.append(optimizer)
 
     schedulers = [create_scheduler(args, optimizer, steps_per_epoch) for optimizer in optimizers]
@@ -46,6 +53,15 @@ def create_optimizers(
         else:
             _hold_constant_rates(optimizer, scheduler)
     return optimizers, schedulers
+
+
+def _orthogonalize_in_float32():
+    """Let Muon compute its Newton-Schulz iteration in float32, in all of this process.
+
+    timm takes bfloat16 and has no option for it. A CPU without bf16 instructions computes that
+    eleven times slower: a third of a step of ResNet-20.
+    """
+    muon.zeropower_via_newtonschulz = _zeropower_in_float32
 
 
 def _scale_rates(optimizer: torch.optim.Optimizer):
