@@ -9,7 +9,7 @@ SECONDS ?= 600
 SEED ?= 0
 FUZZ ?=
 
-.PHONY: .venv demo test test-timm test-oldest coverage fuzz docs docs-serve dist benchmark lint clean help
+.PHONY: .venv demo first-model test test-timm test-oldest coverage fuzz docs docs-serve dist benchmark lint clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -26,6 +26,9 @@ help:  ## list the targets
 
 demo: .venv  ## train, print the table, export, reload: two minutes on two cores, after the install
 	$(BIN)/python -m tools.demo
+
+first-model: .venv  ## a CIFAR-100-LT model in an hour on two cores, from $TIMM_LONGTAIL_DATA or the Hub; goes on where it was stopped
+	$(BIN)/timm-longtail train -c resnet32_cifar.balanced_softmax-hour.cifar100_lt_if100 --resume auto
 
 test: .venv  ## all tests; those that need CIFAR-100 are skipped without $TIMM_LONGTAIL_DATA
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder

@@ -23,6 +23,7 @@ TABLES = {
     'retrained_whole': lambda: result_tables.retrained_table(whole=True),
     'short': result_tables.short_table,
     'fast': result_tables.fast_table,
+    'hour': result_tables.hour_table,
     'retrained': result_tables.retrained_table,
     'combinations': result_tables.combinations_table,
     'rotations': result_tables.rotations_table,

@@ -39,6 +39,9 @@ STUDY_BASELINE = 'resnet20_cifar.cifar100_lt_if100'
 # long-tailed set of training images alone that settings of fast training are chosen on (benchmarks/held_out.py)
 HELD_OUT = 'cifar100_lt_held_out'
 
+# the recipe of an hour on two CPU cores
+HOUR = 'resnet32_cifar.balanced_softmax-hour.cifar100_lt_if100'
+
 # the model of the comparison of GLMC without and with contrast
 MIXTURES_MODEL = 'glmc_resnet20'
 
@@ -249,6 +252,15 @@ def fast_table() -> str:
         groups.setdefault(_caption(row), []).append(cells)
     titles = ['Model, method', 'Optimizer, rate, decay', 'Batch', 'Epochs', 'Forwards', 'All', *GROUP_TITLES]
     return _captioned(titles, groups)
+
+
+def hour_table() -> str:
+    """Return the rows of the recipe of an hour, at its length and at others: a row a length."""
+    lines = []
+    for runs in _by_setting([row for row in _rows() if row['recipe'] == HOUR]):
+        epochs, *figures = _figures(runs)
+        lines.append([epochs, f'{runs[0]["forward_passes"]:,}', *figures])
+    return table(['Epochs', 'Forwards', 'Seeds', 'All (best)', *GROUP_TITLES], lines)
 
 
 def _caption(row: Row) -> str:

@@ -113,6 +113,19 @@ def test_other_settings_of_fast_training_are_no_other_seeds(typed, columns, keep
     assert len(lines(result_tables.fast_table())) == 2
 
 
+def test_the_recipe_of_an_hour_at_every_length(keep):
+    command = f'python train.py -c {result_tables.HOUR}'
+    columns = {'recipe': result_tables.HOUR, 'command': command}
+    keep(epochs=75, seed=0, all_correct=40.0, forward_passes=800000, **columns)
+    keep(epochs=75, seed=1, all_correct=42.0, forward_passes=800000, **columns)
+    keep(epochs=200, experiment='longer', all_correct=46.0, forward_passes=2000000, **columns)
+    keep()
+
+    rows = sorted(lines(result_tables.hour_table()))
+    assert [row[:3] for row in rows] == [['200', '2,000,000', '1'], ['75', '800,000', '2']]
+    assert [row[3].split(' (')[0] for row in rows] == ['46.00', '41.00 ± 1.41']
+
+
 def keep_of_study(keep, **options):
     """Keep a row of the study's recipe with these options of its method."""
     typed = ' '.join(f'{name}={value}' for name, value in options.items())
