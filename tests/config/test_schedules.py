@@ -17,6 +17,7 @@ BCL = ['--model', 'bcl_resnet32', '--dataset', 'cifar100_lt']
 DIGITS = ['--model', 'bcl_resnet20', '--dataset', 'digits_lt']
 
 LARGE_BCL = ('bcl_resnet50.imagenet_lt', 'bcl_resnext50_32x4d.imagenet_lt', 'bcl_resnet50.inat2018')
+HOUR = 'resnet32_cifar.balanced_softmax-hour.cifar100_lt_if100'
 SELF_SUPERVISED = [path.stem for path in RECIPES if split_name(path)[1] in ('moco', 'pnda', 'rais')]
 
 
@@ -59,11 +60,13 @@ def cosine_rate(e: float, epochs: int) -> float:
 
 
 def schedules() -> dict:
-    """Return the published schedule of each recipe that moves once an epoch."""
+    """Return the schedule of each recipe that moves once an epoch: the published one, where there is one."""
     found = {}
     for path in RECIPES:
         model, method, _, _ = split_name(path)
-        if model == 'bcl_resnet32' or method == 'proco':
+        if path.stem == HOUR:
+            found[path.stem] = cosine_rate
+        elif model == 'bcl_resnet32' or method == 'proco':
             found[path.stem] = bcl_rate
         elif model == 'resnet20_cifar':
             found[path.stem] = pc_comp_rate
