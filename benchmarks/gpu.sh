@@ -15,19 +15,19 @@
 set -uo pipefail
 START=$SECONDS
 packed=${1:-}
+tiny=${TINY:-}
+if [[ -z $packed && -z $tiny ]]; then
+    echo "usage: $0 PACKED_FILE [OUT_DIR]; timm-longtail pack --dataset cifar100_lt --packed FILE makes one" >&2
+    exit 2
+fi
 out=$(mkdir -p "${2:-output/benchmark}" && cd "${2:-output/benchmark}" && pwd) || exit 2
 [[ -z $packed ]] || packed=$(realpath -e "$packed") || exit 2
 cd "$(dirname "$0")/.." || exit 2
 budget=${BUDGET:-520}
-tiny=${TINY:-}
 python=${PYTHON:-}
 [[ -n $python ]] || { [[ -x .venv/bin/python ]] && python=.venv/bin/python || python=python3; }
 dataset=digits_lt
 [[ -z $packed ]] || dataset=packed:$packed
-if [[ -z $packed && -z $tiny ]]; then
-    echo "$0: error: PACKED_FILE is missing: an epoch of the embedded digits has no batch of the sizes measured" >&2
-    exit 2
-fi
 failed=0
 : > "$out/steps.txt"
 photos=$(mktemp -d) || exit 2

@@ -294,7 +294,8 @@ def test_the_gpu_script_leaves_files_of_others_alone(tmp_path):
 def test_the_gpu_script_wants_a_packed_file(tmp_path):
     done, steps = gpu_script(tmp_path, TINY='')
     assert (done.returncode, steps) == (2, '')
-    assert 'PACKED_FILE is missing' in done.stderr
+    assert 'usage: ' in done.stderr and 'PACKED_FILE' in done.stderr
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.script

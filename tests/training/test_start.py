@@ -53,3 +53,16 @@ def test_a_cosine_classifier_is_said(options, words):
     line = next(line for line in start_lines(run, digits(), None) if line.startswith('model:'))
 
     assert words in line
+
+
+@pytest.mark.parametrize('options, line', [
+    (['--opt', 'nmuon', '--lr', '3e-3', '--weight-decay', '0.1', '--sched', 'step'],
+     'optimizer: nmuon, learning rate 0.003, momentum 0.9, weight decay 0.1; step schedule'),
+    (['--opt', 'momentum', '--momentum', '0.8', '--lr', '0.05', '--warmup-epochs', '1'],
+     'optimizer: momentum, learning rate 0.05, momentum 0.8, weight decay 0.0005; cosine schedule, '
+     '1 epochs of warm-up'),
+])
+def test_the_optimizer_is_said(options, line):
+    _, run = make_run('ce', *options)
+
+    assert line in start_lines(run, digits(), None)

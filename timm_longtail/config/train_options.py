@@ -118,7 +118,8 @@ def _add_optimizer(parser: argparse.ArgumentParser):
 
     # the optimizer
     group.add_argument(
-        '--opt', default='momentum', help='momentum is plain SGD; timm\'s sgd is Nesterov')
+        '--opt', default='momentum',
+        help='momentum is plain SGD; timm\'s sgd is Nesterov, its adamw and muon want a smaller --lr')
     group.add_argument('--lr', type=_RATE, default=0.1, help='learning rate after the warm-up')
     group.add_argument('--momentum', type=Number(float, '[0, 1)'), default=0.9, help='of the optimizer')
     group.add_argument(

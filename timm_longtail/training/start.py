@@ -36,6 +36,7 @@ def start_lines(run: Run, train_set: LongTailDataset, checkpoint: Path | None) -
         *_batch_lines(run),
         *_average_lines(run),
         *_model_lines(run),
+        _optimizer_line(run),
         _evaluation_line(run),
         _device_line(run),
         f'output: {run.output_dir}',
@@ -182,6 +183,17 @@ def _model_lines(run: Run) -> list[str]:
         f'method: {method_words}, views {" ".join(method.views)}',
         f'sampler: {samplers}, {run.loaders[0].num_samples} samples an epoch',
     ]
+
+
+def _optimizer_line(run: Run) -> str:
+    """Return how the weights are moved, and how the rate is scheduled."""
+    options = run.options
+    schedule = f'{options.sched} schedule'
+    if options.warmup_epochs:
+        schedule += f', {options.warmup_epochs} epochs of warm-up'
+    return (
+        f'optimizer: {options.opt}, learning rate {options.lr:g}, momentum {options.momentum:g}, '
+        f'weight decay {options.weight_decay:g}; {schedule}')
 
 
 def _evaluation_line(run: Run) -> str:
