@@ -149,11 +149,13 @@ def two_hosts() -> Iterator[list[str]]:
         for name in names:
             ip(f'netns add {name}')
             made.append(name)
+
         ip(f'link add eth0 netns {names[0]} type veth peer name eth0 netns {names[1]}')
         for rank, name in enumerate(names):
             ip(f'-n {name} addr add 10.78.0.{rank + 1}/24 dev eth0')
             ip(f'-n {name} link set eth0 up')
             ip(f'-n {name} link set lo up')
+
         yield names
     finally:
         for name in made:

@@ -46,9 +46,13 @@ def test_compare(capsys, tmp_path, monkeypatch):
     path = tmp_path / 'rows.jsonl'
     row = measured(capsys, '--method', 'bcl', '--steps', 3, '--compare', '--output', path)
     assert json.loads(path.read_text()) == row
+
+    # what was measured
     assert (row['method'], row['batch_size'], len(row['views']), row['steps']) == ('bcl', 16, 3, 3)
     assert row['dtype'] == 'float32' and row['loader'] == 'resident' and row['device_type'] == 'cpu'
     assert row['threads'] == torch.get_num_threads() and row['torch'] == torch.__version__
+
+    # figures
     assert row['images_per_s'] * row['step_ms_mean'] == pytest.approx(16e3)
     assert row['views_per_s'] == pytest.approx(3 * row['images_per_s'])
     assert 0 < row['step_ms_p50'] <= row['step_ms_p95']

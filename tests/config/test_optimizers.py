@@ -20,17 +20,21 @@ def test_steps_are_plain_sgd_with_momentum_and_decay():
     args = parse_train_args(['--model', 'resnet20_cifar', '--no-recipe', '--weight-decay', '0.01', '--lr', '0.1'])
     method = create_method('ce', timm.create_model('resnet20_cifar', num_classes=4), [4, 3, 2, 1])
     (optimizer,), _ = create_optimizers(args, method, 10)
+
     names = ('model.bn1.weight', 'model.fc.bias', 'model.conv1.weight')
     parameters = [dict(method.named_parameters())[name] for name in names]
     expected = [p.detach().clone().double() for p in parameters]
     velocity = [torch.zeros_like(p) for p in expected]
     random = torch.Generator().manual_seed(0)
+
+    # by the formula, in float64
     for _ in range(3):
         for i, p in enumerate(parameters):
             p.grad = torch.randn(p.shape, generator=random)
             velocity[i] = 0.9 * velocity[i] + p.grad.double() + 0.01 * expected[i]
             expected[i] = expected[i] - 0.1 * velocity[i]
         optimizer.step()
+
     for p, value in zip(parameters, expected):
         torch.testing.assert_close(p.detach().double(), value, rtol=1e-5, atol=1e-6)
 

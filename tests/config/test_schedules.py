@@ -64,8 +64,12 @@ def schedules() -> dict:
     found = {}
     for path in RECIPES:
         model, method, _, _ = split_name(path)
+
+        # our own
         if path.stem == HOUR:
             found[path.stem] = cosine_rate
+
+        # the papers'
         elif model == 'bcl_resnet32' or method == 'proco':
             found[path.stem] = bcl_rate
         elif model == 'resnet20_cifar':

@@ -55,9 +55,11 @@ def make_run(method: str, *options: str, dataset=None):
     """
     AcceleratorState._reset_state(reset_partial_state=False)
     _METHODS['toy'] = Toy
+
     method, *method_options = method.split()
     method_options = ['--method-kwargs', *method_options] if method_options else []
     linear = LINEAR if methods.method_class(method).linear_classifier else []
+
     try:
         args = parse_train_args(
             [*TINY, *linear, '--no-recipe', '--method', method, '--batch-size', '16', '--lr', '0.05', '--epochs', '2',
