@@ -198,6 +198,19 @@ def test_an_export_is_called_by_its_method_where_that_is_not_the_default(archite
     assert model_name({'architecture': architecture, 'timm_longtail': {}}) == architecture
 
 
+@pytest.mark.parametrize('architecture, method, name', [
+    ('bcl_resnet20', 'bcl', 'bcl_resnet20.bcl-third.digits_lt_if20'),
+    ('resnet20_cifar', 'balanced_softmax', 'resnet20_cifar.balanced_softmax-third.digits_lt_if20'),
+])
+def test_an_export_of_a_variant_of_a_recipe_has_a_name_of_its_own(architecture, method, name):
+    provenance = {**PROVENANCE, 'method': method, 'experiment': 'third'}
+    without_recipe = model_name({'architecture': architecture, 'timm_longtail': {**provenance, 'recipe': None}})
+    assert '-third' not in without_recipe
+
+    provenance['recipe'] = 'timm_longtail/config/recipes/some.yaml'
+    assert model_name({'architecture': architecture, 'timm_longtail': provenance}) == name
+
+
 def test_card_of_an_empty_group_and_of_no_metrics(tmp_path):
     folder = export_model(build(), tmp_path / 'a', {**PROVENANCE, 'metrics': {**METRICS, 'few': None}})
     card = ModelCard.load(folder / 'README.md')

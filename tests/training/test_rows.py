@@ -65,6 +65,9 @@ def test_an_export_holds_the_last_names_of_paths(start, published):
         'device_type': 'cpu'}
     assert 'initial_checkpoint' not in published_columns(row, ('tag', 'command'))
 
+    for typed, name in (('/home/me/third', 'third'), ('third', 'third'), (None, None)):
+        assert published_columns({**row, 'experiment': typed}, ('experiment',))['experiment'] == name
+
 
 # ------------------------------------------------------------------------------------------------ committed rows
 

@@ -32,7 +32,8 @@ def model_name(config: dict[str, Any]) -> str:
     """Return what an export is called, as recipes are: `bcl_resnet32.cifar100_lt_if100`.
 
     The method stands in the name where it is not the one that the architecture has by default:
-    `resnet32_cifar.crt.cifar100_lt_if100`.
+    `resnet32_cifar.crt.cifar100_lt_if100`. Behind it stands the variant of the recipe, if it is one:
+    `resnet32_cifar.balanced_softmax-hour.cifar100_lt_if100`.
 
     Args:
         config: Content of its `config.json`.
@@ -40,9 +41,14 @@ def model_name(config: dict[str, Any]) -> str:
     architecture, provenance = config['architecture'], config['timm_longtail']
     parts = [architecture]
 
+    # an experiment without a recipe may have any name, such as that of its method
     method = provenance.get('method')
-    if method and method != default_method(architecture):
+    variant = provenance.get('experiment') if provenance.get('recipe') else None
+    if method and variant:
+        parts.append(f'{method}-{variant}')
+    elif method and method != default_method(architecture):
         parts.append(method)
+
     if provenance.get('tag'):
         parts.append(provenance['tag'])
     return '.'.join(parts)

@@ -39,7 +39,7 @@ _EXPORTED_COLUMNS = (
     'tag', 'method', 'method_kwargs', 'sampler', 'tune', 'head', 'init_classifier', 'tta',
     'dataset', 'dataset_name', 'hub_id', 'imbalance_factor', 'imbalance_profile', 'subset_hash',
     'subset_order', 'class_counts', 'shot_counts', 'resident', 'pretrained', 'initial_checkpoint',
-    'seed', 'data_seed', 'val_fraction', 'epochs', 'recipe', 'command', 'tree_hash',
+    'seed', 'data_seed', 'val_fraction', 'epochs', 'recipe', 'experiment', 'command', 'tree_hash',
 )
 
 

@@ -91,6 +91,8 @@ def published_columns(row: dict[str, Any], names: Sequence[str]) -> dict[str, An
     published = {name: row[name] for name in names}
     published['device_type'] = row['environment']['device_type']
     published['command'] = without_folders(row['command'])
+    if published.get('experiment'):  # may be typed as a path
+        published['experiment'] = Path(published['experiment']).name
 
     if 'initial_checkpoint' in published:
         start = Path(row['initial_checkpoint'])
