@@ -119,8 +119,8 @@ def create_parser() -> argparse.ArgumentParser:
     only.add_argument('--list', action='store_true', help='print what is left and run nothing')
     only.add_argument(
         '--keep', action='store_true',
-        help='run nothing; copy the newest checkpoint of each run that is unfinished to the folder states of --results, '
-             'from which a start without --output goes on, and remove those of runs that have their row')
+        help='run nothing; copy the newest checkpoint of what is unfinished to the folder states of --results, from '
+             'which a start on another machine goes on, and remove the copies of runs that have their row')
     return parser
 
 
