@@ -4,10 +4,8 @@
     python recipes/run.py --minutes 60                        the queue, recipes/queue.txt, from the top
     python recipes/run.py bcl_resnet32.cifar100_lt_if100 --seeds 0 1 2
     python recipes/run.py --packed cifar100_lt.safetensors -- --torchcompile
-    python recipes/run.py --keep                              copy what is unfinished to results/states
 
 What has its row is passed over. A run that the time cut short has saved its state, and the next start goes on with it.
-So does a start on another machine, where the state was kept beside the rows: it is a few MB, and can be committed.
 A line of the queue: a recipe, `--seeds`, and options of `train.py`; `--after RECIPE` starts from the weights that a
 recipe of the queue ended with, of the same seed, and `--after RECIPE:EXPERIMENT` from those of a variant of it. Options
 behind `--` go to every run.
@@ -15,7 +13,6 @@ behind `--` go to every run.
 import argparse
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -33,12 +30,9 @@ from timm_longtail.config.parser import SEED, Parser  # noqa: E402
 from timm_longtail.config.recipe import RECIPES, find_recipe, recipe_name  # noqa: E402
 from timm_longtail.config.train_options import parse_train_args  # noqa: E402
 from timm_longtail.data import default_imbalance_factor, packed_data  # noqa: E402
-from timm_longtail.training.checkpoint import find_checkpoint, write_checkpoint  # noqa: E402
-from timm_longtail.training.provenance import relative_to_root  # noqa: E402
 from timm_longtail.training.rows import read_row, variant_of  # noqa: E402
 from timm_longtail.utils.errors import UserError  # noqa: E402
-from timm_longtail.utils.files import LAST, read_text, writing  # noqa: E402
-from timm_longtail.utils.private_paths import cut_folders  # noqa: E402
+from timm_longtail.utils.files import read_text  # noqa: E402
 from timm_longtail.utils.ranges import Number  # noqa: E402
 from timm_longtail.utils.signals import Stopped, on_stop_signal, stop_signals  # noqa: E402
 
@@ -115,12 +109,7 @@ def create_parser() -> argparse.ArgumentParser:
         help='packed files, for the recipes whose data set and factor they hold; other recipes are left out')
     parser.add_argument('--output', default='output', help='folder of the runs')
     parser.add_argument('--results', default='results', help='folder of the rows')
-    only = parser.add_mutually_exclusive_group()
-    only.add_argument('--list', action='store_true', help='print what is left and run nothing')
-    only.add_argument(
-        '--keep', action='store_true',
-        help='run nothing; copy the newest checkpoint of what is unfinished to the folder states of --results, from '
-             'which a start on another machine goes on, and remove the copies of runs that have their row')
+    parser.add_argument('--list', action='store_true', help='print what is left and run nothing')
     return parser
 
 
@@ -207,55 +196,6 @@ def has_row(item: Item, results: Path) -> bool:
     return False
 
 
-# ------------------------------------------------------------------------------------- states of unfinished runs
-
-def kept_state(item: Item, results: Path) -> Path:
-    """Return where the checkpoint of an unfinished run is kept beside the rows."""
-    return results / 'states' / item.name / LAST
-
-
-def keep_state(item: Item, output: Path, results: Path) -> Path | None:
-    """Copy the newest checkpoint of a run to where it is kept, without the folders of this machine.
-
-    Returns:
-        The copy; None where the run has no checkpoint.
-
-    Raises:
-        UserError: The checkpoint is damaged, or the disk refuses the copy.
-    """
-    _, folder = item.folders(output)
-    found = find_checkpoint(folder)
-    if found is None:
-        return None
-    _, state = found
-
-    # options that name files; none of them decides how a run goes on
-    recipe = relative_to_root(item.recipe)
-    args = {name: cut_folders(value) if isinstance(value, str) else value for name, value in state['args'].items()}
-    state['args'] = {**args, 'recipe': recipe}
-
-    path = kept_state(item, results)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(state, path)
-    return path
-
-
-def take_state(item: Item, output: Path, results: Path):
-    """Put the kept checkpoint of a run into its folder, if there is one; a folder that is there stays as it is."""
-    path = kept_state(item, results)
-    _, folder = item.folders(output)
-    if folder.exists() or not path.is_file():
-        return
-
-    with writing(folder):
-        folder.mkdir(parents=True)
-        shutil.copyfile(path, folder / LAST)
-    print(f'{item.name}: goes on from {path}', flush=True)
-
-
-# ------------------------------------------------------------------------------------------------------- running
-
 def train_options(item: Item, args: argparse.Namespace) -> list[str]:
     """Return the options of `train.py` for a run.
 
@@ -337,20 +277,11 @@ def main(argv: list[str] | None = None):
     else:
         items = read_queue(args.queue, args.seeds, args.common)
 
-    results = Path(args.results)
     failed = []
     for item in items:
-        if has_row(item, results):
+        if has_row(item, Path(args.results)):
             print(f'{item.name}: has its row', flush=True)
-            if args.keep:
-                shutil.rmtree(kept_state(item, results).parent, ignore_errors=True)
             continue
-        if args.keep:
-            path = keep_state(item, Path(args.output), results)
-            if path is not None:
-                print(f'{item.name}: kept in {path}', flush=True)
-            continue
-
         try:
             options = train_options(item, args)
         except UserError as e:
@@ -360,7 +291,6 @@ def main(argv: list[str] | None = None):
         print(f'{item.name}: python train.py {shlex.join(options)}', flush=True)
         if args.list:
             continue
-        take_state(item, Path(args.output), results)
 
         # a signal to this process, and one that the run got by itself or from the time limit, end the queue
         stopped = f'{item.name}: stopped, the next start goes on with it'

@@ -42,6 +42,9 @@ HELD_OUT = 'cifar100_lt_held_out'
 # the recipe of an hour on two CPU cores
 HOUR = 'resnet32_cifar.balanced_softmax-hour.cifar100_lt_if100'
 
+# the options of a run of `pc_comp` that varies only which classes each loss has, from a trained start
+COMBINED = {'pc', 'complement', 'warmup'}
+
 # the model of the comparison of GLMC without and with contrast
 MIXTURES_MODEL = 'glmc_resnet20'
 
@@ -174,8 +177,11 @@ def _by_setting(rows: list[Row]) -> list[list[Row]]:
 
 
 def readme_table() -> str:
-    """Return one row a setting of CIFAR-100-LT that was run to the end of its recipe."""
-    rows = [row for row in _rows() if _is_full(row) and row['tag'] == 'cifar100_lt_if100']
+    """Return one row a recipe of CIFAR-100-LT that was run to its end, with the options that it has."""
+    rows = [
+        row for row in _rows()
+        if row['tag'] == 'cifar100_lt_if100' and _is_full(row) and not _differing(row)
+    ]
 
     settings: dict[tuple, list[Row]] = {}
     for row in rows:
@@ -213,7 +219,7 @@ def short_table() -> str:
     rows = [
         row for row in _rows()
         if not _is_full(row) and row['method'] not in apart and row['model'] != MIXTURES_MODEL
-        and row.get('dataset_name') != HELD_OUT
+        and row.get('dataset_name') != HELD_OUT and row['recipe'] != HOUR
     ]
 
     groups: dict[str, list[list[str]]] = {}
@@ -319,7 +325,10 @@ def _head_tail_cells(runs: Iterable[Row]) -> list[str]:
 
 def combinations_table() -> str:
     """Return the short runs of the study: a row a setting, in the study's order."""
-    rows = [row for row in _rows() if row['method'] == 'pc_comp' and row['initial_checkpoint']]
+    rows = [
+        row for row in _rows()
+        if row['method'] == 'pc_comp' and row['initial_checkpoint'] and set(row['method_kwargs']) <= COMBINED
+    ]
 
     names = ('tag', 'model', 'subset_hash', 'epochs', 'global_batch_size', 'mixed_precision')
     protocols = {tuple(row[name] for name in names) for row in rows}

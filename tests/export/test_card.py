@@ -202,13 +202,17 @@ def test_an_export_is_called_by_its_method_where_that_is_not_the_default(archite
     ('bcl_resnet20', 'bcl', 'bcl_resnet20.bcl-third.digits_lt_if20'),
     ('resnet20_cifar', 'balanced_softmax', 'resnet20_cifar.balanced_softmax-third.digits_lt_if20'),
 ])
-def test_an_export_of_a_variant_of_a_recipe_has_a_name_of_its_own(architecture, method, name):
+def test_experiments_with_a_recipe_have_names_of_their_own(architecture, method, name):
     provenance = {**PROVENANCE, 'method': method, 'experiment': 'third'}
     without_recipe = model_name({'architecture': architecture, 'timm_longtail': {**provenance, 'recipe': None}})
     assert '-third' not in without_recipe
 
     provenance['recipe'] = 'timm_longtail/config/recipes/some.yaml'
     assert model_name({'architecture': architecture, 'timm_longtail': provenance}) == name
+
+    provenance['experiment'] = 'a third, of it'  # no name of a repository
+    assert model_name({'architecture': architecture, 'timm_longtail': provenance}) == name.replace(
+        '-third', '-a-third-of-it')
 
 
 def test_card_of_an_empty_group_and_of_no_metrics(tmp_path):

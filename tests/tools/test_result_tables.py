@@ -124,6 +124,18 @@ def test_the_recipe_of_an_hour_at_every_length(keep):
     rows = sorted(lines(result_tables.hour_table()))
     assert [row[:3] for row in rows] == [['200', '2,000,000', '1'], ['75', '800,000', '2']]
     assert [row[3].split(' (')[0] for row in rows] == ['46.00', '41.00 ± 1.41']
+    assert lines(result_tables.short_table()) == []
+
+
+@pytest.mark.parametrize('typed, columns', [
+    ('--lr 0.01', {}),
+    ('--method-kwargs label_smoothing=0.1', {'method_kwargs': {'label_smoothing': 0.1}}),
+    ('--epochs 10', {'epochs': 10}),
+])
+def test_the_readme_has_recipes_as_they_are(keep, typed, columns):
+    keep()
+    keep(typed, experiment='another', **columns)
+    assert len(lines(result_tables.readme_table())) == 1
 
 
 def keep_of_study(keep, **options):
@@ -154,6 +166,22 @@ def test_further_options_of_the_study_have_a_column_and_no_figure_beside_them(ke
         ['head', 'tail', 'complement_weight_decay=0.0 squared=True', ''],
         ['all', 'all', '', ''],
     ]
+
+
+def test_the_combinations_are_runs_that_vary_the_classes_alone(keep):
+    def started(epochs, **options):
+        keep(
+            recipe=None, method='pc_comp', initial_checkpoint='export', epochs=epochs,
+            method_kwargs={'warmup': 0, **options})
+
+    started(8, pc='head', complement='tail')
+    started(8, pc='none', complement='none')
+    started(300, pc='head', complement='none', squared=True)  # with a rate of its own, in another table
+    assert [line[:2] for line in lines(result_tables.combinations_table())] == [['none', 'none'], ['head', 'tail']]
+
+    started(300, pc='head', complement='none')
+    with pytest.raises(ValueError, match='several lengths'):
+        result_tables.combinations_table()
 
 
 def test_head_and_tail_are_means_over_their_classes():

@@ -1,4 +1,5 @@
 """What the Hub shows of an export without opening its card: its name, its task, its figures."""
+import re
 from typing import Any
 
 import timm
@@ -19,6 +20,9 @@ __all__ = [
 
 _PACKAGE = 'timm_longtail'
 
+# what the name of a repository of the Hub may not hold
+_NOT_IN_REPO_ID = re.compile(r'[^A-Za-z0-9._-]+')
+
 METRIC_NAMES = {
     'all': 'Top-1 (all)',
     'many': 'Many-shot',
@@ -32,8 +36,8 @@ def model_name(config: dict[str, Any]) -> str:
     """Return what an export is called, as recipes are: `bcl_resnet32.cifar100_lt_if100`.
 
     The method stands in the name where it is not the one that the architecture has by default:
-    `resnet32_cifar.crt.cifar100_lt_if100`. Behind it stands the variant of the recipe, if it is one:
-    `resnet32_cifar.balanced_softmax-hour.cifar100_lt_if100`.
+    `resnet32_cifar.crt.cifar100_lt_if100`. A run by a recipe adds what tells it from the others of that
+    recipe, `--experiment` or the variant: `resnet32_cifar.balanced_softmax-hour.cifar100_lt_if100`.
 
     Args:
         config: Content of its `config.json`.
@@ -41,11 +45,12 @@ def model_name(config: dict[str, Any]) -> str:
     architecture, provenance = config['architecture'], config['timm_longtail']
     parts = [architecture]
 
-    # an experiment without a recipe may have any name, such as that of its method
+    # without a recipe there is nothing to tell apart: `compare` calls experiments by their method
     method = provenance.get('method')
-    variant = provenance.get('experiment') if provenance.get('recipe') else None
-    if method and variant:
-        parts.append(f'{method}-{variant}')
+    experiment = provenance.get('experiment') if provenance.get('recipe') else None
+    if method and experiment:
+        experiment = _NOT_IN_REPO_ID.sub('-', experiment)
+        parts.append(f'{method}-{experiment}')
     elif method and method != default_method(architecture):
         parts.append(method)
 

@@ -15,7 +15,7 @@ squares the distances, leaves out the distances between centroids, and lets a se
 centroids repel, which hardly moves: `squared=True centre_term=False repel_lr=1e-4
 constant_centroid_lr=True`, with weights 1 and 1e-4. It draws both sets from a normal distribution;
 here both start at the class means. That of complement entropy divides by C, not C - 1, and decays
-the weights in both steps of a batch: `complement_weight_decay=None`. docs/results/pc-comp.md has commands.
+the weights in both steps of a batch: `complement_weight_decay=None`. recipes/queue.txt has runs of them.
 
 Shapes: B batch of this process, C classes, D width of the features.
 """
