@@ -27,7 +27,7 @@ help:  ## list the targets
 demo: .venv  ## train, print the table, export, reload: two minutes on two cores, after the install
 	$(BIN)/python -m tools.demo
 
-first-model: .venv  ## a CIFAR-100-LT model in about an hour on two cores; goes on where it was stopped
+first-model: .venv  ## a CIFAR-100-LT model in 60 to 80 minutes on two cores; goes on where it was stopped
 	$(BIN)/timm-longtail train -c resnet32_cifar.balanced_softmax-hour.cifar100_lt_if100 --experiment first-model --resume auto
 
 test: .venv  ## all tests; those that need CIFAR-100 are skipped without $TIMM_LONGTAIL_DATA
