@@ -162,7 +162,7 @@ class RAIS(Method):
             raise UserError(
                 f'rais: step 1 ended with a rotation accuracy of {right / total:.3f} on the training '
                 f'images, not below most_accuracy={self.most_accuracy:g}: it knows them by heart; '
-                f'take fewer first_epochs')
+                f'run it again with another --seed, as the authors did, or take fewer first_epochs')
 
     @torch.no_grad()
     def _count_right(self, batches: Batches) -> torch.Tensor:
