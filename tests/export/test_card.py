@@ -172,15 +172,20 @@ def test_an_architecture_is_ours_wherever_the_file_of_the_card_lies(monkeypatch)
 def test_card_parses_and_has_the_four_metrics(tmp_path):
     folder = export_model(build(), tmp_path / 'export', PROVENANCE, MEAN, STD, (3, 32, 32), NAMES)
     card = ModelCard.load(folder / 'README.md')
+
+    # the block at its head
     assert card.data.library_name == 'timm' and card.data.license == 'apache-2.0'
     assert card.data.pipeline_tag == 'image-classification' and 'long-tailed' in card.data.tags
     assert card.data.model_name == 'bcl_resnet20.digits_lt_if20'
+
     results = {result.metric_name: result for result in card.data.eval_results}
     labels = {'Top-1 (all)': 'all', 'Many-shot': 'many', 'Medium-shot': 'medium', 'Few-shot': 'few'}
     assert {name: result.metric_value for name, result in results.items()} == {
         label: round(METRICS[key], 4) for label, key in labels.items()}
     assert {result.dataset_name for result in results.values()} == {'digits_lt'}
     assert {result.metric_type for result in results.values()} == {'accuracy'}
+
+    # what people read
     for part in ('| last epoch |  61.25 |  80.50 |  55.00 |  12.35 |', 'imbalance factor 20,',
                  'subset hash `abcdef012345`', 'data seed 4, training seed 3', 'import timm_longtail',
                  'python train.py --seed 3', 'Method: `bcl`', '55 images: 10 of the largest class, 1 of the smallest',

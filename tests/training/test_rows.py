@@ -83,12 +83,14 @@ def test_committed_rows_are_whole(path):
     assert columns - ADDED - {'found', 'train'} <= row.keys() - {'peak_device_gb'} <= columns
     assert row['dirty'] is False
     assert len(row['tree_hash']) == 64 and int(row['tree_hash'], 16) >= 0
+
     metrics = METRICS - UNMEASURED.get(row['method'], set())
     assert row['last'].keys() >= metrics and row['best'].keys() >= metrics | {'epoch', 'selected_by'}
     if 'class_correct' not in UNMEASURED.get(row['method'], ()):
         assert len(row['last']['class_correct']) == len(row['class_counts']) == len(row['shot_counts'])
         assert row['last']['all'] == pytest.approx(
             100 * sum(row['last']['class_correct']) / sum(row['last']['class_total']), rel=1e-9)
+
     names = [row['tag'], row['model'], row['method'], row.get('experiment')]
     assert path.stem == f'{".".join(filter(None, names))}.e{row["epochs"]}.s{row["seed"]}'
     assert row['recipe'] is None or find_recipe(row['recipe']).is_file()
